@@ -1,0 +1,65 @@
+"""What every stage's configuration and command line share.
+A stage is `python -m pipelines.<stage> [config.yaml] [key=value ...] [--print-config]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import Field
+
+from caft.config import Config, load_config, to_yaml
+from caft.errors import CAFTError
+
+StageT = TypeVar("StageT", bound="StageConfig")
+
+
+class TrackingConfig(Config):
+    """Where MLflow runs go. Credentials come from MLflow's environment variables alone."""
+
+    uri: str = Field(
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db")
+    )
+    experiment: str = "caft"
+    artifact_root: str | None = Field(
+        None, description="new experiments keep artifacts here; None: the server's default"
+    )
+    spool: str = Field("runs/mlflow-spool", description="holds what could not be sent yet")
+
+
+class StageConfig(Config):
+    """Base of the four stage schemas."""
+
+    tracking: TrackingConfig = TrackingConfig()
+    progress_every_s: float = Field(10.0, gt=0, description="seconds between progress lines")
+
+
+def stage_main(
+    schema: type[StageT], run: Callable[[StageT], None], argv: list[str] | None = None
+) -> int:
+    """Parse a stage's command line, then run it. Returns the process's exit code.
+
+    A CAFTError is printed as one line on stderr and gives exit code 2.
+    """
+    package = schema.__module__.rsplit(".", 1)[0]
+    parser = argparse.ArgumentParser(prog=f"python -m {package}", description=schema.__doc__)
+    parser.add_argument("config", nargs="?", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
+    parser.add_argument("--print-config", action="store_true", help="print the result and stop")
+    args = parser.parse_args(argv)
+    path, overrides = args.config, args.overrides
+    if path is not None and "=" in path:
+        path, overrides = None, [path, *overrides]
+    try:
+        config = load_config(schema, path, overrides)
+        if args.print_config:
+            print(to_yaml(config), end="")
+        else:
+            run(config)
+    except CAFTError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
