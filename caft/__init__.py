@@ -1,0 +1,19 @@
+"""CAFT in plain PyTorch: model, losses, captions, metrics. Needs no cluster.
+`create_model` makes one, `load_model` reads one; `localize` shows where a sentence looks."""
+
+from caft.checkpoint import load_model
+from caft.localize import localize
+from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
+from caft.reference import from_reference
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CAFT",
+    "ImageFeatures",
+    "TextFeatures",
+    "create_model",
+    "from_reference",
+    "load_model",
+    "localize",
+]

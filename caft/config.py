@@ -37,6 +37,7 @@ class ImageConfig(Config):
     mlp_ratio: float = Field(4.0, gt=0)
     group_depths: tuple[int, int, int, int] = (3, 3, 3, 2)
     segments: tuple[int, int, int] = (64, 32, 16)
+    pool_attn_heads: int = Field(12, gt=0, description="heads of a graph pool's self-attention")
     pool_dropout: float = Field(0.1, ge=0, lt=1)
     superpixels: SuperpixelConfig = SuperpixelConfig()
 
@@ -56,8 +57,9 @@ class ImageConfig(Config):
     def _consistent(self) -> ImageConfig:
         if len(self.stem_widths) != len(self.stem_strides):
             raise ValueError("stem_widths and stem_strides must have the same length")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        for name in ("heads", "pool_attn_heads"):
+            if self.width % getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)} does not divide width {self.width}")
         if self.width % 4:
             raise ValueError(f"width {self.width} must be divisible by 4 (sin-cos positions)")
         if self.image_size_px % self.superpixels.cell_px or self.image_size_px % self.stem_stride:

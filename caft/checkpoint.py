@@ -1,0 +1,142 @@
+"""Checkpoint folders: weights as safetensors, the configuration beside them, a manifest last.
+Written by training, read by everything else; nothing in here executes a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from caft.config import ModelConfig, load_config, to_yaml, validate
+from caft.errors import CheckpointError
+from caft.model import CAFT
+
+WEIGHTS, CONFIG, MANIFEST, TRAINING_STATE = (
+    "model.safetensors",
+    "config.yaml",
+    "manifest.json",
+    "training_state",
+)
+FORMAT_VERSION = 1
+CONFIG_METADATA_KEY = "caft_config"
+
+
+def load_model(path: str | Path) -> CAFT:
+    """Load a checkpoint folder or a single `.safetensors` file; the model is in eval mode.
+
+    Raises:
+        CheckpointError: nothing there, a folder without its manifest (training did not finish
+            writing it), a file that is damaged, or weights that do not fit the configuration.
+    """
+    path = Path(path)
+    if path.is_dir():
+        read_manifest(path)
+        config = load_config(ModelConfig, path / CONFIG)
+        model = CAFT(config)
+        load_weights(model, path / WEIGHTS)
+    elif path.suffix == ".safetensors" and path.exists():
+        model = CAFT(_embedded_config(path))
+        load_weights(model, path)
+    else:
+        raise CheckpointError(f"{path}: no checkpoint folder and no .safetensors file")
+    return model.eval()
+
+
+def save_weights(model: CAFT, folder: Path) -> None:
+    """Write weights and configuration into `folder`; `write_manifest` completes the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = to_yaml(model.config)
+    save_file(weights, folder / WEIGHTS, metadata={CONFIG_METADATA_KEY: config})
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+
+
+def write_manifest(folder: Path, info: dict[str, Any]) -> None:
+    """Seal a checkpoint folder: the digest of every file, plus `info`, in manifest.json."""
+    files = {
+        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    manifest = {"format": "caft-checkpoint", "version": FORMAT_VERSION, **info, "files": files}
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    temporary.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: str | Path, verify: bool = False) -> dict[str, Any]:
+    """Return a checkpoint's manifest after checking that its files are all there and whole.
+
+    Sizes are always compared; `verify` compares digests too.
+
+    Raises:
+        CheckpointError: no manifest, or a file that is missing or not as it was written.
+    """
+    folder = Path(folder)
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no {MANIFEST}, so this is no finished checkpoint; use an earlier one"
+        ) from None
+    except ValueError:
+        raise CheckpointError(f"{folder / MANIFEST}: not valid JSON; use an earlier one") from None
+    for name, entry in manifest.get("files", {}).items():
+        file = folder / name
+        if not file.exists():
+            raise CheckpointError(f"{file}: missing, but the manifest lists it")
+        if file.stat().st_size != entry["bytes"] or (
+            verify and sha256_of(file) != entry["sha256"]
+        ):
+            raise CheckpointError(f"{file}: damaged, its size or digest is not the manifest's")
+    return manifest
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load a safetensors file into `model`, naming every key or shape that does not fit.
+
+    Raises:
+        CheckpointError: the file is damaged, or was made by another model configuration.
+    """
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from None
+    ours = model.state_dict()
+    problems = [f"missing '{name}'" for name in ours.keys() - weights.keys()]
+    problems += [f"surplus '{name}'" for name in weights.keys() - ours.keys()]
+    problems += [
+        f"'{name}' is {tuple(weights[name].shape)} in the file, {tuple(ours[name].shape)} in the model"
+        for name in ours.keys() & weights.keys()
+        if ours[name].shape != weights[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:3])
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{file}: does not fit the model configuration: {shown}{more}")
+    model.load_state_dict(weights)
+
+
+def sha256_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _embedded_config(file: Path) -> ModelConfig:
+    """The configuration that `save_weights` put into the file's own metadata."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt") as stream:
+            text = (stream.metadata() or {}).get(CONFIG_METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from None
+    if text is None:
+        raise CheckpointError(f"{file}: holds no model configuration; load its folder instead")
+    return validate(ModelConfig, yaml.safe_load(text), source=str(file))

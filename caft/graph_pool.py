@@ -1,0 +1,98 @@
+"""Graph pooling: N tokens become M segments around M farthest-point seeds (model section 1).
+Used between the groups of the image encoder; the soft assignments are the image's segmentation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caft.layers import SelfAttention
+
+ASSIGNMENT_SCALE = 5.0  # the cosine is multiplied by this before the softmax over segments
+GROUP_NORM_EPS = 1e-6
+MLP_NORM_EPS = 1e-5
+
+
+class GraphPool(nn.Module):
+    """Pools (B, N, D) tokens to (B, M, D) segments; the cls token passes the same MLP."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, segments: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.segments = segments
+        self.group_norm = nn.LayerNorm(width, eps=GROUP_NORM_EPS)
+        self.group_attn = SelfAttention(width, heads)
+        self.group_bias = nn.Parameter(torch.zeros(width))
+        hidden = int(width * mlp_ratio)
+        self.expand = nn.Sequential(
+            nn.LayerNorm(width, eps=MLP_NORM_EPS),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+        )
+        self.contract = nn.Sequential(
+            nn.LayerNorm(hidden, eps=MLP_NORM_EPS), nn.Linear(hidden, width)
+        )
+
+    def forward(
+        self, cls: Tensor, tokens: Tensor, live: Tensor | None = None, keep_dead: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns cls (B, 1, D), segments (B, M, D) and soft assignments (B, N, M).
+
+        `live` (B, N) is false for dead superpixels. They neither seed a segment nor weigh in one,
+        unless `keep_dead` asks for the reference's way: then only the mean leaves them out.
+        """
+        seeds = farthest_point_seeds(tokens, self.segments, live, keep_dead)  # (B, M)
+        mask = None if keep_dead else live
+        assignment = self.assignment_logits(tokens, seeds, mask).softmax(dim=-1)  # (B, N, M)
+        weights = assignment if mask is None else assignment * mask[:, :, None]
+        weights = weights / weights.sum(dim=1, keepdim=True)  # mean over the tokens of a segment
+        values = torch.bmm(weights.transpose(1, 2), self.expand(tokens))  # (B, M, 4D)
+        segments = self.contract(values) + take_tokens(tokens, seeds)  # (B, M, D)
+        return cls + self.contract(self.expand(cls)), segments, assignment
+
+    def assignment_logits(self, tokens: Tensor, seeds: Tensor, mask: Tensor | None) -> Tensor:
+        """Scaled cosine of every token with every seed, on grouping features: (B, N, M)."""
+        grouped = tokens + self.group_attn(self.group_norm(tokens), mask)
+        grouped = grouped - _masked_mean(grouped, mask) + self.group_bias
+        grouped = F.normalize(grouped, dim=-1)
+        return ASSIGNMENT_SCALE * torch.bmm(grouped, take_tokens(grouped, seeds).transpose(1, 2))
+
+
+@torch.no_grad()
+def farthest_point_seeds(
+    tokens: Tensor, count: int, live: Tensor | None = None, keep_dead: bool = False
+) -> Tensor:
+    """Indices (B, count) of tokens (B, N, D) picked farthest-first from the mean of the live ones.
+
+    Distances come from one Gram matrix, so each pick costs a row look-up and no pass over D.
+    """
+    tokens = tokens.float()
+    centred = tokens - _masked_mean(tokens, live)  # the mean becomes the origin
+    squared = centred.square().sum(dim=-1)  # (B, N): squared distance from the mean
+    gram = torch.bmm(centred, centred.transpose(1, 2))
+    pairwise = squared[:, :, None] + squared[:, None, :] - 2 * gram  # (B, N, N)
+    distance = squared
+    if live is not None and not keep_dead:
+        distance = squared.masked_fill(~live, -1.0)
+    seeds = torch.empty(tokens.shape[0], count, dtype=torch.long, device=tokens.device)
+    rows = torch.arange(tokens.shape[0], device=tokens.device)
+    for n in range(count):
+        seeds[:, n] = distance.argmax(dim=-1)
+        distance = torch.minimum(distance, pairwise[rows, seeds[:, n]])
+    return seeds
+
+
+def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Select (B, M, D) of (B, N, D) by per-row indices (B, M)."""
+    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _masked_mean(tokens: Tensor, live: Tensor | None) -> Tensor:
+    """Mean over tokens, (B, 1, D), of the live ones alone."""
+    if live is None:
+        return tokens.mean(dim=1, keepdim=True)
+    weights = live[:, :, None].to(tokens.dtype)
+    return (tokens * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)

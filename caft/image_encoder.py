@@ -1,0 +1,115 @@
+"""Fine-to-coarse image encoder: superpixel tokens through four groups of blocks, three pools.
+Pixels in, fine and coarse segment tokens with their assignments out (model section 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caft.config import ImageConfig
+from caft.graph_pool import GraphPool
+from caft.layers import Block, init_linear
+from caft.superpixels import pool_superpixels
+
+NORM_EPS = 1e-6
+POSITION_BASE = 10_000.0
+
+
+@dataclass
+class ImageTokens:
+    """Normalised tokens of the two outputs, cls first, and the assignments between levels."""
+
+    fine: Tensor  # (B, 1 + M1, W)
+    coarse: Tensor  # (B, 1 + M3, W)
+    assignments: list[Tensor]  # (B, S, M1), (B, M1, M2), (B, M2, M3); rows sum to 1
+
+
+class ImageEncoder(nn.Module):
+    """Superpixels -> M1 -> M2 -> M3 segments, with one cls token throughout."""
+
+    def __init__(self, config: ImageConfig, mask_dead: bool) -> None:
+        super().__init__()
+        self.mask_dead = mask_dead
+        self.superpixel_count = config.superpixel_count
+        grid = config.image_size_px // config.stem_stride
+        self.stem = _stem(config.stem_widths, config.stem_strides, config.width)
+        self.register_buffer("positions", sincos_positions(grid, grid, config.width))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.groups = nn.ModuleList(
+            nn.ModuleList(
+                Block(config.width, config.heads, config.mlp_ratio, NORM_EPS) for _ in range(depth)
+            )
+            for depth in config.group_depths
+        )
+        self.pools = nn.ModuleList(
+            GraphPool(
+                config.width, config.pool_attn_heads, config.mlp_ratio, count, config.pool_dropout
+            )
+            for count in config.segments
+        )
+        self.norm_fine = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm_coarse = nn.LayerNorm(config.width, eps=NORM_EPS)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        self.apply(init_linear)
+
+    def forward(self, images: Tensor, superpixels: Tensor) -> ImageTokens:
+        """`images` (B, 3, H, W) normalised; `superpixels` (B, H, W) labels at full resolution."""
+        features = self.stem(images).permute(0, 2, 3, 1)  # (B, h, w, W)
+        features = features + self._positions_for(features.shape[1], features.shape[2])
+        tokens, live = pool_superpixels(features, superpixels, self.superpixel_count)  # (B, S, W)
+        live_now: Tensor | None = live
+        cls = self.cls_token.expand(tokens.shape[0], -1, -1)
+        assignments: list[Tensor] = []
+        fine = None
+        for level, group in enumerate(self.groups):
+            joined = torch.cat([cls, tokens], dim=1)
+            masked = self.mask_dead and live_now is not None
+            key_mask = F.pad(live_now, (1, 0), value=True) if masked else None
+            for block in group:
+                joined = block(joined, key_mask)
+            cls, tokens = joined[:, :1], joined[:, 1:]
+            if level == 1:
+                fine = self.norm_fine(joined)
+            if level < len(self.pools):
+                cls, tokens, assignment = self.pools[level](
+                    cls, tokens, live_now, not self.mask_dead
+                )
+                assignments.append(assignment)
+                live_now = None  # every segment of a pool has a live seed
+        assert fine is not None
+        return ImageTokens(fine, self.norm_coarse(torch.cat([cls, tokens], dim=1)), assignments)
+
+    def _positions_for(self, height: int, width: int) -> Tensor:
+        """The (h, w, W) position grid, resized bicubically for another image size."""
+        positions: Tensor = self.positions
+        if positions.shape[:2] == (height, width):
+            return positions
+        resized = F.interpolate(
+            positions.permute(2, 0, 1)[None], size=(height, width), mode="bicubic"
+        )
+        return resized[0].permute(1, 2, 0)
+
+
+def sincos_positions(height: int, width: int, dim: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions (h, w, dim): first half from y, second half from x."""
+    frequency = POSITION_BASE ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    parts = [wave(axis[..., None] * frequency) for axis in (y, x) for wave in (torch.sin, torch.cos)]
+    return torch.cat(parts, dim=-1).float()
+
+
+def _stem(widths: tuple[int, ...], strides: tuple[int, ...], width_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width_in = 3
+    for width, stride in zip(widths, strides, strict=True):
+        layers += [
+            nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        width_in = width
+    layers.append(nn.Conv2d(width_in, width_out, 1))
+    return nn.Sequential(*layers)

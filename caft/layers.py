@@ -1,0 +1,60 @@
+"""The pre-norm Transformer block that both encoders stack.
+Lowest layer of the model: knows nothing of images, text or superpixels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over (B, N, D) tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, tokens: Tensor, key_mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """`key_mask` (B, N) is true where a token may be attended to; None: everywhere."""
+        batch, count, width = tokens.shape
+        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D/heads)
+        mask = None if key_mask is None else key_mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        hidden = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(
+        self, tokens: Tensor, key_mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens), key_mask, causal)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated-normal weights (std 0.02) and zero biases, as ViT is trained from scratch."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def projection(width_in: int, width_out: int) -> nn.Parameter:
+    """A bias-free (width_in, width_out) projection with CLIP's initial scale."""
+    return nn.Parameter(torch.randn(width_in, width_out) * width_in**-0.5)

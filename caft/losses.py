@@ -1,0 +1,127 @@
+"""The three sigmoid losses of CAFT, on logical blocks of the global batch (model section 3).
+Called with one worker's images and the texts of every worker; no communication in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from caft.model import CAFT, ImageFeatures, TextFeatures
+
+
+@dataclass
+class CAFTLoss:
+    """Scalars; `total` is their plain sum."""
+
+    part_text_conditioned: Tensor
+    part_multi_positive: Tensor
+    whole: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.part_text_conditioned + self.part_multi_positive + self.whole
+
+
+def caft_loss(
+    image_features: ImageFeatures,
+    text_features: TextFeatures,
+    model: CAFT,
+    negatives: Tensor | None = None,
+    block_size: int = 256,
+    first_image: int = 0,
+    seed: int = 0,
+) -> CAFTLoss:
+    """The loss of a global batch of N captions on the images [first_image, first_image + B).
+
+    Block a of `block_size` images meets every block b of captions; positives are where a = b.
+    Each term is divided by the column count of its block, summed over b and averaged over a.
+    Summed over workers that share the images, it does not depend on how many workers there are.
+
+    Args:
+        image_features: this worker's B images.
+        text_features: all N captions, K sub-captions each.
+        negatives: (N, N-1); entry [i, n] says which sub-caption of the n-th other caption
+            (ascending, i left out) is image i's negative. None: drawn from `seed`.
+        block_size: images per logical block; a smaller batch is one block.
+
+    Raises:
+        ValueError: N is not a multiple of the block size.
+    """
+    count, parts = text_features.parts.shape[:2]
+    block = min(block_size, count)
+    if count % block:
+        raise ValueError(f"a batch of {count} is not a multiple of block_size {block}")
+    if negatives is None:
+        negatives = draw_negatives(count, parts, seed)
+    device = text_features.parts.device
+    image = torch.arange(first_image, first_image + len(image_features.whole), device=device)
+    sub_captions = text_features.parts.float().flatten(0, 1)  # (N*K, D)
+    targets = F.normalize(sub_captions, dim=-1)
+    queries = model.attention_pool.queries(sub_captions)
+    keys, values = model.attention_pool.keys_values(image_features.fine)
+    fine_cls = F.normalize(image_features.fine_cls.float(), dim=-1)  # (B, D)
+    whole_image = F.normalize(image_features.whole.float(), dim=-1)
+    whole_text = F.normalize(text_features.whole.float(), dim=-1)  # (N, D)
+
+    part_scale, whole_scale = model.part_log_scale.exp(), model.whole_log_scale.exp()
+    conditioned, multi_positive, whole = [], [], []
+    for start in range(0, count, block):
+        # Row r of every image block meets the selection that row r of this block made.
+        reader = start + image % block  # (B,)
+        selected = select_sub_captions(reader, start, block, parts, negatives.to(device))
+        pooled = model.attention_pool(queries[selected], keys, values)  # (B, block+K-1, D)
+        cosine = (F.normalize(pooled.float(), dim=-1) * targets[selected]).sum(dim=-1)
+        own = (selected // parts == image[:, None]).float()
+        conditioned.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
+
+        columns = torch.arange(start * parts, (start + block) * parts, device=device)
+        own = (columns // parts == image[:, None]).float()  # (B, block*K)
+        cosine = fine_cls @ targets[columns].T
+        multi_positive.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
+
+        columns = torch.arange(start, start + block, device=device)
+        own = (columns == image[:, None]).float()  # (B, block)
+        cosine = whole_image @ whole_text[columns].T
+        whole.append(_sigmoid_loss(whole_scale * cosine + model.whole_bias, own))
+
+    blocks = count // block
+    return CAFTLoss(sum_of(conditioned) / blocks, sum_of(multi_positive) / blocks, sum_of(whole) / blocks)
+
+
+def draw_negatives(count: int, parts: int, seed: int) -> Tensor:
+    """Seeded `negatives` (N, N-1) for `caft_loss`, the same on every worker."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(parts, (count, count - 1), generator=generator)
+
+
+def select_sub_captions(
+    reader: Tensor, start: int, block: int, parts: int, negatives: Tensor
+) -> Tensor:
+    """The sub-captions each reading caption picks of a block: its own K, then one of every other.
+
+    Args:
+        reader: (B,) caption indices inside the block that begins at `start`.
+
+    Returns:
+        (B, K + block - 1) indices into the flattened (N*K) sub-captions.
+    """
+    own = reader[:, None] * parts + torch.arange(parts, device=reader.device)
+    other = torch.arange(start, start + block - 1, device=reader.device)
+    other = other + (other >= reader[:, None])  # (B, block-1): ascending, the reader left out
+    column = other - (other > reader[:, None]).long()  # the reader's row lacks its own entry
+    chosen = negatives[reader[:, None], column]
+    return torch.cat([own, other * parts + chosen], dim=1)
+
+
+def sum_of(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).sum()
+
+
+def _sigmoid_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Sum of -log sigmoid(+-logit) over all pairs, divided by the number of columns."""
+    return F.binary_cross_entropy_with_logits(logits, positive, reduction="sum") / logits.shape[1]
