@@ -1,0 +1,86 @@
+"""Typed configuration of the train stage. Batches are global: the number of workers changes
+how they are shared, never what is learned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from caft.config import Config, ModelConfig
+from pipelines.config import StageConfig
+
+
+class OptimizerConfig(Config):
+    """AdamW with linear warm-up and cosine decay to zero; 1-D parameters are not decayed."""
+
+    lr: float = Field(5e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.5, ge=0)
+    warmup_steps: int = Field(2000, ge=0)
+    grad_clip: float | None = Field(None, gt=0, description="global norm; None: no clipping")
+
+
+class IngestConfig(Config):
+    """How rows reach the workers. Order depends on seed, epoch and these values alone."""
+
+    lanes: int = Field(64, gt=0, description="independent readers; a multiple of the workers")
+    window_steps: int = Field(16, gt=0, description="steps whose rows are shuffled together")
+    crop_min_scale: float = Field(0.9, gt=0, le=1, description="smallest random-crop area")
+    extra_parts: int = Field(4, ge=0, description="sub-captions beside the chunks (K = both)")
+    loaders_per_worker: int = Field(1, gt=0, description="concurrent Ray Data decoding tasks")
+
+
+class ScalingConfig(Config):
+    """What each Ray Train worker gets."""
+
+    num_workers: int = Field(1, gt=0)
+    use_gpu: bool = False
+    cpus_per_worker: float = Field(1.0, gt=0)
+    threads_per_worker: int | None = Field(None, gt=0, description="None: torch's own choice")
+    max_failures: int = Field(3, ge=0, description="worker-group restarts before giving up")
+
+
+class DeepSpeedConfig(Config):
+    """The part of DeepSpeed's configuration that is the user's; the rest follows from ours."""
+
+    zero_stage: Literal[1, 2] = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class CheckpointConfig(Config):
+    every_steps: int = Field(1000, gt=0)
+    keep: int = Field(2, gt=0, description="newest checkpoints that stay on disk")
+
+
+class TrainConfig(StageConfig):
+    """Pretrain CAFT on a dataset folder, with Ray Train and DeepSpeed."""
+
+    dataset: str = Field(description="folder written by the data stage")
+    output: str
+    split: str = "train"
+    model: str | ModelConfig = "caft_b"
+    epochs: float = Field(32, gt=0)
+    global_batch: int = Field(2048, gt=1)
+    block_size: int = Field(256, gt=1, description="images per logical block of the loss")
+    seed: int = 0
+    log_every_steps: int = Field(20, gt=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ingest: IngestConfig = IngestConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        lanes, workers = self.ingest.lanes, self.scaling.num_workers
+        if lanes % workers:
+            raise ValueError(f"ingest.lanes {lanes} must be a multiple of num_workers {workers}")
+        if self.global_batch % lanes:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of lanes {lanes}")
+        if self.global_batch % min(self.block_size, self.global_batch):
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of block_size {self.block_size}"
+            )
+        return self

@@ -1,0 +1,96 @@
+"""The global loss on one worker: its own images against the texts of every worker.
+The only tensor communication of a step beside DeepSpeed's own gradient reduction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from caft.losses import CAFTLoss, caft_loss
+from caft.model import CAFT, TextFeatures
+
+
+class TrainingModel(nn.Module):
+    """CAFT and its loss as one module, so that DeepSpeed sees every parameter's use."""
+
+    def __init__(self, model: CAFT, block_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.block_size = block_size
+
+    def forward(self, images: Tensor, superpixels: Tensor, tokens: Tensor, seed: int) -> CAFTLoss:
+        """The part of the global loss that belongs to this worker's images.
+
+        Args:
+            images: (B, 3, H, W) uint8, superpixels (B, H, W), tokens (B, K, T): this worker's.
+            seed: same on every worker; draws the negatives of the global batch.
+        """
+        image_features, local = self.model(images, tokens, superpixels)
+        texts = TextFeatures(gather_rows(local.parts), gather_rows(local.whole))
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        return caft_loss(
+            image_features,
+            texts,
+            self.model,
+            block_size=self.block_size,
+            first_image=rank * len(images),
+            seed=seed,
+        )
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """Concatenate (B, ...) tensors of all workers in rank order, with gradients to each."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    return _GatherRows.apply(local)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather forward; backward sums what every worker's loss says of the local rows."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        shares = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, local.contiguous())
+        return torch.cat(shares)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+@dataclass
+class LossMeter:
+    """Sums of the loss terms since the last report; workers' shares add up to the global loss."""
+
+    sums: Tensor
+    steps: int = 0
+
+    @classmethod
+    def empty(cls, device: torch.device) -> LossMeter:
+        return cls(torch.zeros(3, device=device))
+
+    def add(self, loss: CAFTLoss) -> None:
+        terms = [loss.part_text_conditioned, loss.part_multi_positive, loss.whole]
+        self.sums += torch.stack([term.detach() for term in terms])
+        self.steps += 1
+
+    def take(self) -> dict[str, float]:
+        """Mean global loss terms since the last call; every worker must call it."""
+        if dist.is_initialized():
+            dist.all_reduce(self.sums)
+        conditioned, multi_positive, whole = (self.sums / max(1, self.steps)).tolist()
+        self.sums.zero_()
+        self.steps = 0
+        return {
+            "loss/part_text_conditioned": conditioned,
+            "loss/part_multi_positive": multi_positive,
+            "loss/whole": whole,
+            "loss/total": conditioned + multi_positive + whole,
+        }

@@ -1,0 +1,162 @@
+"""From Parquet rows to the tensors of a training step, through Ray Data.
+Each worker streams its own lanes of the epoch plan, in a fixed order, from any step on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from torch import Tensor
+
+from caft.caption_sampling import sample_parts
+from caft.config import ModelConfig
+from caft.errors import DataError
+from caft.superpixels import superpixel_labels
+from caft.tokenizer import load_tokenizer
+from caft.transforms import train_image
+from pipelines import storage
+from pipelines.data.dataset import Dataset
+from pipelines.train.config import IngestConfig
+from pipelines.train.plan import EpochPlan, Piece, RowGroup, Window
+
+COLUMNS = ["key", "image", "captions", "split"]
+SEGMENT_GROUPS = 256  # steps windows handed to one Ray Data execution: bounds the driver's lists
+
+
+@dataclass
+class Batch:
+    """One worker's share of a step: rows [rank * B, (rank + 1) * B) of the global batch."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    superpixels: Tensor  # (B, S, S) int64
+    tokens: Tensor  # (B, K, T) int64, T the longest of this share
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Turns windows into arrays. Travels to Ray Data tasks, so it holds settings alone."""
+
+    dataset: str
+    split: str
+    model: ModelConfig
+    ingest: IngestConfig
+
+    def __call__(self, row: dict[str, Window]) -> dict[str, np.ndarray]:
+        """Decode one window: arrays over its n rows, in the order in which steps consume them."""
+        cv2.setNumThreads(1)  # one task is one core; Ray runs several
+        window = row["item"]
+        table = pa.concat_tables(read_piece(self.dataset, piece, self.split) for piece in window.pieces)
+        order = np.random.default_rng(window.seed).permutation(len(table))
+        samples = [self._sample(row, window.epoch) for row in table.take(order).to_pylist()]
+        images = torch.stack([image for image, _ in samples])  # (n, 3, S, S)
+        superpixels = superpixel_labels(images, self.model.image.superpixels)
+        text = self.model.text
+        tokens = load_tokenizer(text.tokenizer)(
+            [part for _, parts in samples for part in parts], text.context_length
+        )
+        padded = torch.zeros(len(tokens), text.context_length, dtype=torch.int32)
+        padded[:, : tokens.shape[1]] = tokens
+        parts = text.chunks + self.ingest.extra_parts
+        return {
+            "images": images.numpy(),
+            "superpixels": superpixels.to(torch.int16).numpy(),
+            "tokens": padded.view(len(samples), parts, -1).numpy(),
+        }
+
+    def _sample(self, row: dict[str, Any], epoch: int) -> tuple[Tensor, list[str]]:
+        digest = hashlib.sha256(f"{epoch}/{row['key']}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        image = train_image(
+            row["image"], self.model.image.image_size_px, self.ingest.crop_min_scale, rng
+        )
+        parts = sample_parts(
+            row["captions"], rng, self.model.text.chunks, self.ingest.extra_parts
+        )
+        return image, parts
+
+
+def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
+    """Every row group of the dataset with the number of its rows that are in `split`.
+
+    Raises:
+        DataError: no row is in that split.
+    """
+    groups = []
+    for entry in dataset.files:
+        filesystem, path = storage.filesystem(storage.join(dataset.path, entry.name))
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            for index in range(file.num_row_groups):
+                column = file.read_row_group(index, columns=["split"])["split"]
+                rows = column.to_pylist().count(split)
+                if rows:
+                    groups.append(RowGroup(entry.name, index, rows))
+    if not groups:
+        raise DataError(f"{dataset.path}: no row has split '{split}'; check the key 'split'")
+    return tuple(groups)
+
+
+def read_piece(dataset: str, piece: Piece, split: str) -> pa.Table:
+    """The rows of one piece, read from its row group alone."""
+    filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        table = file.read_row_group(piece.row_group, columns=COLUMNS)
+    table = table.filter(pa.compute.equal(table["split"], split))
+    return table.slice(piece.start, piece.stop - piece.start)
+
+
+def iter_batches(
+    plan: EpochPlan, loader: Loader, rank: int, workers: int, start_step: int, total_steps: int
+) -> Iterator[Batch]:
+    """This worker's batches of steps [start_step, total_steps), across epochs.
+
+    Lanes are dealt in consecutive runs, so the shares of all workers laid end to end are the
+    same global batch for any number of them.
+    """
+    lanes = range(rank * plan.lanes // workers, (rank + 1) * plan.lanes // workers)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    groups = _window_groups(plan, lanes, start_step, total_steps)
+    step = start_step
+    while segment := list(itertools.islice(groups, SEGMENT_GROUPS)):
+        windows = [window for group in segment for window in group]
+        stream = (
+            ray.data.from_items(windows, override_num_blocks=len(windows))
+            .map(loader, concurrency=loader.ingest.loaders_per_worker)
+            .iter_rows(prefetch_batches=2)
+        )
+        for group in segment:
+            lane_arrays = [next(stream) for _ in group]
+            first = group[0].epoch * plan.steps_per_epoch + group[0].first_step
+            for offset in range(step - first, min(group[0].steps, total_steps - first)):
+                start = offset * plan.rows_per_lane_step
+                yield _collate(lane_arrays, slice(start, start + plan.rows_per_lane_step))
+                step += 1
+
+
+def _window_groups(
+    plan: EpochPlan, lanes: range, start_step: int, total_steps: int
+) -> Iterator[tuple[Window, ...]]:
+    """For each window of steps in turn, the windows of all `lanes`."""
+    per_epoch = plan.steps_per_epoch
+    for epoch in range(start_step // per_epoch, -(-total_steps // per_epoch)):
+        from_step = max(0, start_step - epoch * per_epoch)
+        yield from zip(*(plan.windows(epoch, lane, from_step) for lane in lanes), strict=True)
+
+
+def _collate(lanes: list[dict[str, np.ndarray]], rows: slice) -> Batch:
+    def join(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([arrays[name][rows] for arrays in lanes]))
+
+    tokens = join("tokens").long()
+    length = int(tokens.argmax(dim=-1).max()) + 1  # the end token is the largest id
+    return Batch(join("images"), join("superpixels").long(), tokens[..., :length])
