@@ -13,6 +13,7 @@ NORM_EPS = 1e-5
 MLP_RATIO = 4.0
 LAYER_SCALE_INIT = 1e-3
 MIN_ADAPTER_WIDTH = 64
+LENGTH_GROUPS = 4
 
 
 class PartTextEncoder(nn.Module):
@@ -28,11 +29,23 @@ class PartTextEncoder(nn.Module):
         nn.init.normal_(self.positions, std=0.01)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, T), T up to the context length, to embeddings (N, W)."""
+        """Token ids (N, T), T up to the context length, to embeddings (N, W).
+
+        Sub-captions of similar length run together, each group no longer than its longest: most
+        of a batch padded to its longest text would be padding.
+        """
+        end = tokens.argmax(dim=-1)  # (N,)
+        order = end.argsort()
+        embedded = [
+            self._encode(tokens[rows, : int(end[rows[-1]]) + 1], end[rows])
+            for rows in order.chunk(min(LENGTH_GROUPS, len(order)))
+        ]
+        return torch.cat(embedded)[order.argsort()]
+
+    def _encode(self, tokens: Tensor, end: Tensor) -> Tensor:
         hidden = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         for block in self.blocks:
             hidden = block(hidden, causal=True)
-        end = tokens.argmax(dim=-1)
         return self.norm(hidden[torch.arange(len(tokens), device=tokens.device), end])
 
 

@@ -1,0 +1,129 @@
+"""The dataset on disk: schemas, closed vocabulary of reject reasons, manifest, and its reader.
+The data stage writes it; train and evaluate open it here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from caft.errors import DataError, StorageError
+from pipelines import storage
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+CAPTIONS = pa.list_(
+    pa.struct(
+        [("source", pa.string()), ("kind", pa.string()), ("sentences", pa.list_(pa.string()))]
+    )
+)
+DATASET_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("image", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("sha256", pa.string()),
+        ("phash", pa.uint64()),
+        ("captions", CAPTIONS),
+        ("superpixels", pa.binary()),
+        ("split", pa.string()),
+    ]
+)
+REJECT_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "url", "stage", "reason", "detail")]
+)
+
+# Every reason a row can be rejected for. `retryable` reasons may succeed on another day.
+REASONS = {
+    "bad_url": "not an http(s) URL with a host",
+    "duplicate_url": "an earlier row has the same URL",
+    "duplicate_image": "an earlier row has the same image bytes",
+    "no_caption": "no caption with a sentence in it",
+    "caption_not_a_list": "a string where a list of captions is due",
+    "private_address": "the host resolves to a private, loopback or link-local address",
+    "dns": "the host name does not resolve",
+    "connection": "the connection was refused or broke off",
+    "timeout": "no complete answer within the time limit",
+    "http_4xx": "the server refused: 400 to 499",
+    "http_5xx": "the server failed: 500 to 599",
+    "http_other": "too many redirects, or another answer that is no image",
+    "noai": "the server forbids use for training (X-Robots-Tag)",
+    "too_large": "more bytes than download.max_bytes",
+    "not_an_image": "the bytes are no image in a supported format",
+    "truncated_image": "the image ends early or is damaged",
+    "decompression_bomb": "more pixels than image.max_pixels",
+    "too_small": "a side is shorter than image.min_side_px",
+}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One Parquet part as the manifest lists it."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished dataset folder."""
+
+    path: str
+    manifest: dict[str, Any]
+    files: tuple[FileEntry, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(entry.rows for entry in self.files)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of every part's checksum: equal for equal rows in equal files."""
+        return hashlib.sha256("".join(entry.sha256 for entry in self.files).encode()).hexdigest()
+
+
+def open_dataset(path: str) -> Dataset:
+    """Open a finished dataset, after checking that every part is there and is whole Parquet.
+
+    Raises:
+        DataError: no manifest, a missing part, a size that differs, or corrupt Parquet.
+    """
+    if not storage.exists(storage.join(path, MANIFEST)):
+        raise DataError(
+            f"{path}: no {MANIFEST}, so the data stage has not finished it; "
+            "run python -m pipelines.data with the same configuration again"
+        )
+    try:
+        manifest = storage.read_json(storage.join(path, MANIFEST))
+        files = tuple(FileEntry(**entry) for entry in manifest["files"])
+    except (StorageError, KeyError, TypeError) as error:
+        raise DataError(f"{storage.join(path, MANIFEST)}: not a dataset manifest: {error}") from None
+    for entry in files:
+        _check_part(storage.join(path, entry.name), entry)
+    return Dataset(path, manifest, files)
+
+
+def _check_part(path: str, entry: FileEntry) -> None:
+    fs, inner = storage.filesystem(path)
+    info = fs.get_file_info(inner)
+    if not info.is_file:
+        raise DataError(f"{path}: missing, but {MANIFEST} lists it; run the data stage again")
+    try:
+        rows = pq.read_metadata(inner, filesystem=fs).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: corrupt Parquet ({error}); delete it and run the data stage again") from None
+    if info.size != entry.bytes or rows != entry.rows:
+        raise DataError(
+            f"{path}: {rows} rows in {info.size} bytes, {MANIFEST} says {entry.rows} in "
+            f"{entry.bytes}; delete it and run the data stage again"
+        )

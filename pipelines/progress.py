@@ -1,0 +1,54 @@
+"""Progress of long work: done, rate, time left and counts, in a terminal and in job logs.
+One line that renews itself on a terminal; elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Counts units of work and prints about it at most once per `every_s` seconds."""
+
+    def __init__(
+        self, label: str, total: int, unit: str, every_s: float, done: int = 0
+    ) -> None:
+        self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
+        self._first, self._done = done, done
+        self._started = self._printed = time.monotonic()
+        self._values: dict[str, float] = {}
+
+    def update(self, n: int, **values: float) -> None:
+        """Add `n` finished units; `values` (a loss, a count per reject reason) replace the last."""
+        self._done += n
+        self._values |= values
+        now = time.monotonic()
+        if now - self._printed >= self._every_s or self._done >= self._total:
+            self._printed = now
+            self._print(now)
+
+    def _print(self, now: float) -> None:
+        seconds = max(now - self._started, 1e-9)
+        rate = (self._done - self._first) / seconds
+        left = (self._total - self._done) / rate if rate else float("inf")
+        parts = [
+            f"{self._label} {self._done:,}/{self._total:,} {self._unit}",
+            f"{100 * self._done / max(1, self._total):.0f}%",
+            f"{rate:,.1f} {self._unit}/s",
+            f"ETA {_duration(left)}" if self._done < self._total else f"in {_duration(seconds)}",
+            *(f"{name} {value:,.4g}" for name, value in self._values.items()),
+        ]
+        on_terminal = sys.stdout.isatty()
+        last = self._done >= self._total
+        end = "\r" if on_terminal and not last else "\n"
+        print(" ".join(parts), end=end, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,137 @@
+"""Local paths and s3:// paths behind one set of functions.
+The only module that knows about filesystems; every stage reads and writes through it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pyarrow.fs as pafs
+
+from caft.errors import ConfigError, StorageError
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of `path` and the path inside it. S3 takes its endpoint from
+    AWS_ENDPOINT_URL and its credentials from AWS's usual environment variables."""
+    if not path.startswith("s3://"):
+        return pafs.LocalFileSystem(), os.path.abspath(path)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {}
+    if endpoint:
+        parsed = urlparse(endpoint)
+        options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+    return pafs.S3FileSystem(allow_bucket_creation=True, **options), path.removeprefix("s3://")
+
+
+def join(root: str, *parts: str) -> str:
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def exists(path: str) -> bool:
+    fs, inner = filesystem(path)
+    return fs.get_file_info(inner).type != pafs.FileType.NotFound
+
+
+def read_bytes(path: str) -> bytes:
+    """Raises StorageError when there is no such file or it cannot be read."""
+    fs, inner = filesystem(path)
+    try:
+        with fs.open_input_stream(inner) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise StorageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error}") from None
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a whole file or nothing: readers never see a part of it.
+
+    Raises:
+        StorageError: no space left, no permission, or an unreachable bucket.
+    """
+    fs, inner = filesystem(path)
+    local = isinstance(fs, pafs.LocalFileSystem)
+    target = f"{inner}.{os.getpid()}.tmp" if local else inner
+    try:
+        if local:
+            os.makedirs(os.path.dirname(inner), exist_ok=True)
+        with fs.open_output_stream(target) as stream:
+            stream.write(data)
+        if local:
+            os.replace(target, inner)
+    except OSError as error:
+        if local:
+            Path(target).unlink(missing_ok=True)
+        raise write_error(path, error) from None
+
+
+def write_error(path: str, error: OSError) -> StorageError:
+    """The one line a user gets for a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+        return StorageError(f"{path}: no space left on the device; free some and run again")
+    return StorageError(f"{path}: cannot be written: {error}")
+
+
+def read_json(path: str) -> Any:
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError:
+        raise StorageError(f"{path}: not valid JSON") from None
+
+
+def write_json(path: str, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def list_files(path: str, suffix: str = "") -> list[str]:
+    """Sorted names of the files directly in a folder; empty when there is no such folder."""
+    fs, inner = filesystem(path)
+    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    names = [info.base_name for info in infos if info.type == pafs.FileType.File]
+    return sorted(name for name in names if name.endswith(suffix))
+
+
+def delete_folder(path: str) -> None:
+    fs, inner = filesystem(path)
+    if exists(path):
+        fs.delete_dir(inner)
+
+
+def require_absolute(path: str, field: str) -> str:
+    """`path` made absolute; inside a Ray job a relative one is refused, because the job runs in
+    a temporary copy of the working directory and its outputs would vanish with it.
+
+    Raises:
+        ConfigError: a relative path inside a Ray job.
+    """
+    if path.startswith("s3://") or os.path.isabs(path):
+        return path
+    if os.environ.get("RAY_JOB_SUBMISSION_ID") or "runtime_resources" in os.getcwd():
+        raise ConfigError(f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path")
+    return os.path.abspath(path)
+
+
+def check_space(path: str, needed_bytes: int) -> None:
+    """Refuse work that cannot fit on the local disk of `path`; S3 is not checked.
+
+    Raises:
+        StorageError: fewer than `needed_bytes` are free.
+    """
+    if path.startswith("s3://"):
+        return
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise StorageError(
+            f"{path}: {free / 2**20:,.0f} MiB free, about {needed_bytes / 2**20:,.0f} MiB needed; "
+            "free some or choose another output"
+        )
