@@ -184,16 +184,28 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override '{override}': write it as key=value or key.sub=value")
-    node = raw
+    node: Any = raw
     *parents, leaf = key.split(".")
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"override '{override}': '{parent}' holds a value, not a section")
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else _item(node, parent, override)
     try:
-        node[leaf] = yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"override '{override}': the value is not valid YAML") from None
+    if isinstance(node, dict):
+        node[leaf] = parsed
+    else:
+        _item(node, leaf, override)
+        node[int(leaf)] = parsed
+
+
+def _item(node: Any, index: str, override: str) -> Any:
+    """An entry of a list section, as in `sources.0.path=...`."""
+    if not isinstance(node, list):
+        raise ConfigError(f"override '{override}': what stands before '{index}' holds a value")
+    if not index.isdigit() or int(index) >= len(node):
+        raise ConfigError(f"override '{override}': no entry '{index}' in a list of {len(node)}")
+    return node[int(index)]
 
 
 def _describe(problem: Mapping[str, Any]) -> str:

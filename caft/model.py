@@ -62,10 +62,11 @@ class CAFT(nn.Module):
         self.part_projection = projection(config.text.width, config.embed_dim)
         self.whole_projection = projection(config.text.width, config.embed_dim)
         self.attention_pool = AttentionPool(config.embed_dim, config.pool_heads)
-        self.part_log_scale = nn.Parameter(torch.tensor(INIT_LOG_SCALE))
-        self.part_bias = nn.Parameter(torch.tensor(config.init_logit_bias))
-        self.whole_log_scale = nn.Parameter(torch.tensor(INIT_LOG_SCALE))
-        self.whole_bias = nn.Parameter(torch.tensor(config.init_logit_bias))
+        # Of shape (1,): DeepSpeed cannot broadcast parameters without a dimension.
+        self.part_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
+        self.part_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
+        self.whole_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
+        self.whole_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

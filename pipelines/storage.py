@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -135,3 +136,13 @@ def check_space(path: str, needed_bytes: int) -> None:
             f"{path}: {free / 2**20:,.0f} MiB free, about {needed_bytes / 2**20:,.0f} MiB needed; "
             "free some or choose another output"
         )
+
+
+def local_copy(path: str) -> str:
+    """A local folder with the files of `path`: itself, or a temporary copy of an S3 folder."""
+    if not path.startswith("s3://"):
+        return path
+    fs, inner = filesystem(path)
+    target = tempfile.mkdtemp(prefix="caft-")
+    pafs.copy_files(inner, target, source_filesystem=fs)
+    return target

@@ -42,9 +42,10 @@ def rows_of(images, rows):
 def plain_loss(model, images, texts, negatives, block):
     """The three terms with explicit loops over pairs, straight from their definition."""
     count, parts, _ = texts.parts.shape
-    part_scale, whole_scale = model.part_log_scale.exp(), model.whole_log_scale.exp()
+    part_scale, whole_scale = model.part_log_scale[0].exp(), model.whole_log_scale[0].exp()
     cosine = torch.nn.functional.cosine_similarity
     terms = torch.zeros(3)
+    part_bias, whole_bias = model.part_bias[0], model.whole_bias[0]
     for i in range(count):
         keys, values = model.attention_pool.keys_values(images.fine[i : i + 1])
         for b in range(count // block):
@@ -58,17 +59,17 @@ def plain_loss(model, images, texts, negatives, block):
                 pooled = model.attention_pool(
                     model.attention_pool.queries(sub[None, None]), keys, values
                 )[0, 0]
-                logit = part_scale * cosine(pooled, sub, dim=0) + model.part_bias
+                logit = part_scale * cosine(pooled, sub, dim=0) + part_bias
                 sign = 1 if j == i else -1
                 terms[0] -= torch.nn.functional.logsigmoid(sign * logit) / len(chosen)
             for j in range(b * block, (b + 1) * block):
                 sign = 1 if j == i else -1
                 for k in range(parts):
                     logit = part_scale * cosine(images.fine_cls[i], texts.parts[j, k], dim=0)
-                    logit = logit + model.part_bias
+                    logit = logit + part_bias
                     terms[1] -= torch.nn.functional.logsigmoid(sign * logit) / (block * parts)
                 logit = whole_scale * cosine(images.whole[i], texts.whole[j], dim=0)
-                terms[2] -= torch.nn.functional.logsigmoid(sign * (logit + model.whole_bias)) / block
+                terms[2] -= torch.nn.functional.logsigmoid(sign * (logit + whole_bias)) / block
     return terms / (count // block)
 
 

@@ -9,18 +9,34 @@ import numpy as np
 def binarise(heat: np.ndarray) -> np.ndarray:
     """Heat maps (..., H, W) to masks: above the midpoint of each map's least and greatest value.
 
-    A constant map has no place it points at, and gives an empty mask.
+    A constant map points at no place, nor does one with a NaN: both give an empty mask.
     """
     low = heat.min(axis=(-2, -1), keepdims=True)
     high = heat.max(axis=(-2, -1), keepdims=True)
     return heat > (low + high) / 2
 
 
+def mask_overlap(predicted: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels in both and in either of two boolean masks (..., H, W)."""
+    intersection = np.logical_and(predicted, mask).sum(axis=(-2, -1))
+    return intersection, np.logical_or(predicted, mask).sum(axis=(-2, -1))
+
+
 def mask_iou(predicted: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Intersection over union of boolean masks (..., H, W); 0 where both are empty."""
-    intersection = np.logical_and(predicted, mask).sum(axis=(-2, -1))
-    union = np.logical_or(predicted, mask).sum(axis=(-2, -1))
+    intersection, union = mask_overlap(predicted, mask)
     return intersection / np.maximum(union, 1)
+
+
+def overlap_scores(intersections: np.ndarray, unions: np.ndarray) -> dict[str, float]:
+    """`miou`, the mean of N regions' IoU, and `oiou`, all intersections over all unions.
+
+    The second weighs a region by its pixels, so large ones decide it.
+    """
+    return {
+        "miou": float(np.mean(intersections / np.maximum(unions, 1))),
+        "oiou": float(np.sum(intersections) / max(1, np.sum(unions))),
+    }
 
 
 def centre_box(height: int, width: int) -> np.ndarray:

@@ -161,7 +161,8 @@ def _process_chunks(config: DataConfig, plan: dict[str, Any]) -> list[dict[str, 
     if todo:
         ray.data.DataContext.get_current().enable_progress_bars = False
         results = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-            lambda row: {"receipt": process_chunk(row, config)}, concurrency=config.concurrency
+            lambda row: {"receipt": process_chunk(row, config)},
+            compute=ray.data.TaskPoolStrategy(size=config.concurrency),
         )
         for row in results.iter_rows():
             chunk = row["receipt"]["chunk"]

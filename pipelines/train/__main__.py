@@ -11,10 +11,11 @@ from pathlib import Path
 import ray
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
+from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from caft.config import load_model_config, to_yaml
-from caft.errors import ConfigError, DataError
+from caft.errors import CAFTError, ClusterError, ConfigError, DataError
 from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
@@ -71,6 +72,7 @@ def run(config: TrainConfig) -> None:
             f"{config.global_batch}, {config.scaling.num_workers} workers",
             flush=True,
         )
+        _require_resources(config)
         job = TrainJob(config, model, plan, total_steps, dataset.fingerprint, tracker.run_id)
         _fit(job, output)
         manifest = json.loads((output / FINAL / "manifest.json").read_text(encoding="utf-8"))
@@ -82,7 +84,7 @@ def run(config: TrainConfig) -> None:
 
 def _fit(job: TrainJob, output: Path) -> None:
     scaling = job.config.scaling
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=RayScalingConfig(
@@ -95,7 +97,33 @@ def _fit(job: TrainJob, output: Path) -> None:
             storage_path=str(output),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, CAFTError):
+                raise failure from None  # one line for the user's own mistakes
+        raise
+
+
+def _require_resources(config: TrainConfig) -> None:
+    """Workers hold their CPUs for the whole run; without one more, nothing could decode images.
+
+    Raises:
+        ClusterError: the cluster is too small, and the run would wait for ever.
+    """
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True)
+    scaling = config.scaling
+    needed = scaling.num_workers * scaling.cpus_per_worker + 1
+    have = ray.cluster_resources().get("CPU", 0)
+    if have < needed:
+        raise ClusterError(
+            f"scaling: {scaling.num_workers} workers of {scaling.cpus_per_worker:g} CPUs and one "
+            f"CPU to decode images need {needed:g}, the cluster has {have:g}; lower "
+            "scaling.cpus_per_worker or start Ray with more --num-cpus"
+        )
 
 
 def _identity(config: TrainConfig, model: str, fingerprint: str) -> str:

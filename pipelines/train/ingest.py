@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
@@ -50,13 +50,14 @@ class Loader:
     model: ModelConfig
     ingest: IngestConfig
 
-    def __call__(self, row: dict[str, Window]) -> dict[str, np.ndarray]:
-        """Decode one window: arrays over its n rows, in the order in which steps consume them."""
+    def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Decode one window (as `asdict` spells it) to arrays over its n rows, in the order in
+        which steps consume them."""
         cv2.setNumThreads(1)  # one task is one core; Ray runs several
-        window = row["item"]
-        table = pa.concat_tables(read_piece(self.dataset, piece, self.split) for piece in window.pieces)
-        order = np.random.default_rng(window.seed).permutation(len(table))
-        samples = [self._sample(row, window.epoch) for row in table.take(order).to_pylist()]
+        pieces = [Piece(**piece) for piece in row["pieces"]]
+        table = pa.concat_tables(read_piece(self.dataset, piece, self.split) for piece in pieces)
+        order = np.random.default_rng(row["seed"]).permutation(len(table))
+        samples = [self._sample(entry, row["epoch"]) for entry in table.take(order).to_pylist()]
         images = torch.stack([image for image, _ in samples])  # (n, 3, S, S)
         superpixels = superpixel_labels(images, self.model.image.superpixels)
         text = self.model.text
@@ -129,13 +130,13 @@ def iter_batches(
     step = start_step
     while segment := list(itertools.islice(groups, SEGMENT_GROUPS)):
         windows = [window for group in segment for window in group]
-        stream = (
-            ray.data.from_items(windows, override_num_blocks=len(windows))
-            .map(loader, concurrency=loader.ingest.loaders_per_worker)
-            .iter_rows(prefetch_batches=2)
+        stream = iter(
+            ray.data.from_items([asdict(w) for w in windows], override_num_blocks=len(windows))
+            .map(loader, compute=ray.data.TaskPoolStrategy(size=loader.ingest.loaders_per_worker))
+            .iter_batches(batch_size=1, prefetch_batches=len(lanes))
         )
         for group in segment:
-            lane_arrays = [next(stream) for _ in group]
+            lane_arrays = [{name: a[0] for name, a in next(stream).items()} for _ in group]
             first = group[0].epoch * plan.steps_per_epoch + group[0].first_step
             for offset in range(step - first, min(group[0].steps, total_steps - first)):
                 start = offset * plan.rows_per_lane_step

@@ -71,7 +71,7 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
         if rank == 0
         else None
     )
-    progress = Progress(job.total_steps, "steps", config.progress_every_s, done=step)
+    progress = Progress("train", job.total_steps, "steps", config.progress_every_s, done=step)
     meter = LossMeter.empty(device)
     loader = Loader(config.dataset, config.split, job.model, config.ingest)
     batches = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)

@@ -1,0 +1,156 @@
+"""The demo: sample, local cluster, then data -> train -> evaluate as Ray jobs, and where to look.
+Run by `make demo` and `make clean`; a second run reuses whatever is finished."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from caft.errors import CAFTError, ClusterError
+from pipelines.demo.cluster import LOOPBACK, REPOSITORY, LocalCluster, Ports, Processes, require_free
+from pipelines.demo.sample import REGIONS, write_sample
+
+CONFIGS = REPOSITORY / "configs"
+LOGICAL_CPUS = 4  # two trainers and two decoders share whatever cores there are
+MLFLOW_UP_WITHIN_S = 60.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    root = args.root.resolve()
+    processes = Processes(root / "pids.json")
+    try:
+        if args.command == "up":
+            up(args, root, processes)
+        else:
+            clean(root, processes)
+    except CAFTError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
+    """Run the three stages and print where to look.
+
+    Raises:
+        ClusterError: a port is in use, or a stage failed.
+    """
+    ports = Ports(args.ray_port, args.dashboard_port, args.client_port)
+    cluster = LocalCluster(root, processes, ports, LOGICAL_CPUS)
+    base_url = f"http://{LOOPBACK}:{args.sample_port}"
+    if not processes.alive("sample"):
+        require_free(args.sample_port, "the sample server", "--sample-port")
+    if not processes.alive("mlflow"):
+        require_free(args.mlflow_port, "the MLflow page", "--mlflow-port")
+    sample = root / "sample"
+    started = time.monotonic()
+    if not (sample / "done.json").exists():
+        print(f"demo: writing {args.scenes:,} scenes and the photographs to {sample}", flush=True)
+        write_sample(sample, base_url, args.scenes, args.test_scenes)
+        (sample / "done.json").write_text(json.dumps({"base_url": base_url}))
+    times = {"sample": time.monotonic() - started}
+    try:
+        if not processes.alive("sample"):
+            server = ["-m", "pipelines.demo.server", str(sample), "--port", str(args.sample_port)]
+            processes.start("sample", [sys.executable, *server], root / "sample.log", cluster.environment)
+        started = time.monotonic()
+        cluster.start()
+        times["cluster"] = time.monotonic() - started
+        for stage, overrides in _stages(root, args).items():
+            print(f"\ndemo: ray job submit -- python -m pipelines.{stage}", flush=True)
+            started = time.monotonic()
+            config = str(CONFIGS / stage / "demo.yaml")
+            code = cluster.submit(["-m", f"pipelines.{stage}", config, *overrides])
+            if code != 0:
+                raise ClusterError(f"the {stage} job ended with code {code}; its log is above")
+            times[stage] = time.monotonic() - started
+    finally:
+        cluster.stop()
+        processes.stop("sample")
+    _start_mlflow(args.mlflow_port, root, processes, cluster)
+    _say_where_to_look(root, args.mlflow_port, times)
+
+
+def clean(root: Path, processes: Processes) -> None:
+    """End every process the demo started, and remove what it wrote."""
+    for name in processes.names():
+        if name == "ray":
+            LocalCluster(root, processes, Ports(), LOGICAL_CPUS).stop()
+        else:
+            processes.stop(name)
+    shutil.rmtree(root, ignore_errors=True)
+    print(f"demo: stopped, and removed {root}")
+
+
+def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
+    """Each stage's overrides: the paths of this demo."""
+    sample, regions = root / "sample", root / "sample" / REGIONS
+    lists = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
+    tracking = [
+        f"tracking.uri=sqlite:///{root / 'mlflow.db'}",
+        "tracking.experiment=caft-demo",
+        f"tracking.spool={root / 'mlflow-spool'}",
+    ]
+    data, train = root / "data", root / "train"
+    return {
+        "data": [
+            *tracking,
+            f"output={data}",
+            *(f"sources.{n}.path={sample / name}.csv" for n, name in enumerate(lists)),
+        ],
+        "train": [*tracking, f"dataset={data}", f"output={train}", *args.train],
+        "evaluate": [
+            *tracking,
+            f"checkpoint={train / 'final'}",
+            f"output={root / 'evaluate'}",
+            *(f"benchmarks.{n}.dataset={data}" for n in range(2)),
+            *(f"benchmarks.{n}.regions={regions}" for n in range(2)),
+        ],
+    }
+
+
+def _start_mlflow(port: int, root: Path, processes: Processes, cluster: LocalCluster) -> None:
+    if not processes.alive("mlflow"):
+        environment = {k: v for k, v in cluster.environment.items() if not k.startswith("RAY_")}
+        processes.start("mlflow", _mlflow_command(port, root), root / "mlflow.log", environment)
+
+
+def _mlflow_command(port: int, root: Path) -> list[str]:
+    program = str(Path(sys.executable).parent / "mlflow")
+    store = f"sqlite:///{root / 'mlflow.db'}"
+    return [
+        program, "server", "--backend-store-uri", store, "--host", LOOPBACK,
+        "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+
+
+def _say_where_to_look(root: Path, mlflow_port: int, times: dict[str, float]) -> None:
+    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items())
+    print(f"\ndemo: finished ({spent}; {sum(times.values()):.0f} s in all)")
+    print(f"report:  {root / 'evaluate' / 'report.html'}")
+    print(f"MLflow:  http://{LOOPBACK}:{mlflow_port}  (running; `make clean` stops it)")
+    print(f"         start it again: {' '.join(_mlflow_command(mlflow_port, root))}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.demo", description=__doc__)
+    parser.add_argument("command", choices=["up", "clean"])
+    parser.add_argument("--root", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--scenes", type=int, default=6000, help="training scenes")
+    parser.add_argument("--test-scenes", type=int, default=500)
+    parser.add_argument("--sample-port", type=int, default=18931)
+    parser.add_argument("--ray-port", type=int, default=Ports.gcs)
+    parser.add_argument("--dashboard-port", type=int, default=Ports.dashboard)
+    parser.add_argument("--client-port", type=int, default=Ports.client)
+    parser.add_argument("--mlflow-port", type=int, default=15000)
+    parser.add_argument("--train", nargs="*", default=[], metavar="key=value", help="for the train stage")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Command line of the evaluate stage.
+Run as `python -m pipelines.evaluate CONFIG [key=value ...]`, most often as a Ray job."""
+
+import sys
+
+from pipelines.config import stage_main
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.stage import run
+
+if __name__ == "__main__":
+    sys.exit(stage_main(EvaluateConfig, run))
