@@ -13,18 +13,130 @@ MAX_CHUNK_SENTENCES = 3
 
 # Never the end of a sentence, whatever follows.
 _TITLES = frozenset(
-    "mr mrs ms dr prof st mt sr jr gen col capt lt sgt rev hon messrs mme mlle hr fr sra dra "
-    "ave blvd rd no nos nr vol fig figs pp ed eds ca approx vs cf e.g i.e z.b d.h u.a bzw p.ej "
-    "inc ltd co corp dept est".split()
+    [
+        "mr",
+        "mrs",
+        "ms",
+        "dr",
+        "prof",
+        "st",
+        "mt",
+        "sr",
+        "jr",
+        "gen",
+        "col",
+        "capt",
+        "lt",
+        "sgt",
+        "rev",
+        "hon",
+        "messrs",
+        "mme",
+        "mlle",
+        "hr",
+        "fr",
+        "sra",
+        "dra",
+        "ave",
+        "blvd",
+        "rd",
+        "no",
+        "nos",
+        "nr",
+        "vol",
+        "fig",
+        "figs",
+        "pp",
+        "ed",
+        "eds",
+        "ca",
+        "approx",
+        "vs",
+        "cf",
+        "e.g",
+        "i.e",
+        "z.b",
+        "d.h",
+        "u.a",
+        "bzw",
+        "p.ej",
+        "inc",
+        "ltd",
+        "co",
+        "corp",
+        "dept",
+        "est",
+    ]
 )
 # The end of a sentence only where a usual beginning follows.
-_UNITS = frozenset("etc al a.m p.m in ft oz lb lbs hr hrs min sec cm mm km kg u.s u.k".split())
+_UNITS = frozenset(
+    [
+        "etc",
+        "al",
+        "a.m",
+        "p.m",
+        "in",
+        "ft",
+        "oz",
+        "lb",
+        "lbs",
+        "hr",
+        "hrs",
+        "min",
+        "sec",
+        "cm",
+        "mm",
+        "km",
+        "kg",
+        "u.s",
+        "u.k",
+    ]
+)
 _BEGINNINGS = frozenset(
-    "the a an it its in on at there this that these those he she they we i his her their some "
-    "one two several many most both behind beside above below to from with under over".split()
+    [
+        "the",
+        "a",
+        "an",
+        "it",
+        "its",
+        "in",
+        "on",
+        "at",
+        "there",
+        "this",
+        "that",
+        "these",
+        "those",
+        "he",
+        "she",
+        "they",
+        "we",
+        "i",
+        "his",
+        "her",
+        "their",
+        "some",
+        "one",
+        "two",
+        "several",
+        "many",
+        "most",
+        "both",
+        "behind",
+        "beside",
+        "above",
+        "below",
+        "to",
+        "from",
+        "with",
+        "under",
+        "over",
+    ]
 )
 
-_BULLET = re.compile(r"^\s*(?:[-*\u2022\u2023\u25aa\u25cf\u2013\u2014]+|\(?\d{1,2}[.)]|\(?[a-zA-Z][)])\s+")
+_BULLET = re.compile(
+    r"^\s*(?:[-*\u2022\u2023\u25aa\u25cf\u2013\u2014]+|\(?\d{1,2}[.)]|\(?[a-zA-Z][)])\s+"
+)
 _WIDE_END = re.compile("(?<=[\u3002\uff01\uff1f\u0964\u061f])")  # CJK, Devanagari, Arabic: no space
 _END = re.compile(
     r"(?P<mark>[.!?\u2026]+)(?P<close>[\"'\u201d\u2019\u00bb)\]]*)"

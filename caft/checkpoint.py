@@ -51,7 +51,9 @@ def load_model(path: str | Path) -> CAFT:
 def save_weights(model: CAFT, folder: Path) -> None:
     """Write weights and configuration into `folder`; `write_manifest` completes the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     config = to_yaml(model.config)
     save_file(weights, folder / WEIGHTS, metadata={CONFIG_METADATA_KEY: config})
     (folder / CONFIG).write_text(config, encoding="utf-8")
@@ -91,9 +93,7 @@ def read_manifest(folder: str | Path, verify: bool = False) -> dict[str, Any]:
         file = folder / name
         if not file.exists():
             raise CheckpointError(f"{file}: missing, but the manifest lists it")
-        if file.stat().st_size != entry["bytes"] or (
-            verify and sha256_of(file) != entry["sha256"]
-        ):
+        if file.stat().st_size != entry["bytes"] or (verify and sha256_of(file) != entry["sha256"]):
             raise CheckpointError(f"{file}: damaged, its size or digest is not the manifest's")
     return manifest
 
@@ -112,7 +112,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     problems = [f"missing '{name}'" for name in ours.keys() - weights.keys()]
     problems += [f"surplus '{name}'" for name in weights.keys() - ours.keys()]
     problems += [
-        f"'{name}' is {tuple(weights[name].shape)} in the file, {tuple(ours[name].shape)} in the model"
+        f"'{name}' is {tuple(weights[name].shape)} there, {tuple(ours[name].shape)} in the model"
         for name in ours.keys() & weights.keys()
         if ours[name].shape != weights[name].shape
     ]

@@ -3,6 +3,7 @@ First step of every run: nothing expensive starts before a file has passed throu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -68,7 +69,7 @@ class ImageConfig(Config):
                 f"{self.superpixels.cell_px} and of the stem's stride {self.stem_stride}"
             )
         counts = (self.superpixel_count, *self.segments)
-        if any(later >= earlier for earlier, later in zip(counts, counts[1:], strict=False)):
+        if any(later >= earlier for earlier, later in itertools.pairwise(counts)):
             raise ValueError(f"token counts must fall at every pool, got {counts}")
         return self
 
@@ -187,7 +188,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     *parents, leaf = key.split(".")
     for parent in parents:
-        node = node.setdefault(parent, {}) if isinstance(node, dict) else _item(node, parent, override)
+        node = (
+            node.setdefault(parent, {}) if isinstance(node, dict) else _item(node, parent, override)
+        )
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:

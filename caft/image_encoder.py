@@ -27,8 +27,19 @@ class ImageTokens:
     assignments: list[Tensor]  # (B, S, M1), (B, M1, M2), (B, M2, M3); rows sum to 1
 
 
+class Group(nn.ModuleList):
+    """Blocks that share their tokens: those between two pools."""
+
+    def forward(self, tokens: Tensor, key_mask: Tensor | None) -> Tensor:
+        for block in self:
+            tokens = block(tokens, key_mask)
+        return tokens
+
+
 class ImageEncoder(nn.Module):
     """Superpixels -> M1 -> M2 -> M3 segments, with one cls token throughout."""
+
+    positions: Tensor
 
     def __init__(self, config: ImageConfig, mask_dead: bool) -> None:
         super().__init__()
@@ -39,7 +50,7 @@ class ImageEncoder(nn.Module):
         self.register_buffer("positions", sincos_positions(grid, grid, config.width))
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.groups = nn.ModuleList(
-            nn.ModuleList(
+            Group(
                 Block(config.width, config.heads, config.mlp_ratio, NORM_EPS) for _ in range(depth)
             )
             for depth in config.group_depths
@@ -66,10 +77,10 @@ class ImageEncoder(nn.Module):
         fine = None
         for level, group in enumerate(self.groups):
             joined = torch.cat([cls, tokens], dim=1)
-            masked = self.mask_dead and live_now is not None
-            key_mask = F.pad(live_now, (1, 0), value=True) if masked else None
-            for block in group:
-                joined = block(joined, key_mask)
+            key_mask = None
+            if self.mask_dead and live_now is not None:
+                key_mask = F.pad(live_now, (1, 0), value=True)  # cls is always there
+            joined = group(joined, key_mask)
             cls, tokens = joined[:, :1], joined[:, 1:]
             if level == 1:
                 fine = self.norm_fine(joined)
@@ -84,7 +95,7 @@ class ImageEncoder(nn.Module):
 
     def _positions_for(self, height: int, width: int) -> Tensor:
         """The (h, w, W) position grid, resized bicubically for another image size."""
-        positions: Tensor = self.positions
+        positions = self.positions
         if positions.shape[:2] == (height, width):
             return positions
         resized = F.interpolate(
@@ -97,7 +108,9 @@ def sincos_positions(height: int, width: int, dim: int) -> Tensor:
     """Fixed 2-D sine-cosine positions (h, w, dim): first half from y, second half from x."""
     frequency = POSITION_BASE ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    parts = [wave(axis[..., None] * frequency) for axis in (y, x) for wave in (torch.sin, torch.cos)]
+    parts = [
+        wave(axis[..., None] * frequency) for axis in (y, x) for wave in (torch.sin, torch.cos)
+    ]
     return torch.cat(parts, dim=-1).float()
 
 

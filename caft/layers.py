@@ -38,13 +38,14 @@ class Block(nn.Module):
         self.attn = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
 
     def forward(
         self, tokens: Tensor, key_mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         tokens = tokens + self.attn(self.norm1(tokens), key_mask, causal)
-        return tokens + self.mlp(self.norm2(tokens))
+        return tokens + self.contract(F.gelu(self.expand(self.norm2(tokens))))
 
 
 def init_linear(module: nn.Module) -> None:

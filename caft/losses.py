@@ -90,7 +90,9 @@ def caft_loss(
         whole.append(_sigmoid_loss(whole_scale * cosine + model.whole_bias, own))
 
     blocks = count // block
-    return CAFTLoss(sum_of(conditioned) / blocks, sum_of(multi_positive) / blocks, sum_of(whole) / blocks)
+    return CAFTLoss(
+        sum_of(conditioned) / blocks, sum_of(multi_positive) / blocks, sum_of(whole) / blocks
+    )
 
 
 def draw_negatives(count: int, parts: int, seed: int) -> Tensor:

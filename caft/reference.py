@@ -26,10 +26,10 @@ _BLOCK = {
     "ln_2": "norm2",
     "norm1": "norm1",
     "norm2": "norm2",
-    "mlp.fc1": "mlp.0",
-    "mlp.fc2": "mlp.2",
-    "mlp.c_fc": "mlp.0",
-    "mlp.c_proj": "mlp.2",
+    "mlp.fc1": "expand",
+    "mlp.fc2": "contract",
+    "mlp.c_fc": "expand",
+    "mlp.c_proj": "contract",
 }
 _POOL = {
     "centroid_fc.bias": "group_bias",
@@ -177,5 +177,7 @@ def _split_packed(name: str, value: Tensor) -> dict[str, Tensor]:
     if match := re.match(r"visual_proj\.attn\.in_proj_(weight|bias)", name):
         q, k, v = value.chunk(3, dim=0)
         prefix = "attention_pool.to_"
-        return {f"{prefix}{letter}.{match[1]}": t for letter, t in zip("qkv", (q, k, v), strict=True)}
+        return {
+            f"{prefix}{letter}.{match[1]}": t for letter, t in zip("qkv", (q, k, v), strict=True)
+        }
     return {name: value}

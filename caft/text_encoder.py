@@ -79,13 +79,13 @@ class WholeTextEncoder(nn.Module):
 
 def _causal_blocks(width: int, heads: int, layers: int) -> nn.ModuleList:
     """Blocks with CLIP's initial scales, which shrink with depth."""
-    blocks = nn.ModuleList(Block(width, heads, MLP_RATIO, NORM_EPS) for _ in range(layers))
+    blocks = [Block(width, heads, MLP_RATIO, NORM_EPS) for _ in range(layers)]
     residual_std = width**-0.5 * (2 * layers) ** -0.5
     for block in blocks:
         nn.init.normal_(block.attn.qkv.weight, std=width**-0.5)
         nn.init.zeros_(block.attn.qkv.bias)
         nn.init.normal_(block.attn.proj.weight, std=residual_std)
         nn.init.zeros_(block.attn.proj.bias)
-        nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(block.mlp[2].weight, std=residual_std)
-    return blocks
+        nn.init.normal_(block.expand.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.contract.weight, std=residual_std)
+    return nn.ModuleList(blocks)

@@ -33,9 +33,7 @@ def eval_image(image: bytes | np.ndarray, size_px: int) -> Tensor:
     return _to_tensor(_resize(pixels, size_px))
 
 
-def train_image(
-    image: bytes, size_px: int, min_scale: float, rng: np.random.Generator
-) -> Tensor:
+def train_image(image: bytes, size_px: int, min_scale: float, rng: np.random.Generator) -> Tensor:
     """Random resized crop, uint8 (3, size, size): area uniform in [min_scale, 1] of the image,
     aspect ratio kept. No flip: captions speak of left and right."""
     pixels = decode_image(image)

@@ -10,9 +10,7 @@ import time
 class Progress:
     """Counts units of work and prints about it at most once per `every_s` seconds."""
 
-    def __init__(
-        self, label: str, total: int, unit: str, every_s: float, done: int = 0
-    ) -> None:
+    def __init__(self, label: str, total: int, unit: str, every_s: float, done: int = 0) -> None:
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._first, self._done = done, done
         self._started = self._printed = time.monotonic()

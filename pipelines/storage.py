@@ -115,7 +115,9 @@ def require_absolute(path: str, field: str) -> str:
     if path.startswith("s3://") or os.path.isabs(path):
         return path
     if os.environ.get("RAY_JOB_SUBMISSION_ID") or "runtime_resources" in os.getcwd():
-        raise ConfigError(f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path")
+        raise ConfigError(
+            f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path"
+        )
     return os.path.abspath(path)
 
 

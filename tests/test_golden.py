@@ -104,9 +104,7 @@ def test_scores_are_the_reference_s(case, features, options, name):
 def test_losses_and_gradients_are_the_reference_s(case):
     model, loaded = case
     inputs, outputs = loaded["inputs"], loaded["outputs"]
-    images, texts = model(
-        inputs["images_uint8"], inputs["tokens"].long(), inputs["superpixels"]
-    )
+    images, texts = model(inputs["images_uint8"], inputs["tokens"].long(), inputs["superpixels"])
     loss = caft_loss(images, texts, model, negatives=inputs["negatives"].long())
     assert_close(loss.part_text_conditioned, outputs["loss_part_text_conditioned"])
     assert_close(loss.part_multi_positive, outputs["loss_part_multi_positive"])
@@ -118,7 +116,9 @@ def test_losses_and_gradients_are_the_reference_s(case):
         loaded["weights"] | loaded["gradients"], json.loads(config_text()), True
     )
     expected = dict(reference.named_parameters())
-    weights = dict(caft.from_reference(loaded["weights"], json.loads(config_text())).named_parameters())
+    weights = dict(
+        caft.from_reference(loaded["weights"], json.loads(config_text())).named_parameters()
+    )
     compared = 0
     for name, parameter in model.named_parameters():
         if not torch.equal(expected[name], weights[name]):  # one of those with a gradient on file
@@ -137,7 +137,8 @@ def test_selected_sub_captions_are_the_reference_s(case):
 def test_every_key_of_a_released_caft_b_is_accounted_for():
     shapes = json.loads((GOLDEN / "state_dict_caft_b.json").read_text())
     released = {
-        key: torch.zeros(shape, dtype=getattr(torch, dtype)) for key, (shape, dtype) in shapes.items()
+        key: torch.zeros(shape, dtype=getattr(torch, dtype))
+        for key, (shape, dtype) in shapes.items()
     }
     model = caft.create_model("caft_b")
     assert sum(p.numel() for p in model.parameters()) == 169_219_513

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests_support import tiny_config
 
 import caft
 from caft.losses import caft_loss, draw_negatives, select_sub_captions
 from caft.model import ImageFeatures, TextFeatures
-from tests_support import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,11 @@ def random_features(model, count, parts, seed=0):
 
 def rows_of(images, rows):
     return ImageFeatures(
-        images.whole[rows], images.fine[rows], images.fine_cls[rows], images.coarse[rows], [],
+        images.whole[rows],
+        images.fine[rows],
+        images.fine_cls[rows],
+        images.coarse[rows],
+        [],
         images.superpixels[rows],
     )
 
@@ -90,8 +94,12 @@ def test_shares_of_workers_add_up_to_the_whole_batch(model, workers):
     share = 8 // workers
     shares = [
         caft_loss(
-            rows_of(images, slice(r * share, (r + 1) * share)), texts, model,
-            block_size=4, first_image=r * share, seed=5,
+            rows_of(images, slice(r * share, (r + 1) * share)),
+            texts,
+            model,
+            block_size=4,
+            first_image=r * share,
+            seed=5,
         ).total
         for r in range(workers)
     ]
@@ -110,13 +118,18 @@ def test_a_batch_that_is_no_multiple_of_the_block_is_refused(model):
 
 
 def test_matched_pairs_have_a_lower_loss_than_mismatched_ones(model):
-    images, texts = random_features(model, 6, parts=2)
+    images, _texts = random_features(model, 6, parts=2)
     matched = TextFeatures(images.fine_cls[:, None].expand(-1, 2, -1), images.whole)
     shifted = TextFeatures(matched.parts.roll(1, 0), matched.whole.roll(1, 0))
     assert caft_loss(images, matched, model).whole < caft_loss(images, shifted, model).whole
 
 
-@given(blocks=st.integers(1, 3), block=st.integers(2, 6), parts=st.integers(1, 5), seed=st.integers(0, 99))
+@given(
+    blocks=st.integers(1, 3),
+    block=st.integers(2, 6),
+    parts=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
 def test_every_selection_has_all_own_and_one_of_each_other(blocks, block, parts, seed):
     count = blocks * block
     negatives = draw_negatives(count, parts, seed)

@@ -1,14 +1,16 @@
 """The model as users call it: shapes, masks, segments, heat maps."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from tests_support import random_images, tiny_config
 
 import caft
 from caft.localize import segment_hierarchy
 from caft.model import MAX_PART_LOG_SCALE, MAX_WHOLE_LOG_SCALE
 from caft.transforms import denormalise, normalise
-from tests_support import random_images, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_a_dead_superpixel_changes_nothing_when_masked(model):
 
 def test_segments_are_nested(model):
     levels = segment_hierarchy(model.encode_image(random_images(2)))
-    for finer, coarser in zip(levels, levels[1:], strict=False):
+    for finer, coarser in itertools.pairwise(levels):
         for image in range(2):
             for segment in finer[image].unique():
                 assert len(coarser[image][finer[image] == segment].unique()) == 1

@@ -20,8 +20,14 @@ def tiny_config(**changes) -> ModelConfig:
         superpixels=SuperpixelConfig(method="grid", cell_px=8),
     )
     text = TextConfig(
-        tokenizer="clip", context_length=16, width=32, heads=4, layers=1, whole_layers=1,
-        whole_heads=4, vocab_size=49408,
+        tokenizer="clip",
+        context_length=16,
+        width=32,
+        heads=4,
+        layers=1,
+        whole_layers=1,
+        whole_heads=4,
+        vocab_size=49408,
     )
     fields = {"name": "tiny", "embed_dim": 16, "pool_heads": 4, "image": image, "text": text}
     return ModelConfig(**(fields | changes))

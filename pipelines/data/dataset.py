@@ -107,7 +107,9 @@ def open_dataset(path: str) -> Dataset:
         manifest = storage.read_json(storage.join(path, MANIFEST))
         files = tuple(FileEntry(**entry) for entry in manifest["files"])
     except (StorageError, KeyError, TypeError) as error:
-        raise DataError(f"{storage.join(path, MANIFEST)}: not a dataset manifest: {error}") from None
+        raise DataError(
+            f"{storage.join(path, MANIFEST)}: not a dataset manifest: {error}"
+        ) from None
     for entry in files:
         _check_part(storage.join(path, entry.name), entry)
     return Dataset(path, manifest, files)
@@ -121,7 +123,9 @@ def _check_part(path: str, entry: FileEntry) -> None:
     try:
         rows = pq.read_metadata(inner, filesystem=fs).num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: corrupt Parquet ({error}); delete it and run the data stage again") from None
+        raise DataError(
+            f"{path}: corrupt Parquet ({error}); delete it and run the data stage again"
+        ) from None
     if info.size != entry.bytes or rows != entry.rows:
         raise DataError(
             f"{path}: {rows} rows in {info.size} bytes, {MANIFEST} says {entry.rows} in "

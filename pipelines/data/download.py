@@ -57,7 +57,9 @@ def _fetch(row: dict[str, Any], config: DownloadConfig) -> dict[str, Any]:
 
 def reason_of(error: str) -> str:
     """The reject reason for the text of an error that img2dataset hands back."""
-    if match := re.match(r"(private_address|too_large|timeout): ", error.split("urlopen error ")[-1]):
+    if match := re.match(
+        r"(private_address|too_large|timeout): ", error.split("urlopen error ")[-1]
+    ):
         return match[1]
     if match := re.match(r"HTTP Error (\d)", error):
         return {"4": "http_4xx", "5": "http_5xx"}.get(match[1], "http_other")
@@ -66,7 +68,11 @@ def reason_of(error: str) -> str:
         return "noai"
     if "timed out" in lowered:
         return "timeout"
-    if "name or service not known" in lowered or "name resolution" in lowered or "no address" in lowered:
+    if (
+        "name or service not known" in lowered
+        or "name resolution" in lowered
+        or "no address" in lowered
+    ):
         return "dns"
     if "unknown url type" in lowered or "no host given" in lowered or "nonnumeric port" in lowered:
         return "bad_url"

@@ -9,7 +9,9 @@ import os
 import warnings
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's resizer would ask the network
+os.environ.setdefault(
+    "NO_ALBUMENTATIONS_UPDATE", "1"
+)  # img2dataset's resizer would ask the network
 
 import cv2
 import numpy as np

@@ -26,7 +26,11 @@ PLAN_SCHEMA = pa.schema(
             "texts",
             pa.list_(
                 pa.struct(
-                    [("source", pa.string()), ("kind", pa.string()), ("texts", pa.list_(pa.string()))]
+                    [
+                        ("source", pa.string()),
+                        ("kind", pa.string()),
+                        ("texts", pa.list_(pa.string())),
+                    ]
                 )
             ),
         ),

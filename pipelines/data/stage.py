@@ -13,7 +13,7 @@ import ray
 from caft import __version__
 from caft.captions import split_sentences
 from caft.config import to_yaml
-from caft.errors import ConfigError
+from caft.errors import ConfigError, DataError
 from pipelines import storage
 from pipelines.data.config import CaptionConfig, DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, MANIFEST, REJECT_SCHEMA, SCHEMA_VERSION
@@ -34,7 +34,7 @@ def run(config: DataConfig) -> None:
     """Build the dataset, or finish one that was begun with the same configuration.
 
     Raises:
-        DataError: a source that cannot be used.
+        DataError: a source that cannot be used, or not one row that could be kept.
         ConfigError: the output holds a dataset of another configuration.
         StorageError: the output cannot be written, or the disk is too small.
     """
@@ -52,6 +52,11 @@ def run(config: DataConfig) -> None:
     with Tracker.start(config.tracking, "data", name, config) as tracker:
         receipts = _process_chunks(config, plan)
         manifest = build_manifest(config, plan, receipts, tracker.run_id)
+        if manifest["counts"]["kept"] == 0:
+            raise DataError(
+                f"{config.output}: {summary(manifest['counts'])}; mend the cause, then delete the "
+                "folder and run again"
+            )
         storage.write_json(storage.join(config.output, MANIFEST), manifest)
         counts = manifest["counts"]
         tracker.log_metrics(

@@ -11,7 +11,14 @@ import time
 from pathlib import Path
 
 from caft.errors import CAFTError, ClusterError
-from pipelines.demo.cluster import LOOPBACK, REPOSITORY, LocalCluster, Ports, Processes, require_free
+from pipelines.demo.cluster import (
+    LOOPBACK,
+    REPOSITORY,
+    LocalCluster,
+    Ports,
+    Processes,
+    require_free,
+)
 from pipelines.demo.sample import REGIONS, write_sample
 
 CONFIGS = REPOSITORY / "configs"
@@ -40,7 +47,7 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
     Raises:
         ClusterError: a port is in use, or a stage failed.
     """
-    ports = Ports(args.ray_port, args.dashboard_port, args.client_port)
+    ports = Ports(*args.ray_ports)
     cluster = LocalCluster(root, processes, ports, LOGICAL_CPUS)
     base_url = f"http://{LOOPBACK}:{args.sample_port}"
     if not processes.alive("sample"):
@@ -49,15 +56,19 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
         require_free(args.mlflow_port, "the MLflow page", "--mlflow-port")
     sample = root / "sample"
     started = time.monotonic()
-    if not (sample / "done.json").exists():
+    made_of = {"base_url": base_url, "scenes": args.scenes, "test_scenes": args.test_scenes}
+    done = sample / "done.json"
+    if not done.exists() or json.loads(done.read_text()) != made_of:
         print(f"demo: writing {args.scenes:,} scenes and the photographs to {sample}", flush=True)
         write_sample(sample, base_url, args.scenes, args.test_scenes)
-        (sample / "done.json").write_text(json.dumps({"base_url": base_url}))
+        done.write_text(json.dumps(made_of))
     times = {"sample": time.monotonic() - started}
     try:
         if not processes.alive("sample"):
             server = ["-m", "pipelines.demo.server", str(sample), "--port", str(args.sample_port)]
-            processes.start("sample", [sys.executable, *server], root / "sample.log", cluster.environment)
+            processes.start(
+                "sample", [sys.executable, *server], root / "sample.log", cluster.environment
+            )
         started = time.monotonic()
         cluster.start()
         times["cluster"] = time.monotonic() - started
@@ -143,12 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, default=Path("runs/demo"))
     parser.add_argument("--scenes", type=int, default=6000, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=500)
-    parser.add_argument("--sample-port", type=int, default=18931)
-    parser.add_argument("--ray-port", type=int, default=Ports.gcs)
-    parser.add_argument("--dashboard-port", type=int, default=Ports.dashboard)
-    parser.add_argument("--client-port", type=int, default=Ports.client)
-    parser.add_argument("--mlflow-port", type=int, default=15000)
-    parser.add_argument("--train", nargs="*", default=[], metavar="key=value", help="for the train stage")
+    parser.add_argument("--sample-port", type=int, default=8931)
+    parser.add_argument(
+        "--ray-ports", type=int, nargs=4, default=[6385, 8275, 52375, 10001],
+        metavar=("GCS", "DASHBOARD", "AGENT", "CLIENT"),
+    )  # fmt: skip
+    parser.add_argument("--mlflow-port", type=int, default=5050)
+    parser.add_argument(
+        "--train", nargs="*", default=[], metavar="key=value", help="for the train stage"
+    )
     return parser
 
 

@@ -26,15 +26,22 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Ports:
-    """Every fixed port of the local cluster; Ray picks free ones for the rest."""
+    """Every fixed port of the local cluster, outside the range 10002 to 19999 that Ray deals to
+    its workers; it picks free ones for the rest."""
 
-    gcs: int = 16379
-    dashboard: int = 18265
-    client: int = 20001
+    gcs: int = 6385
+    dashboard: int = 8275
+    agent: int = 52375
+    client: int = 10001
 
     @property
     def all(self) -> dict[str, int]:
-        return {"Ray": self.gcs, "Ray's dashboard": self.dashboard, "Ray's client": self.client}
+        return {
+            "Ray": self.gcs,
+            "Ray's dashboard": self.dashboard,
+            "Ray's dashboard agent": self.agent,
+            "Ray's client": self.client,
+        }
 
 
 def require_free(port: int, what: str, option: str) -> None:
@@ -140,7 +147,7 @@ class LocalCluster:
         if self._processes.alive("ray"):
             return
         for what, port in self._ports.all.items():
-            require_free(port, what, "--ray-port / --dashboard-port")
+            require_free(port, what, "--ray-ports")
         self._root.mkdir(parents=True, exist_ok=True)
         self._write_token()
         # Ray puts sockets below this folder, and a socket's path has at most 107 characters.
@@ -152,6 +159,7 @@ class LocalCluster:
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
             f"--node-ip-address={LOOPBACK}", f"--port={self._ports.gcs}",
             f"--dashboard-host={LOOPBACK}", f"--dashboard-port={self._ports.dashboard}",
+            f"--dashboard-agent-listen-port={self._ports.agent}",
             f"--ray-client-server-port={self._ports.client}", f"--num-cpus={self._cpus}",
             f"--temp-dir={temporary}", "--disable-usage-stats",
         ]  # fmt: skip
@@ -179,13 +187,15 @@ class LocalCluster:
 
     def _answers(self) -> bool:
         """Whether the job server takes requests."""
-        command = [str(Path(sys.executable).parent / "ray"), "job", "list", f"--address={self.address}"]
         try:
             with socket.create_connection((LOOPBACK, self._ports.dashboard), timeout=1):
                 pass
         except OSError:
             return False
-        return subprocess.run(command, env=self.environment, capture_output=True, check=False).returncode == 0
+        ray = str(Path(sys.executable).parent / "ray")
+        listing = [ray, "job", "list", f"--address={self.address}"]
+        result = subprocess.run(listing, env=self.environment, capture_output=True, check=False)
+        return result.returncode == 0
 
     def _write_token(self) -> None:
         if not self._token.exists():

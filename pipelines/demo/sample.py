@@ -99,7 +99,9 @@ def _write_photographs(folder: Path, base_url: str) -> list[dict[str, Any]]:
             )
         )
         if split == "test" and entry["masks"]:
-            named = [{"text": f"a photo of a {name}", **rle} for name, rle in entry["masks"].items()]
+            named = [
+                {"text": f"a photo of a {name}", **rle} for name, rle in entry["masks"].items()
+            ]
             regions.append({"url": url, "regions": named})
     for split, listed in rows.items():
         _write_csv(folder / f"photographs_{split}.csv", listed)

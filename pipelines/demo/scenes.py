@@ -153,7 +153,7 @@ def _variants(
         if attribute == "texture":
             taken_values = {target.texture}
         values = rng.permutation([value for value in known if value not in taken_values])
-        changes = [replace(target, **{attribute: str(value)}) for value in values]
+        changes = [SceneObject(**{**vars(target), attribute: str(value)}) for value in values]
     for change in changes:
         yield (*objects[:which], change, *objects[which + 1 :])
 

@@ -38,6 +38,11 @@ class SampleHandler(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    @property
+    def port(self) -> int:
+        assert isinstance(self.server, ThreadingHTTPServer)
+        return self.server.server_port
+
     def some_photograph(self) -> bytes:
         return next(Path(self.directory, "photographs").glob("*.jpg")).read_bytes()
 
@@ -64,7 +69,7 @@ FAULT_ANSWERS: dict[str, Callable[[SampleHandler], None]] = {
         200, r.some_photograph(), X_Robots_Tag="noai", Content_Type="image/jpeg"
     ),
     "/faults/inside.jpg": lambda r: r.answer(
-        302, b"", Location=f"http://localhost:{r.server.server_address[1]}/scenes_train.csv"
+        302, b"", Location=f"http://localhost:{r.port}/scenes_train.csv"
     ),
 }
 
@@ -80,7 +85,8 @@ def make_server(folder: Path, port: int) -> ThreadingHTTPServer:
         return ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
         raise ClusterError(
-            f"port {port} for the sample server: {error.strerror}; choose another with --sample-port"
+            f"port {port} for the sample server: {error.strerror}; choose another with "
+            "--sample-port"
         ) from None
 
 

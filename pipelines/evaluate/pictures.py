@@ -17,7 +17,9 @@ GOLDEN_RATIO = 0.618033988749895
 
 def data_url(image: np.ndarray) -> str:
     """uint8 RGB (H, W, 3) as an inline WebP image."""
-    encoded = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 88])[1]
+    encoded = cv2.imencode(
+        ".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 88]
+    )[1]
     return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 

@@ -57,7 +57,8 @@ def write_report(
         images = read_images(result.dataset, result.split, wanted)
         for case in retrievals:
             case["images"] = [
-                {**entry, "src": data_url(enlarge(images[entry["url"]]))} for entry in case["ranked"]
+                {**entry, "src": data_url(enlarge(images[entry["url"]]))}
+                for entry in case["ranked"]
             ]
             case["true"] = data_url(enlarge(images[case["url"]]))
         benchmarks.append(
@@ -83,7 +84,7 @@ def write_report(
 
 def read_images(dataset: Dataset, split: str, urls: set[str]) -> dict[str, np.ndarray]:
     """Decode the stored images of some URLs."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for entry in dataset.files:
         fs, path = storage.filesystem(storage.join(dataset.path, entry.name))
         table = pq.read_table(
@@ -143,7 +144,9 @@ def _retrievals(result: Scored, count: int) -> list[dict[str, Any]]:
     order = torch.arange(result.scores.shape[1])
     rank, _ = ranks(result.scores, order)
     own = result.scores.diagonal()
-    margin = own - result.scores.masked_fill(torch.eye(len(order), dtype=torch.bool), -torch.inf).amax(0)
+    margin = own - result.scores.masked_fill(
+        torch.eye(len(order), dtype=torch.bool), -torch.inf
+    ).amax(0)
     best = margin.argsort(descending=True)[:count]
     worst = rank.argsort(descending=True, stable=True)[:count]
     cases = []

@@ -109,7 +109,8 @@ def table(benchmarks: dict[str, dict[str, float]]) -> str:
             t2i = [100 * metrics[f"{kind}_t2i_r{k}"] for k in (1, 5, 10)]
             i2t = [100 * metrics[f"{kind}_i2t_r{k}"] for k in (1, 5, 10)]
             line = f"{name if kind == 'whole' else '':<14}{kind:<9}"
-            line += f"{t2i[0]:>9.1f}{t2i[1]:>7.1f}{t2i[2]:>7.1f}{i2t[0]:>10.1f}{i2t[1]:>7.1f}{i2t[2]:>7.1f}"
+            line += f"{t2i[0]:>9.1f}{t2i[1]:>7.1f}{t2i[2]:>7.1f}"
+            line += f"{i2t[0]:>10.1f}{i2t[1]:>7.1f}{i2t[2]:>7.1f}"
             if kind == "whole" and "miou" in metrics:
                 line += f"{100 * metrics['miou']:>7.1f}{100 * metrics['centre_box_miou']:>12.1f}"
             lines.append(line)

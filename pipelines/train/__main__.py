@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import ray
-from ray.train import FailureConfig, RunConfig
+from ray.train import FailureConfig, RunConfig, WorkerGroupError
 from ray.train import ScalingConfig as RayScalingConfig
-from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from caft.config import load_model_config, to_yaml
@@ -25,6 +24,8 @@ from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import CHECKPOINTS, FINAL, TrainJob, train_worker
 from pipelines.train.plan import EpochPlan
 
+# Ray Train would print what workers print a second time.
+WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 RESULT, CONFIG_COPY = "train.json", "train.yaml"
 # What may differ when a run is taken up again: it changes the speed, not the result.
 FREE_FIELDS = {"tracking", "progress_every_s", "scaling", "checkpoint", "log_every_steps"}
@@ -114,7 +115,7 @@ def _require_resources(config: TrainConfig) -> None:
         ClusterError: the cluster is too small, and the run would wait for ever.
     """
     if not ray.is_initialized():
-        ray.init(log_to_driver=True)
+        ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
     scaling = config.scaling
     needed = scaling.num_workers * scaling.cpus_per_worker + 1
     have = ray.cluster_resources().get("CPU", 0)

@@ -65,7 +65,7 @@ def restore_moments(folder: Path, engine: Any, model: CAFT) -> int:
                 "step": torch.tensor(float(step)),
                 **{moment: torch.zeros_like(partition) for moment in MOMENTS},
             }
-    engine.optimizer._lazy_init_hp_params_optimizer_state()
+    _link_moments(engine)
     moments = load_file(state / OPTIMIZER)
     for name, parameter in model.named_parameters():
         for moment in MOMENTS:
@@ -119,9 +119,17 @@ def _steps(folder: Path) -> list[Path]:
 
 def _gather_moments(engine: Any, model: CAFT) -> dict[str, torch.Tensor]:
     """Every parameter's Adam moments at full shape; all workers take part in the gathering."""
+    _link_moments(engine)
     moments = {}
     for name, parameter in model.named_parameters():
         for moment in MOMENTS:
             full = safe_get_full_optimizer_state(parameter, moment)
             moments[f"{name}.{moment}"] = full.reshape(parameter.shape).cpu().contiguous()
     return moments
+
+
+def _link_moments(engine: Any) -> None:
+    """Let DeepSpeed find every parameter's moments. It links them once, after the step of the
+    first parameter group, when the moments of the later groups do not exist yet."""
+    engine.optimizer._hp_optimizer_states_linked = False
+    engine.optimizer._lazy_init_hp_params_optimizer_state()

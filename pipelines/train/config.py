@@ -81,6 +81,7 @@ class TrainConfig(StageConfig):
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of lanes {lanes}")
         if self.global_batch % min(self.block_size, self.global_batch):
             raise ValueError(
-                f"global_batch {self.global_batch} is not a multiple of block_size {self.block_size}"
+                f"global_batch {self.global_batch} is not a multiple of block_size "
+                f"{self.block_size}"
             )
         return self

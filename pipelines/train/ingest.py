@@ -79,9 +79,7 @@ class Loader:
         image = train_image(
             row["image"], self.model.image.image_size_px, self.ingest.crop_min_scale, rng
         )
-        parts = sample_parts(
-            row["captions"], rng, self.model.text.chunks, self.ingest.extra_parts
-        )
+        parts = sample_parts(row["captions"], rng, self.model.text.chunks, self.ingest.extra_parts)
         return image, parts
 
 

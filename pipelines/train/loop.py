@@ -1,5 +1,5 @@
 """What each Ray Train worker runs: batches in, DeepSpeed steps, metrics and checkpoints out.
-Everything a step draws depends on seed and step, so a restarted worker goes on as if never ended."""
+What a step draws depends on seed and step alone: a restarted worker goes on as before."""
 
 from __future__ import annotations
 
@@ -110,9 +110,7 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
         tracker.close()
 
 
-def _train_step(
-    engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob, rank: int
-) -> Any:
+def _train_step(engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob, rank: int) -> Any:
     config, device = job.config, engine.device
     lr = learning_rate(step, job.total_steps, config.optimizer)
     for group in engine.optimizer.param_groups:

@@ -80,13 +80,13 @@ class EpochPlan:
             begin = lane_start + first * self.rows_per_lane_step
             end = begin + steps * self.rows_per_lane_step
             pieces = _pieces(groups, starts, begin, end)
-            windows.append(Window(epoch, first, steps, lane, pieces, (self.seed, epoch, lane, first)))
+            windows.append(
+                Window(epoch, first, steps, lane, pieces, (self.seed, epoch, lane, first))
+            )
         return windows
 
 
-def _pieces(
-    groups: list[RowGroup], starts: np.ndarray, begin: int, end: int
-) -> tuple[Piece, ...]:
+def _pieces(groups: list[RowGroup], starts: np.ndarray, begin: int, end: int) -> tuple[Piece, ...]:
     """The parts of consecutive row groups that cover positions [begin, end)."""
     pieces = []
     place = int(np.searchsorted(starts, begin, side="right")) - 1

@@ -38,9 +38,7 @@ def test_windows_found_from_a_step_are_those_of_the_whole_epoch(plan, epoch, dat
     step = data.draw(st.integers(0, max(0, plan.steps_per_epoch - 1)))
     for lane in range(plan.lanes):
         later = plan.windows(epoch, lane, from_step=step)
-        assert later == [
-            w for w in plan.windows(epoch, lane) if w.first_step + w.steps > step
-        ]
+        assert later == [w for w in plan.windows(epoch, lane) if w.first_step + w.steps > step]
         assert not later or later[0].first_step <= step
 
 

@@ -1,11 +1,13 @@
 """Learning rate and parameter groups."""
 
+import itertools
+
 import pytest
+from tests_support import tiny_config
 
 import caft
 from pipelines.train.config import OptimizerConfig
 from pipelines.train.schedule import learning_rate, parameter_groups
-from tests_support import tiny_config
 
 
 def test_rate_warms_up_linearly_peaks_and_ends_at_zero():
@@ -15,7 +17,7 @@ def test_rate_warms_up_linearly_peaks_and_ends_at_zero():
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
 
 
 def test_only_matrices_are_decayed():

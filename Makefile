@@ -1,0 +1,41 @@
+# Two commands make everything: `make demo` and `make test`. Both make their environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/'
+
+demo: $(STAMP)  ## data -> train -> evaluate on a local Ray cluster, with a report
+	$(BIN)/python -m pipelines.demo up
+
+test: lint  ## linter, types and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## linter, formatter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite files as the formatter wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## stop what the demo started and remove what it wrote, the environment included
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipelines.demo clean; fi
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch first and alone, so that no other package's range picks another build of it. Last the
+# contrib build of OpenCV: img2dataset installs the plain one into the same folder.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e .[test]
+	$(PIP) install -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
+	touch $@
