@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from caft.config import Config
 from pipelines.config import StageConfig
@@ -11,7 +11,7 @@ from pipelines.config import StageConfig
 class BenchmarkConfig(Config):
     """A split of a dataset folder, scored on its own."""
 
-    name: str = Field(pattern=r"^[\w-]+$")
+    name: str = Field(pattern=r"^[\w-]+$", description="what metrics and report call it")
     dataset: str = Field(description="folder written by the data stage")
     split: str = "test"
     regions: str | None = Field(
@@ -20,18 +20,30 @@ class BenchmarkConfig(Config):
 
 
 class ReportConfig(Config):
-    images: int = Field(4, ge=0, description="images per benchmark shown with segments and heat")
-    retrievals: int = Field(3, ge=0, description="best and worst retrievals shown")
+    """How much each benchmark shows in the report; the numbers do not depend on it."""
+
+    images: int = Field(4, ge=0, description="images with their segments and heat maps")
+    sentences: int = Field(8, gt=0, description="most heat maps of one image")
+    retrievals: int = Field(3, ge=0, description="best and as many worst retrievals")
 
 
 class EvaluateConfig(StageConfig):
     """Score a checkpoint on retrieval and localisation, and write a report."""
 
-    checkpoint: str
+    checkpoint: str = Field(description="checkpoint folder, or a .safetensors file")
     output: str
     benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
     alpha: float = Field(0.3, ge=0, le=1, description="weight of the part score when blended")
-    batch_size: int = Field(64, gt=0)
-    concurrency: int = Field(1, gt=0, description="embedding actors")
+    batch_size: int = Field(64, gt=0, description="images encoded at a time")
+    concurrency: int = Field(1, gt=0, description="actors that hold the model")
     num_gpus_per_actor: float = Field(0.0, ge=0)
     report: ReportConfig = ReportConfig()
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _unique(cls, benchmarks: tuple[BenchmarkConfig, ...]) -> tuple[BenchmarkConfig, ...]:
+        names = [benchmark.name for benchmark in benchmarks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two benchmarks are called '{name}'; rename one")
+        return benchmarks

@@ -1,176 +1,183 @@
-"""Embeds a benchmark's images and captions with Ray Data actors, and localises its sentences.
-Dataset rows in; feature tensors and overlaps out, in the dataset's order."""
+"""Embeds a benchmark with Ray Data: tasks decode rows, actors that hold the model encode them.
+Pieces of a dataset in; feature tensors and overlaps out, in the benchmark's order."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
-import pyarrow.compute as pc
 import ray
 import torch
 from torch import Tensor
 
 import caft
 from caft.captions import even_chunks
-from caft.errors import DataError
-from caft.masks import decode_rle
-from caft.metrics import binarise, centre_box, mask_iou
+from caft.config import ModelConfig
+from caft.errors import CAFTError, CheckpointError, DataError
 from caft.model import ImageFeatures, TextFeatures
-from caft.transforms import decode_image, eval_image
+from caft.superpixels import superpixel_labels
+from caft.tokenizer import load_tokenizer
+from caft.transforms import eval_image
 from pipelines import storage
-from pipelines.data.dataset import Dataset
-from pipelines.evaluate.config import BenchmarkConfig, EvaluateConfig
-
-KINDS = ("long", "short", "raw")  # the first of these that a row has is its caption
+from pipelines.evaluate.benchmarks import (
+    Benchmark,
+    Piece,
+    Regions,
+    evaluation_caption,
+    read_piece,
+)
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.localisation import one_image, region_overlaps
+from pipelines.progress import Progress
 
 
 @dataclass
 class Embedded:
-    """A benchmark as the model sees it; rows are in the dataset's order."""
+    """A benchmark as the model sees it; text n belongs to image n."""
 
-    urls: list[str]
-    sentences: list[list[str]]
-    images: ImageFeatures
+    images: ImageFeatures  # what `score` reads: whole (N, D) and fine (N, M, D)
     texts: TextFeatures
-    iou: np.ndarray  # one per sentence with a mask
-    centre_iou: np.ndarray  # the same sentences, looking at the centre box
+    overlaps: np.ndarray  # (R, 4) as `region_overlaps` gives them, of all regions
 
 
-def read_regions(path: str) -> dict[str, list[dict[str, Any]]]:
-    """Masks per image: url -> [{text, size, counts}].
-
-    Raises:
-        DataError: the file is missing, or a line is not of that form.
-    """
-    if not storage.exists(path):
-        raise DataError(f"{path}: no such regions file; check benchmarks.regions")
-    regions = {}
-    for number, line in enumerate(storage.read_bytes(path).decode("utf-8").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            regions[entry["url"]] = entry["regions"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}: line {number} is no object with url and regions") from None
-    return regions
-
-
-def embed_benchmark(
-    config: EvaluateConfig,
-    benchmark: BenchmarkConfig,
-    dataset: Dataset,
-    regions: dict[str, list[dict[str, Any]]],
-) -> Embedded:
-    """Run the embedding actors over one benchmark.
+def embed_benchmark(config: EvaluateConfig, model: ModelConfig, benchmark: Benchmark) -> Embedded:
+    """Run one benchmark through the actors.
 
     Raises:
-        DataError: no row is in the benchmark's split.
+        CheckpointError: the model gives features that are not numbers.
+        DataError: an image that cannot be decoded.
     """
-    fs, _ = storage.filesystem(dataset.path)
-    paths = [storage.filesystem(storage.join(dataset.path, e.name))[1] for e in dataset.files]
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
+    context.execution_options.preserve_order = True  # so batches are the same in every run
     context.enable_progress_bars = False
-    rows = (
-        ray.data.read_parquet(paths, filesystem=fs, columns=["url", "image", "captions", "split"])
-        .filter(expr=pc.field("split") == benchmark.split)
+    context.raise_original_map_exception = True  # or a DataError ends as text in a traceback
+    pieces = [asdict(piece) for piece in benchmark.pieces]
+    embedded = (
+        ray.data.from_items(pieces, override_num_blocks=len(pieces))
+        .map_batches(Preparer(benchmark.dataset.path, benchmark.split, model), batch_size=1)
         .map_batches(
             Embedder,
-            fn_constructor_args=(config.checkpoint, ray.put(regions)),
+            fn_constructor_args=(config.checkpoint, benchmark.regions),
+            fn_constructor_kwargs={"use_gpu": config.num_gpus_per_actor > 0},
             batch_size=config.batch_size,
-            batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=config.concurrency),
             num_gpus=config.num_gpus_per_actor,
         )
-        .take_all()
     )
-    if not rows:
-        raise DataError(
-            f"{benchmark.dataset}: no row has split '{benchmark.split}' "
-            f"(benchmark '{benchmark.name}')"
-        )
+    progress = Progress(
+        f"evaluate {benchmark.name}", len(benchmark.urls), "images", config.progress_every_s
+    )
+    batches = []
+    try:
+        for batch in embedded.iter_batches(batch_size=None):
+            batches.append(batch)
+            progress.update(len(batch["position"]))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if not isinstance(cause, CAFTError):
+            raise
+        raise type(cause)(str(cause).splitlines()[0]) from None  # Ray adds lines of advice
+    return _gather(batches, config.checkpoint, benchmark)
 
-    def stacked(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([row[name] for row in rows]))
 
-    overlaps = [pair for row in rows for pair in json.loads(row["overlaps"])]
-    iou = np.asarray(overlaps, dtype=float).reshape(-1, 2)
-    images = ImageFeatures(
-        whole=stacked("image_whole"),
-        fine=stacked("fine"),
-        fine_cls=stacked("fine_cls"),
-        coarse=stacked("coarse"),
-        assignments=[],
-        superpixels=torch.empty(0),
-    )
-    return Embedded(
-        urls=[row["url"] for row in rows],
-        sentences=[json.loads(row["sentences"]) for row in rows],
-        images=images,
-        texts=TextFeatures(stacked("parts"), stacked("text_whole")),
-        iou=iou[:, 0],
-        centre_iou=iou[:, 1],
-    )
+@dataclass(frozen=True)
+class Preparer:
+    """Reads and decodes one piece: the part of the work that needs no model weights."""
+
+    dataset: str
+    split: str
+    model: ModelConfig
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Columns over the piece's n rows: position, url, image, superpixels and tokens."""
+        cv2.setNumThreads(1)  # one task is one core; Ray runs several
+        piece = Piece(**{name: values[0] for name, values in batch.items()})
+        rows = read_piece(self.dataset, self.split, piece)
+        size_px, text = self.model.image.image_size_px, self.model.text
+        images = torch.stack([_pixels(row, size_px) for row in rows])  # (n, 3, S, S)
+        superpixels = superpixel_labels(images, self.model.image.superpixels)
+        chunks = [
+            chunk
+            for row in rows
+            for chunk in even_chunks(evaluation_caption(row["captions"]), text.chunks)
+        ]
+        tokens = load_tokenizer(text.tokenizer)(chunks, text.context_length)
+        padded = torch.zeros(len(chunks), text.context_length, dtype=torch.int32)
+        padded[:, : tokens.shape[1]] = tokens
+        return {
+            "position": piece.first + np.arange(len(rows)),
+            "url": [row["url"] for row in rows],
+            "images": images.numpy(),
+            "superpixels": superpixels.to(torch.int16).numpy(),
+            "tokens": padded.view(len(rows), text.chunks, -1).numpy(),
+        }
 
 
 class Embedder:
     """Ray Data actor that holds the model."""
 
-    def __init__(self, checkpoint: str, regions: Any) -> None:
+    def __init__(self, checkpoint: str, regions: Regions, use_gpu: bool) -> None:
         self._model = caft.load_model(storage.local_copy(checkpoint))
-        if torch.cuda.is_available():
-            self._model.cuda()
-        self._regions = ray.get(regions)
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        self._model.to(self._device)
+        self._regions = regions
 
     @torch.inference_mode()
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        model, rows = self._model, batch.to_pylist()
-        device = model.fine_projection.device
-        size_px = model.config.image.image_size_px
-        pixels = torch.stack([eval_image(row["image"], size_px) for row in rows])
-        images = model.encode_image(pixels.to(device))
-        sentences = [caption_of(row["captions"]) for row in rows]
-        chunks = [c for s in sentences for c in even_chunks(s, model.config.text.chunks)]
-        tokens = model.tokenize(chunks).view(len(rows), model.config.text.chunks, -1)
-        texts = model.encode_text(tokens.to(device))
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Columns over the batch's rows: what `Embedded` is gathered from."""
+        images = self._model.encode_image(
+            torch.from_numpy(batch["images"]).to(self._device),
+            torch.from_numpy(batch["superpixels"]).to(self._device),
+        )
+        tokens = torch.from_numpy(batch["tokens"]).to(self._device).long()
+        texts = self._model.encode_text(tokens)
+        overlaps = [
+            region_overlaps(self._model, one_image(images, n), self._regions.get(url, ()))
+            for n, url in enumerate(batch["url"])
+        ]
         return {
-            "url": [row["url"] for row in rows],
-            "sentences": [json.dumps(s) for s in sentences],
-            "image_whole": _numpy(images.whole),
+            "position": batch["position"],
+            "whole": _numpy(images.whole),
             "fine": _numpy(images.fine),
-            "fine_cls": _numpy(images.fine_cls),
-            "coarse": _numpy(images.coarse),
             "parts": _numpy(texts.parts),
             "text_whole": _numpy(texts.whole),
-            "overlaps": [json.dumps(self._overlaps(row)) for row in rows],
+            "overlaps": [overlap.ravel().tolist() for overlap in overlaps],
         }
 
-    def _overlaps(self, row: dict[str, Any]) -> list[tuple[float, float]]:
-        """IoU of heat map and of centre box with the mask, per region of the image."""
-        regions = self._regions.get(row["url"], [])
-        if not regions:
-            return []
-        image = decode_image(row["image"])
-        masks = np.stack([decode_rle(region) for region in regions])
-        if masks.shape[1:] != image.shape[:2]:
-            raise DataError(
-                f"{row['url']}: masks are {masks.shape[1:]}, the stored image {image.shape[:2]}"
+
+def _gather(
+    batches: list[dict[str, np.ndarray]], checkpoint: str, benchmark: Benchmark
+) -> Embedded:
+    """Join batches in whatever order they came."""
+    position = np.concatenate([batch["position"] for batch in batches])
+    order = position.argsort()
+    assert np.array_equal(position[order], np.arange(len(benchmark.urls))), "rows lost or doubled"
+
+    def joined(name: str) -> Tensor:
+        tensor = torch.from_numpy(np.concatenate([batch[name] for batch in batches])[order])
+        bad = ~tensor.flatten(1).isfinite().all(dim=1)
+        if bad.any():
+            raise CheckpointError(
+                f"{checkpoint}: gives features that are not numbers, first for "
+                f"{benchmark.urls[int(bad.nonzero()[0])]}; training has diverged, use an earlier "
+                "checkpoint"
             )
-        heat = caft.localize(self._model, image, [region["text"] for region in regions])
-        model = mask_iou(binarise(heat), masks)
-        centre = mask_iou(centre_box(*image.shape[:2])[None], masks)
-        return list(zip(model.tolist(), centre.tolist(), strict=True))
+        return tensor
+
+    overlaps = [np.reshape(row, (-1, 4)) for batch in batches for row in batch["overlaps"]]
+    none = torch.empty(0)
+    images = ImageFeatures(joined("whole"), joined("fine"), none, none, [], none)
+    texts = TextFeatures(joined("parts"), joined("text_whole"))
+    return Embedded(images, texts, np.concatenate(overlaps).astype(np.int64))
 
 
-def caption_of(captions: list[dict[str, Any]]) -> list[str]:
-    """The sentences a row is evaluated with: its first long caption, else short, else raw."""
-    for kind in KINDS:
-        for caption in captions:
-            if caption["kind"] == kind:
-                return list(caption["sentences"])
-    raise DataError("a dataset row without a caption; the data stage rejects such rows")
+def _pixels(row: dict[str, Any], size_px: int) -> Tensor:
+    try:
+        return eval_image(row["image"], size_px)
+    except DataError as error:
+        raise DataError(f"{row['url']}: {error}") from None
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

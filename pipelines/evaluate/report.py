@@ -3,169 +3,193 @@ Last step of the evaluate stage; reads what was scored and draws a few images ag
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from caft.localize import encode_sentences, heat_maps, segment_hierarchy
-from caft.masks import decode_rle
-from caft.metrics import binarise, mask_iou
-from caft.metrics.retrieval import ranks
+from caft.metrics.retrieval import RECALL_AT, ranks
 from caft.model import CAFT
 from caft.transforms import decode_image, eval_image
-from pipelines import storage
-from pipelines.data.dataset import Dataset
-from pipelines.evaluate.config import ReportConfig
-from pipelines.evaluate.embed import Embedded
-from pipelines.evaluate.pictures import coloured, data_url, enlarge, heat_overlay, with_borders
+from pipelines.evaluate.benchmarks import Benchmark, Region, read_piece
+from pipelines.evaluate.config import EvaluateConfig, ReportConfig
+from pipelines.evaluate.localisation import heat_overlap
+from pipelines.evaluate.pictures import (
+    data_url,
+    draw_borders,
+    draw_heat,
+    draw_hierarchy,
+    heat_colours,
+    to_canvas,
+)
+from pipelines.evaluate.results import SCORES, WAYS
 
-TOP = 5
 TEMPLATE = Path(__file__).parent / "report.html.j2"
+TOP = 5  # retrieved images shown per caption
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scored:
     """One benchmark's results, ready to be shown."""
 
-    name: str
-    dataset: Dataset
-    split: str
-    embedded: Embedded
-    scores: Tensor  # blended, (N, N)
-    metrics: dict[str, float]
-    regions: dict[str, list[dict[str, Any]]]
+    benchmark: Benchmark
+    metrics: Mapping[str, float]
+    scores: Tensor  # blended, (N_images, N_texts); text n belongs to image n
 
 
-def write_report(
-    path: str, model: CAFT, scored: list[Scored], facts: dict[str, str], config: ReportConfig
-) -> None:
-    """Render the report to one self-contained HTML file."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    benchmarks = []
-    for result in scored:
-        shown = _shown_urls(result, config.images)
-        retrievals = _retrievals(result, config.retrievals)
-        wanted = set(shown) | {url for case in retrievals for url in case["urls"]}
-        images = read_images(result.dataset, result.split, wanted)
-        for case in retrievals:
-            case["images"] = [
-                {**entry, "src": data_url(enlarge(images[entry["url"]]))}
-                for entry in case["ranked"]
-            ]
-            case["true"] = data_url(enlarge(images[case["url"]]))
-        benchmarks.append(
-            {
-                "name": result.name,
-                "rows": len(result.embedded.urls),
-                "metrics": result.metrics,
-                "sentences_with_mask": len(result.embedded.iou),
-                "images": [_anatomy(model, images[url], url, result) for url in shown],
-                "retrievals": retrievals,
-            }
-        )
-    segments = model.config.image.segments
-    page = template.render(
-        model=model.config.name,
-        facts=facts,
-        benchmarks=benchmarks,
-        superpixels=model.config.image.superpixel_count,
-        segments=segments,
+def render_report(
+    model: CAFT,
+    step: int,
+    scored: list[Scored],
+    config: EvaluateConfig,
+    facts: Mapping[str, str],
+) -> str:
+    """The whole report as one HTML page that needs nothing beside it.
+
+    Args:
+        facts: what is said of where the numbers come from, label -> text.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    storage.write_bytes(path, page.encode("utf-8"))
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["signed"] = lambda value: f"{value:.2f}".replace("-", "\u2212")
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        model=model.config,
+        step=step,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        alpha=config.alpha,
+        facts=facts,
+        benchmarks=[_section(model, result, config.report) for result in scored],
+        recall_at=RECALL_AT,
+        ways=WAYS,
+        scores=SCORES,
+        ramp=data_url(heat_colours(np.tile(np.linspace(0, 1, 96), (8, 1)))),
+    )
 
 
-def read_images(dataset: Dataset, split: str, urls: set[str]) -> dict[str, np.ndarray]:
-    """Decode the stored images of some URLs."""
-    found: dict[str, np.ndarray] = {}
-    for entry in dataset.files:
-        fs, path = storage.filesystem(storage.join(dataset.path, entry.name))
-        table = pq.read_table(
-            path,
-            filesystem=fs,
-            columns=["url", "image"],
-            filters=pc.field("url").isin(list(urls)) & (pc.field("split") == split),
-        )
-        found |= {row["url"]: decode_image(row["image"]) for row in table.to_pylist()}
-    return found
-
-
-def _shown_urls(result: Scored, count: int) -> list[str]:
-    """Images spread evenly over the benchmark, those with masks first."""
-    with_masks = [url for url in result.embedded.urls if url in result.regions]
-    urls = with_masks or result.embedded.urls
-    step = max(1, len(urls) // max(1, count))
-    return urls[::step][:count]
-
-
-@torch.inference_mode()
-def _anatomy(model: CAFT, image: np.ndarray, url: str, result: Scored) -> dict[str, Any]:
-    """One image with its superpixels, its hierarchy and a heat map per sentence."""
-    size_px = model.config.image.image_size_px
-    pixels = eval_image(image, size_px)
-    square = pixels.permute(1, 2, 0).numpy()
-    features = model.encode_image(pixels[None].to(model.fine_projection.device))
-    levels = [labels[0].cpu().numpy() for labels in segment_hierarchy(features)]
-    regions = result.regions.get(url)
-    row = result.embedded.urls.index(url)
-    texts = [r["text"] for r in regions] if regions else result.embedded.sentences[row]
-    masks = [_square_mask(r, size_px) for r in regions] if regions else [None] * len(texts)
-    heats = heat_maps(model, features, encode_sentences(model, texts))
-    sentences = []
-    for text, heat, mask in zip(texts, heats, masks, strict=True):
-        overlap = None if mask is None else float(mask_iou(binarise(heat), mask))
-        picture = data_url(heat_overlay(square, heat, mask))
-        sentences.append({"text": text, "src": picture, "iou": overlap})
+def _section(model: CAFT, result: Scored, config: ReportConfig) -> dict[str, Any]:
+    """What the template shows of one benchmark."""
+    benchmark = result.benchmark
+    anatomies = _spread(benchmark, config.images)
+    cases = _retrievals(result.scores, config.retrievals)
+    wanted = {*anatomies, *(n for case in cases for n in (case["text"], *case["found"]))}
+    images = read_images(benchmark, wanted)
+    thumbnails = {n: data_url(to_canvas(image)) for n, image in images.items()}
     return {
-        "src": data_url(enlarge(square)),
-        "superpixels": data_url(with_borders(square, features.superpixels[0].cpu().numpy())),
-        "levels": [data_url(coloured(square, labels)) for labels in levels],
-        "sentences": sentences,
+        "name": benchmark.name,
+        "count": len(benchmark.urls),
+        "metrics": result.metrics,
+        "anatomies": [_anatomy(model, benchmark, n, images[n], config) for n in anatomies],
+        "cases": [
+            {
+                "good": case["good"],
+                "rank": case["rank"],
+                "own_score": case["own_score"],
+                "caption": ". ".join(benchmark.sentences[case["text"]]) + ".",
+                "own": thumbnails[case["text"]],
+                "found": [
+                    {"src": thumbnails[n], "score": score, "right": n == case["text"]}
+                    for n, score in case["found"].items()
+                ],
+            }
+            for case in cases
+        ],
     }
 
 
-def _square_mask(region: dict[str, Any], size_px: int) -> np.ndarray:
-    """A mask resampled to the square the model sees."""
-    mask = decode_rle(region)
-    rows = np.arange(size_px) * mask.shape[0] // size_px
-    columns = np.arange(size_px) * mask.shape[1] // size_px
-    return mask[rows[:, None], columns[None]]
+def read_images(benchmark: Benchmark, positions: Iterable[int]) -> dict[int, np.ndarray]:
+    """Decode the stored images at some positions of a benchmark."""
+    wanted = set(positions)
+    ends = [piece.first for piece in benchmark.pieces[1:]] + [len(benchmark.urls)]
+    images: dict[int, np.ndarray] = {}
+    for piece, end in zip(benchmark.pieces, ends, strict=True):
+        here = wanted & set(range(piece.first, end))
+        rows = read_piece(benchmark.dataset.path, benchmark.split, piece) if here else []
+        images |= {n: decode_image(rows[n - piece.first]["image"]) for n in here}
+    return images
 
 
-def _retrievals(result: Scored, count: int) -> list[dict[str, Any]]:
-    """The captions whose image was found best and worst, with what was found instead."""
-    order = torch.arange(result.scores.shape[1])
-    rank, _ = ranks(result.scores, order)
-    own = result.scores.diagonal()
-    margin = own - result.scores.masked_fill(
-        torch.eye(len(order), dtype=torch.bool), -torch.inf
-    ).amax(0)
-    best = margin.argsort(descending=True)[:count]
-    worst = rank.argsort(descending=True, stable=True)[:count]
-    cases = []
-    for kind, texts in (("Best", best), ("Worst", worst)):
-        for text in texts.tolist():
-            top = result.scores[:, text].topk(min(TOP, len(order)))
-            ranked = [
-                {"url": result.embedded.urls[n], "score": score, "right": n == text}
-                for score, n in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-            ]
-            url = result.embedded.urls[text]
-            cases.append(
-                {
-                    "kind": kind,
-                    "rank": int(rank[text]),
-                    "caption": ". ".join(result.embedded.sentences[text]) + ".",
-                    "url": url,
-                    "ranked": ranked,
-                    "urls": [url, *(entry["url"] for entry in ranked)],
-                }
+def _spread(benchmark: Benchmark, count: int) -> list[int]:
+    """Positions spread evenly over the benchmark, of images with regions if there are any."""
+    with_regions = [n for n, url in enumerate(benchmark.urls) if benchmark.regions.get(url)]
+    positions = with_regions or list(range(len(benchmark.urls)))
+    places = np.linspace(0, len(positions) - 1, min(count, len(positions))).round().astype(int)
+    return [positions[place] for place in places]
+
+
+@torch.inference_mode()
+def _anatomy(
+    model: CAFT, benchmark: Benchmark, position: int, image: np.ndarray, config: ReportConfig
+) -> dict[str, Any]:
+    """One image with its superpixels, its hierarchy of segments and a heat map per sentence."""
+    pixels = eval_image(image, model.config.image.image_size_px)[None]
+    features = model.encode_image(pixels)
+    superpixels = features.superpixels[0].numpy()
+    levels = [labels[0].numpy() for labels in segment_hierarchy(features)]
+    canvas = to_canvas(image)
+    regions = benchmark.regions.get(benchmark.urls[position], ())
+    texts = _texts(regions, benchmark.sentences[position])[: config.sentences]
+    sentences = encode_sentences(model, [text for text, _ in texts])
+    heats = []
+    for (text, mask), heat in zip(texts, heat_maps(model, features, sentences), strict=True):
+        iou = None
+        if mask is not None:
+            intersection, union = heat_overlap(heat, mask)
+            iou = float(intersection / max(1, union))
+        heats.append({"text": text, "src": data_url(draw_heat(canvas, heat, mask)), "iou": iou})
+    drawn = draw_hierarchy(canvas, levels)
+    return {
+        "input": data_url(canvas),
+        "superpixels": data_url(draw_borders(canvas, superpixels)),
+        "levels": [
+            {"src": data_url(picture), "used": len(np.unique(labels)), "most": most}
+            for picture, labels, most in zip(
+                drawn, levels, model.config.image.segments, strict=True
             )
+        ],
+        "heats": heats,
+    }
+
+
+def _texts(
+    regions: Iterable[Region], sentences: Iterable[str]
+) -> list[tuple[str, np.ndarray | None]]:
+    """What gets a heat map: sentences with a mask, then the caption's other sentences."""
+    masks = {region.text: region.mask for region in regions}
+    rest = [sentence for sentence in sentences if sentence not in masks]
+    return [*masks.items(), *((sentence, None) for sentence in rest)]
+
+
+def _retrievals(scores: Tensor, count: int) -> list[dict[str, Any]]:
+    """The captions whose image was found most clearly, and those that missed it most.
+
+    Ordered by the image's rank, then by how far its score is above that of the best wrong one.
+    """
+    texts = torch.arange(scores.shape[1])
+    rank, _ = ranks(scores, texts)
+    own = scores.diagonal()
+    wrong = scores.clone().fill_diagonal_(-torch.inf).amax(dim=0)
+    order = sorted(texts.tolist(), key=lambda n: (float(rank[n]), float(wrong[n] - own[n])))
+    best = order[:count]
+    worst = [n for n in reversed(order) if n not in best][:count]
+    cases = []
+    for text in [*best, *worst]:
+        top = scores[:, text].topk(min(TOP, len(scores)))
+        cases.append(
+            {
+                "text": text,
+                "good": text in best,
+                "rank": int(rank[text]),
+                "own_score": float(own[text]),
+                "found": dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
+            }
+        )
     return cases

@@ -1,0 +1,221 @@
+"""What the losses and segments buy, on hard scenes: CAFT against a flat CLIP, equal time each.
+
+Trains caft_xs, caft_xs without its part losses and a flat CLIP for the same seconds on the same
+hard scenes, then prints R@1 within groups of scenes that differ in one way only, and the overlap
+of sentence heat maps with masks. Ties count as misses.
+
+    python benchmarks/learn_scenes.py [--seconds 480] [--scenes 6000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from flat_clip import FlatCLIP
+from torch import Tensor, nn
+
+import caft
+from caft.caption_sampling import sample_parts
+from caft.captions import even_chunks
+from caft.losses import caft_loss
+from caft.metrics import binarise, centre_box, mask_iou, retrieval_recall
+from caft.model import CAFT, ImageFeatures, TextFeatures
+from caft.superpixels import superpixel_labels
+from pipelines.demo.scenes import Scene, SceneConfig, contrast_groups, render_scene
+from pipelines.train.config import OptimizerConfig
+from pipelines.train.schedule import learning_rate, parameter_groups
+
+HARD = SceneConfig(hard=True)
+BATCH = 32
+GROUP = 4
+GROUPS_PER_KIND = 150
+RETRIEVAL_SCENES = 500
+LOCALISED_SCENES = 200
+KINDS = ("attribute", "position", "swap")
+TEST_SEED = 1_000_000
+OPTIMIZER = OptimizerConfig(lr=7e-4, weight_decay=0.05, warmup_steps=100, grad_clip=1.0)
+ScoreFn = Callable[[list[Scene]], Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=480, help="training time of each model")
+    parser.add_argument("--scenes", type=int, default=6000)
+    args = parser.parse_args()
+    scenes = [render_scene(seed, HARD) for seed in range(args.scenes)]
+    images = as_tensor(scenes)
+    superpixels = superpixel_labels(images, caft.create_model("caft_xs").config.image.superpixels)
+    data = (scenes, images, superpixels)
+
+    rows, overlaps = [], {"centre box, no model": np.mean([*centre_overlaps()])}
+    untrained = new_caft()
+    overlaps["caft_xs untrained"] = mean_overlap(untrained)
+    for name, with_parts in (("caft_xs", True), ("caft_xs without part losses", False)):
+        model = new_caft()
+        steps = train(model, partial(caft_step, model, with_parts), data, args.seconds)
+        overlaps[name] = mean_overlap(model)
+        alphas = ((0.0, "whole"), (0.3, "blended")) if with_parts else ((0.0, "whole"),)
+        for alpha, kind in alphas:
+            scored = partial(caft_scores, model, alpha)
+            rows.append((f"{name}, {kind}", parameters(model), steps, evaluate(scored)))
+    torch.manual_seed(0)
+    flat = FlatCLIP(new_caft().config)
+    steps = train(flat, partial(flat_step, flat), data, args.seconds)
+    rows.append(("flat CLIP", parameters(flat), steps, evaluate(partial(flat_scores, flat))))
+    print_tables(rows, overlaps, args)
+
+
+def new_caft() -> CAFT:
+    torch.manual_seed(0)
+    return caft.create_model("caft_xs")
+
+
+def train(model: nn.Module, step: Callable, data: tuple, seconds: float) -> int:
+    """AdamW for `seconds`; the schedule runs on time, so that every model ends its cosine."""
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, OPTIMIZER.weight_decay), lr=0.0, betas=OPTIMIZER.betas
+    )
+    model.train()
+    started, steps, estimate = time.monotonic(), 0, 1000
+    for rows in batches(len(data[0])):
+        spent = time.monotonic() - started
+        if spent >= seconds:
+            break
+        if steps >= 20:
+            estimate = round(steps * seconds / spent)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(steps, estimate, OPTIMIZER)
+        optimizer.zero_grad()
+        step(data, rows, steps).backward()
+        assert OPTIMIZER.grad_clip is not None
+        nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.grad_clip)
+        optimizer.step()
+        if isinstance(model, CAFT):
+            model.clamp_scales_()
+        steps += 1
+    model.eval()
+    return steps
+
+
+def batches(count: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
+    while True:
+        order = rng.permutation(count)
+        for start in range(0, count - BATCH + 1, BATCH):
+            yield order[start : start + BATCH]
+
+
+def caft_step(model: CAFT, with_parts: bool, data: tuple, rows: np.ndarray, step: int) -> Tensor:
+    scenes, images, superpixels = data
+    rng = np.random.default_rng(step)
+    captions = [[{"kind": "long", "sentences": list(scenes[n].sentences)}] for n in rows]
+    parts = [part for caption in captions for part in sample_parts(caption, rng, 4, 0)]
+    tokens = model.tokenize(parts).view(len(rows), 4, -1)
+    features, texts = model(images[rows], tokens, superpixels[rows])
+    loss = caft_loss(features, texts, model, seed=step)
+    return loss.total if with_parts else loss.whole
+
+
+def flat_step(model: FlatCLIP, data: tuple, rows: np.ndarray, step: int) -> Tensor:
+    scenes, images, _ = data
+    return model.loss(images[rows], [scenes[n].caption for n in rows])
+
+
+@torch.inference_mode()
+def caft_scores(model: CAFT, alpha: float, scenes: list[Scene]) -> Tensor:
+    parts = []
+    for start in range(0, len(scenes), 100):
+        part = scenes[start : start + 100]
+        chunks = [c for scene in part for c in even_chunks(scene.sentences)]
+        texts = model.encode_text(model.tokenize(chunks).view(len(part), 4, -1))
+        parts.append((model.encode_image(as_tensor(part)), texts))
+    images = ImageFeatures(
+        *(
+            torch.cat([getattr(i, n) for i, _ in parts])
+            for n in ("whole", "fine", "fine_cls", "coarse")
+        ),
+        assignments=[],
+        superpixels=torch.empty(0),
+    )
+    texts = TextFeatures(
+        *(torch.cat([getattr(t, n) for _, t in parts]) for n in ("parts", "whole"))
+    )
+    return model.score(images, texts, alpha=alpha)
+
+
+@torch.inference_mode()
+def flat_scores(model: FlatCLIP, scenes: list[Scene]) -> Tensor:
+    images = model.encode_image(as_tensor(scenes))
+    return model.scores(images, model.encode_text([scene.caption for scene in scenes]))
+
+
+def evaluate(scored: ScoreFn) -> dict[str, float]:
+    """R@1, text to image and image to text averaged, within groups and among many scenes."""
+    result = {}
+    for kind in KINDS:
+        recalls = []
+        for n in range(GROUPS_PER_KIND):
+            scores = scored(contrast_groups(TEST_SEED + n, HARD, kind, GROUP))
+            recall = retrieval_recall(scores, torch.arange(GROUP))
+            recalls.append((recall["t2i_r1"] + recall["i2t_r1"]) / 2)
+        result[kind] = float(np.mean(recalls))
+    scenes = [render_scene(TEST_SEED + n, HARD) for n in range(RETRIEVAL_SCENES)]
+    recall = retrieval_recall(scored(scenes), torch.arange(RETRIEVAL_SCENES))
+    result["all"] = (recall["t2i_r1"] + recall["i2t_r1"]) / 2
+    return result
+
+
+def mean_overlap(model: CAFT) -> float:
+    model.eval()
+    overlaps = []
+    for n in range(LOCALISED_SCENES):
+        scene = render_scene(TEST_SEED + n, HARD)
+        heat = caft.localize(model, scene.image, list(scene.sentences))
+        overlaps += mask_iou(binarise(heat), np.stack(scene.masks)).tolist()
+    return float(np.mean(overlaps))
+
+
+def centre_overlaps() -> Iterator[float]:
+    for n in range(LOCALISED_SCENES):
+        masks = np.stack(render_scene(TEST_SEED + n, HARD).masks)
+        yield from mask_iou(centre_box(*masks.shape[1:])[None], masks).tolist()
+
+
+def as_tensor(scenes: list[Scene]) -> Tensor:
+    pixels = np.stack([scene.image for scene in scenes])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def print_tables(rows: list, overlaps: dict[str, float], args: argparse.Namespace) -> None:
+    print(
+        f"Hard scenes, {args.scenes:,} to train on, {args.seconds:g} s of training each, "
+        f"{torch.get_num_threads()} threads\n"
+    )
+    print(
+        f"R@1 (%), both ways averaged; groups of {GROUP}, chance {100 / GROUP:g}; {GROUPS_PER_KIND} groups a kind"
+    )
+    print(
+        f"| model | parameters | steps | attribute | position | swap | among {RETRIEVAL_SCENES} |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, count, steps, result in rows:
+        numbers = " | ".join(f"{100 * result[key]:.1f}" for key in (*KINDS, "all"))
+        print(f"| {name} | {count / 1e6:.2f}M | {steps:,} | {numbers} |")
+    print(
+        f"\nmIoU (%) of sentence heat maps, {LOCALISED_SCENES} scenes\n| heat map from | mIoU |\n|---|---|"
+    )
+    for name, value in overlaps.items():
+        print(f"| {name} | {100 * value:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

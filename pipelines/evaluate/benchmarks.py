@@ -1,0 +1,183 @@
+"""Opens benchmarks: which rows of a dataset are scored, with which caption, on which regions.
+First step of the evaluate stage; every complaint about its input is made here, before Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from caft.errors import DataError
+from caft.masks import decode_rle
+from pipelines import storage
+from pipelines.data.dataset import Dataset, FileEntry, open_dataset
+from pipelines.evaluate.config import BenchmarkConfig
+
+
+@dataclass(frozen=True)
+class Region:
+    """A sentence and the pixels it speaks of, as COCO run lengths."""
+
+    text: str
+    rle: dict[str, Any]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool, in pixels of the image that the mask was drawn on."""
+        return decode_rle(self.rle)
+
+
+Regions = Mapping[str, tuple[Region, ...]]  # by image URL
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One row group's rows of the split; `first` is the position of the first in the benchmark."""
+
+    file: str
+    row_group: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that can be scored: one caption per image, both in the dataset's order."""
+
+    name: str
+    split: str
+    dataset: Dataset
+    pieces: tuple[Piece, ...]
+    urls: tuple[str, ...]
+    sentences: tuple[tuple[str, ...], ...]
+    regions: Regions
+    fingerprint: str  # of the dataset and the regions
+
+
+def open_benchmark(config: BenchmarkConfig, field: str) -> Benchmark:
+    """Open a benchmark's dataset and regions; `field` names it in messages.
+
+    Raises:
+        DataError: a dataset that is unfinished or damaged, a split without rows, or a regions
+            file that is missing, malformed, or about other images.
+        ConfigError: a relative path inside a Ray job.
+    """
+    path = storage.require_absolute(config.dataset, f"{field}.dataset")
+    dataset = open_dataset(path)
+    pieces: list[Piece] = []
+    urls: list[str] = []
+    sentences: list[tuple[str, ...]] = []
+    for entry in dataset.files:
+        for index, rows in _split_rows(dataset, entry, config.split):
+            pieces.append(Piece(entry.name, index, len(urls)))
+            urls += [row["url"] for row in rows]
+            sentences += [tuple(evaluation_caption(row["captions"])) for row in rows]
+    if not urls:
+        raise DataError(
+            f"{path}: no row has split '{config.split}' (benchmark '{config.name}'); "
+            f"check {field}.split"
+        )
+    regions: Regions = {}
+    fingerprint = dataset.fingerprint
+    if config.regions is not None:
+        file = storage.require_absolute(config.regions, f"{field}.regions")
+        regions, digest = read_regions(file, set(urls))
+        fingerprint = f"{fingerprint}+{digest}"
+    return Benchmark(
+        config.name,
+        config.split,
+        dataset,
+        tuple(pieces),
+        tuple(urls),
+        tuple(sentences),
+        regions,
+        fingerprint,
+    )
+
+
+def read_piece(dataset: str, split: str, piece: Piece) -> list[dict[str, Any]]:
+    """The rows of one piece with `url`, `image` and `captions`.
+
+    Raises:
+        DataError: the file has been damaged since it was opened.
+    """
+    columns = ("url", "image", "captions")
+    return _read_row_group(dataset, piece.file, piece.row_group, split, columns)
+
+
+def evaluation_caption(captions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sentences an image is scored with: of its first long caption, else of its first."""
+    for caption in captions:
+        if caption["kind"] == "long":
+            return list(caption["sentences"])
+    return list(captions[0]["sentences"])
+
+
+def read_regions(path: str, urls: set[str]) -> tuple[Regions, str]:
+    """The regions of `urls` in a JSON Lines file, and the file's digest.
+
+    A line is `{"url": ..., "regions": [{"text", "size": [h, w], "counts": [...]}, ...]}`; lines
+    about other images are passed over.
+
+    Raises:
+        DataError: the file is missing, a line is not of that form, or none is about `urls`.
+    """
+    if not storage.exists(path):
+        raise DataError(f"{path}: no such regions file; correct 'regions', or leave it out")
+    data = storage.read_bytes(path)
+    regions: dict[str, tuple[Region, ...]] = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            if entry["url"] in urls:
+                regions[entry["url"]] = tuple(_region(raw) for raw in entry["regions"])
+        except (ValueError, KeyError, TypeError, DataError) as error:
+            reason = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
+            raise DataError(
+                f"{path}: line {number} is not an object with url and regions of text, size and "
+                f"counts: {reason}"
+            ) from None
+    if not any(regions.values()):
+        raise DataError(
+            f"{path}: none of its URLs is in the benchmark; they must equal the dataset's"
+        )
+    return regions, hashlib.sha256(data).hexdigest()
+
+
+def _region(raw: Mapping[str, Any]) -> Region:
+    region = Region(str(raw["text"]), {"size": raw["size"], "counts": raw["counts"]})
+    decode_rle(region.rle)  # a mask that cannot be read is found now, not on a worker
+    return region
+
+
+def _split_rows(
+    dataset: Dataset, entry: FileEntry, split: str
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Row groups of a file that hold rows of the split, with URL and captions of those rows."""
+    fs, path = storage.filesystem(storage.join(dataset.path, entry.name))
+    for index in range(pq.read_metadata(path, filesystem=fs).num_row_groups):
+        if _read_row_group(dataset.path, entry.name, index, split, ()):
+            columns = ("url", "captions")
+            yield index, _read_row_group(dataset.path, entry.name, index, split, columns)
+
+
+def _read_row_group(
+    dataset: str, name: str, index: int, split: str, columns: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    path = storage.join(dataset, name)
+    fs, inner = storage.filesystem(path)
+    try:
+        with pq.ParquetFile(inner, filesystem=fs) as file:
+            table = file.read_row_group(index, columns=[*columns, "split"])
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path}: corrupt Parquet ({reason}); delete it and run the data stage again"
+        ) from None
+    return table.filter(pc.equal(table["split"], split)).to_pylist()

@@ -1,0 +1,95 @@
+"""Shared by all tests: one Ray cluster, one sample behind a real HTTP server, one dataset."""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+tests_folder = str(Path(__file__).parent)
+repository = str(Path(__file__).parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [repository, tests_folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+import pytest
+from hypothesis import settings
+
+from caft.config import load_config
+from pipelines.config import TrackingConfig
+from pipelines.data.config import DataConfig
+from pipelines.demo.sample import write_sample
+from pipelines.demo.server import make_server
+
+settings.register_profile("repository", deadline=None)
+settings.load_profile("repository")
+
+
+@dataclass
+class Sample:
+    folder: Path
+    base_url: str
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    import ray
+
+    from pipelines.train.__main__ import WORKER_ENVIRONMENT
+
+    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory) -> Sample:
+    """96 training and 24 test scenes with faults and photographs, served on loopback."""
+    folder = tmp_path_factory.mktemp("sample")
+    server = make_server(folder, 0)
+    base_url = f"http://127.0.0.1:{server.server_port}"
+    write_sample(folder, base_url, train_scenes=96, test_scenes=24)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Sample(folder, base_url)
+    server.shutdown()
+
+
+@pytest.fixture
+def tracking(tmp_path) -> TrackingConfig:
+    return tracking_in(tmp_path)
+
+
+def tracking_in(folder: Path) -> TrackingConfig:
+    return TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", spool=str(folder / "spool"))
+
+
+@pytest.fixture(scope="session")
+def make_data_config(sample, tmp_path_factory):
+    """Data configurations on the served sample: make_data_config(output, **changes)."""
+    recipe = Path(__file__).parents[1] / "configs" / "data" / "demo.yaml"
+    names = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
+    paths = [f"sources.{n}.path={sample.folder / name}.csv" for n, name in enumerate(names)]
+
+    def make(output: str, *overrides: str) -> DataConfig:
+        tracking = tracking_in(tmp_path_factory.mktemp("tracking"))
+        base = [*paths, f"output={output}", "chunk_rows=60", "download.timeout_s=1"]
+        base += ["download.retries=0", "row_group_rows=16", f"tracking.uri={tracking.uri}"]
+        return load_config(
+            DataConfig, recipe, [*base, f"tracking.spool={tracking.spool}", *overrides]
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(ray_cluster, make_data_config, tmp_path_factory) -> str:
+    """The served sample as a finished dataset."""
+    from pipelines.data.stage import run
+
+    output = str(tmp_path_factory.mktemp("dataset") / "data")
+    run(make_data_config(output))
+    return output

@@ -1,0 +1,64 @@
+"""The stage's overlaps are those of the public functions, image by image."""
+
+import numpy as np
+import torch
+
+import caft
+from caft.metrics import binarise, centre_box, mask_overlap
+from caft.transforms import decode_image, eval_image
+from pipelines.evaluate.benchmarks import open_benchmark, read_piece
+from pipelines.evaluate.config import BenchmarkConfig
+from pipelines.evaluate.localisation import heat_overlap, one_image, region_overlaps
+
+
+def first_piece(settings, checkpoint, n):
+    """Model, regions and features of each image in a benchmark's first row group."""
+    model = caft.load_model(checkpoint)
+    benchmark = open_benchmark(BenchmarkConfig(**settings["benchmarks"][n]), "benchmarks.0")
+    rows = read_piece(benchmark.dataset.path, benchmark.split, benchmark.pieces[0])
+    size_px = model.config.image.image_size_px
+    pixels = torch.stack([eval_image(row["image"], size_px) for row in rows])
+    with torch.inference_mode():
+        features = model.encode_image(pixels)
+    for k, row in enumerate(rows):
+        regions = benchmark.regions.get(row["url"], ())
+        yield model, decode_image(row["image"]), one_image(features, k), regions
+
+
+def test_overlaps_are_those_of_localize(settings, checkpoint):
+    for model, image, features, regions in first_piece(settings, checkpoint, 0):
+        masks = np.stack([region.mask for region in regions])
+        heats = caft.localize(model, image, [region.text for region in regions])
+        expected = [
+            *mask_overlap(binarise(heats), masks),
+            *mask_overlap(centre_box(*image.shape[:2]), masks),
+        ]
+        np.testing.assert_array_equal(
+            region_overlaps(model, features, regions), np.stack(expected, axis=1)
+        )
+
+
+def test_masks_may_be_larger_than_the_stored_image(settings, checkpoint):
+    shown = 0
+    for model, image, features, regions in first_piece(settings, checkpoint, 1):
+        overlaps = region_overlaps(model, features, regions)
+        assert overlaps.shape == (len(regions), 4)
+        for region, (_, union, *box) in zip(regions, overlaps, strict=True):
+            assert max(region.mask.shape) > max(image.shape)
+            assert union >= region.mask.sum()
+            assert box == [*mask_overlap(centre_box(*region.mask.shape), region.mask)]
+            shown += 1
+    assert shown
+
+
+def test_an_image_without_regions_has_no_overlaps(settings, checkpoint):
+    model, _, features, _ = next(first_piece(settings, checkpoint, 0))
+    assert region_overlaps(model, features, ()).shape == (0, 4)
+
+
+def test_a_heat_map_is_fitted_to_the_mask():
+    heat = np.array([[0.0, 1.0], [0.0, 0.0]], dtype=np.float32)
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[:20, 30:] = True
+    assert heat_overlap(heat, mask) == (600, 600)
+    assert heat_overlap(heat, ~mask) == (0, 2400)

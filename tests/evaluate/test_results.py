@@ -1,0 +1,32 @@
+"""The table in the log: every number in its column, whatever the benchmarks are called."""
+
+from pipelines.evaluate.results import table
+
+
+def metrics(value, **more):
+    recalls = {
+        f"{score}_{way}_r{k}": value
+        for score in ("whole", "blended")
+        for way in ("t2i", "i2t")
+        for k in (1, 5, 10)
+    }
+    return {"images": 1234.0, **recalls, **more}
+
+
+def test_every_recall_is_shown_in_per_cent_and_columns_line_up():
+    located = {"regions": 3000.0, "miou": 0.301, "oiou": 0.2} | {
+        "centre_box_miou": 0.1,
+        "centre_box_oiou": 0.05,
+    }
+    text = table({"scenes": metrics(1.0, **located), "a_long_benchmark-name": metrics(0.123)})
+    recalls, overlaps = (part.splitlines() for part in text.split("\n\n"))
+    assert len(recalls) == 5
+    assert {len(line) for line in recalls} == {len(recalls[0])}
+    assert recalls[1].split() == ["scenes", "1,234", "whole", *["100.0"] * 6]
+    assert recalls[4].split() == ["blended", *["12.3"] * 6]
+    assert overlaps[1].split() == ["scenes", "3,000", "30.1", "20.0", "10.0", "5.0"]
+    assert len(overlaps) == 2
+
+
+def test_without_regions_there_is_no_second_table():
+    assert "mIoU" not in table({"scenes": metrics(0.5)})

@@ -1,0 +1,146 @@
+"""The train stage on real Ray Train workers with DeepSpeed: learns, is killed, goes on, refuses."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from tests_support import tiny_config
+
+import caft
+from caft.checkpoint import read_manifest
+from caft.config import load_config, to_yaml
+from caft.errors import CheckpointError, ClusterError, ConfigError, DataError
+from pipelines.train.__main__ import run
+from pipelines.train.checkpointing import newest_checkpoint
+from pipelines.train.config import TrainConfig
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def make_config(dataset_folder, tmp_path_factory):
+    """Configurations of a tiny run of 12 steps: make_config(output, **changes)."""
+    recipe = Path(__file__).parents[2] / "configs" / "train" / "demo.yaml"
+    folder = tmp_path_factory.mktemp("train-tracking")
+
+    def make(output, *overrides):
+        base = [
+            f"dataset={dataset_folder}", f"output={output}", "global_batch=8", "block_size=4",
+            "epochs=0.64", "ingest.window_steps=3", "ingest.extra_parts=1", "log_every_steps=1",
+            "checkpoint.every_steps=4", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
+            f"tracking.spool={folder / 'spool'}", "progress_every_s=1", "scaling.max_failures=0",
+        ]  # fmt: skip
+        config = load_config(TrainConfig, recipe, [*base, *overrides])
+        return config.model_copy(update={"model": tiny_config()})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, ray_cluster, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(make_config(output))
+    return output
+
+
+def losses_of(output: Path, config) -> dict[int, float]:
+    run_id = read_manifest(output / "final")["mlflow_run_id"]
+    history = MlflowClient(config.tracking.uri).get_metric_history(run_id, "loss/total")
+    return {metric.step: metric.value for metric in history}
+
+
+def test_a_run_ends_with_a_model_that_loads_and_a_curve_in_mlflow(finished, make_config):
+    model = caft.load_model(finished / "final")
+    assert model.config == tiny_config()
+    losses = losses_of(finished, make_config(finished))
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS] < losses[1]
+    kept = sorted(p.name for p in (finished / "checkpoints").iterdir())
+    assert kept == ["step-00000008", "step-00000012"]
+
+
+def test_a_run_killed_in_the_middle_ends_the_same(finished, make_config, tmp_path):
+    """SIGKILL the driver after its first checkpoint; the same command then reaches the same
+    weights and the same losses as the run that nothing disturbed."""
+    config = make_config(tmp_path / "run")
+    path = tmp_path / "train.yaml"
+    path.write_text(to_yaml(config))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    launch = (
+        "import ray, sys; from pipelines.train.__main__ import WORKER_ENVIRONMENT, main;"
+        "ray.init(num_cpus=4, include_dashboard=False, runtime_env={'env_vars': WORKER_ENVIRONMENT});"
+        f"from pipelines.config import stage_main; from pipelines.train.__main__ import run;"
+        f"from pipelines.train.config import TrainConfig;"
+        f"sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", launch], env=environment, start_new_session=True
+    )
+    first = tmp_path / "run" / "checkpoints" / "step-00000004" / "manifest.json"
+    deadline = time.monotonic() + 200
+    while not first.exists():
+        assert time.monotonic() < deadline
+        assert driver.poll() is None
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (tmp_path / "run" / "final").exists()
+    run(config)
+    ours = caft.load_model(tmp_path / "run" / "final").state_dict()
+    undisturbed = caft.load_model(finished / "final").state_dict()
+    for name, weights in undisturbed.items():
+        torch.testing.assert_close(ours[name], weights, rtol=1e-5, atol=1e-6)
+    assert losses_of(tmp_path / "run", config)[STEPS] == pytest.approx(
+        losses_of(finished, config)[STEPS], rel=1e-5
+    )
+
+
+def test_a_finished_run_is_not_trained_again(finished, make_config, capsys):
+    run(make_config(finished))
+    assert "finished before, at step 12" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused_in_the_same_folder(finished, make_config):
+    with pytest.raises(ConfigError, match="another configuration"):
+        run(make_config(finished, "seed=1"))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(finished, tmp_path, capsys):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    newest = tmp_path / "checkpoints" / "step-00000012"
+    (newest / "model.safetensors").write_bytes(b"half of it")
+    found = newest_checkpoint(tmp_path / "checkpoints", tiny_config())
+    assert found.name == "step-00000008"
+    assert "passing over step-00000012" in capsys.readouterr().out
+    (found / "manifest.json").unlink()
+    assert newest_checkpoint(tmp_path / "checkpoints", tiny_config()) is None
+
+
+def test_checkpoints_of_another_model_are_refused(finished):
+    with pytest.raises(CheckpointError, match=r"model\.embed_dim=16, this run has 32"):
+        newest_checkpoint(finished / "checkpoints", tiny_config(embed_dim=32))
+
+
+def test_bad_inputs_start_nothing(make_config, tmp_path):
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        run(make_config(tmp_path / "run", f"dataset={tmp_path}"))
+    with pytest.raises(DataError, match="no row has split 'nothing'"):
+        run(make_config(tmp_path / "run", "split=nothing"))
+    with pytest.raises(DataError, match="fewer than global_batch 4096"):
+        run(make_config(tmp_path / "run", "global_batch=4096"))
+    with pytest.raises(ConfigError, match=r"lanes 4 must be a multiple of num_workers 3"):
+        make_config(tmp_path / "run", "scaling.num_workers=3")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_without_a_free_cpu_is_refused(ray_cluster, make_config, tmp_path):
+    with pytest.raises(ClusterError, match="4 workers of 1 CPUs and one CPU to decode"):
+        run(make_config(tmp_path / "run", "scaling.num_workers=4"))
