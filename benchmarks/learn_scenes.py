@@ -200,9 +200,7 @@ def print_tables(rows: list, overlaps: dict[str, float], args: argparse.Namespac
         f"Hard scenes, {args.scenes:,} to train on, {args.seconds:g} s of training each, "
         f"{torch.get_num_threads()} threads\n"
     )
-    print(
-        f"R@1 (%), both ways averaged; groups of {GROUP}, chance {100 / GROUP:g}; {GROUPS_PER_KIND} groups a kind"
-    )
+    print(f"R@1 (%), both ways averaged; {GROUPS_PER_KIND} groups of {GROUP} a kind: chance 25")
     print(
         f"| model | parameters | steps | attribute | position | swap | among {RETRIEVAL_SCENES} |"
     )
@@ -210,9 +208,8 @@ def print_tables(rows: list, overlaps: dict[str, float], args: argparse.Namespac
     for name, count, steps, result in rows:
         numbers = " | ".join(f"{100 * result[key]:.1f}" for key in (*KINDS, "all"))
         print(f"| {name} | {count / 1e6:.2f}M | {steps:,} | {numbers} |")
-    print(
-        f"\nmIoU (%) of sentence heat maps, {LOCALISED_SCENES} scenes\n| heat map from | mIoU |\n|---|---|"
-    )
+    print(f"\nmIoU (%) of sentence heat maps, {LOCALISED_SCENES} scenes")
+    print("| heat map from | mIoU |\n|---|---|")
     for name, value in overlaps.items():
         print(f"| {name} | {100 * value:.1f} |")
 

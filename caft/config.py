@@ -25,6 +25,7 @@ class SuperpixelConfig(Config):
 
     method: Literal["seeds", "grid"] = "seeds"
     cell_px: int = Field(16, gt=0, description="mean superpixel edge: one superpixel per cell")
+    iterations: int = Field(20, gt=0, description="passes of SEEDS over an image")
 
 
 class ImageConfig(Config):

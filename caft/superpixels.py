@@ -13,7 +13,7 @@ from caft.config import SuperpixelConfig
 from caft.errors import ConfigError
 from caft.graph_pool import take_tokens
 
-SEEDS_LEVELS, SEEDS_PRIOR, SEEDS_BINS, SEEDS_ITERATIONS = 1, 2, 15, 20  # as CAST uses them
+SEEDS_LEVELS, SEEDS_PRIOR, SEEDS_BINS = 1, 2, 15  # as CAST uses them
 
 
 def superpixel_labels(images: Tensor, config: SuperpixelConfig) -> Tensor:
@@ -28,12 +28,12 @@ def superpixel_labels(images: Tensor, config: SuperpixelConfig) -> Tensor:
         labels = _grid_labels(height, width, rows, columns).expand(batch, -1, -1)
     else:
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-        maps = [seeds_labels(image, rows * columns) for image in pixels]
+        maps = [seeds_labels(image, rows * columns, config.iterations) for image in pixels]
         labels = torch.from_numpy(np.stack(maps)).long()
     return labels.to(images.device)
 
 
-def seeds_labels(image: np.ndarray, count: int) -> np.ndarray:
+def seeds_labels(image: np.ndarray, count: int, iterations: int) -> np.ndarray:
     """OpenCV SEEDS on one uint8 RGB image (H, W, 3): an int32 label map (H, W)."""
     if not hasattr(cv2, "ximgproc"):
         raise ConfigError(
@@ -44,7 +44,7 @@ def seeds_labels(image: np.ndarray, count: int) -> np.ndarray:
     seeds = cv2.ximgproc.createSuperpixelSEEDS(
         width, height, 3, count, SEEDS_LEVELS, SEEDS_PRIOR, SEEDS_BINS
     )
-    seeds.iterate(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2Lab), SEEDS_ITERATIONS)
+    seeds.iterate(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2Lab), iterations)
     return seeds.getLabels()
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E402  (the environment is set before anything reads it)
 """Shared by all tests: one Ray cluster, one sample behind a real HTTP server, one dataset."""
 
 import os
@@ -77,10 +78,9 @@ def make_data_config(sample, tmp_path_factory):
     def make(output: str, *overrides: str) -> DataConfig:
         tracking = tracking_in(tmp_path_factory.mktemp("tracking"))
         base = [*paths, f"output={output}", "chunk_rows=60", "download.timeout_s=1"]
-        base += ["download.retries=0", "row_group_rows=16", f"tracking.uri={tracking.uri}"]
-        return load_config(
-            DataConfig, recipe, [*base, f"tracking.spool={tracking.spool}", *overrides]
-        )
+        base += ["download.retries=0", "row_group_rows=16"]
+        base += [f"tracking.uri={tracking.uri}", f"tracking.spool={tracking.spool}"]
+        return load_config(DataConfig, recipe, [*base, *overrides])
 
     return make
 

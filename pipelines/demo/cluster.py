@@ -181,7 +181,8 @@ class LocalCluster:
         """`ray job submit -- python ...`, its log on our output; returns the job's exit code."""
         command = [
             str(Path(sys.executable).parent / "ray"), "job", "submit", f"--address={self.address}",
-            "--log-style=record", "--", "env", f"PYTHONPATH={REPOSITORY}", sys.executable, *arguments,
+            "--log-style=record", "--", "env", f"PYTHONPATH={REPOSITORY}", sys.executable,
+            *arguments,
         ]  # fmt: skip
         return subprocess.run(command, env=self.environment, cwd=self._root, check=False).returncode
 

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -108,7 +109,7 @@ def read_piece(dataset: str, piece: Piece, split: str) -> pa.Table:
     filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         table = file.read_row_group(piece.row_group, columns=COLUMNS)
-    table = table.filter(pa.compute.equal(table["split"], split))
+    table = table.filter(pc.equal(table["split"], split))
     return table.slice(piece.start, piece.stop - piece.start)
 
 

@@ -33,9 +33,7 @@ def test_empty_list(tmp_path, text):
 
 def test_missing_url_column_names_what_is_there(tmp_path):
     path = write(tmp_path / "list.csv", "link,raw_caption\nhttp://a/b,A dog.\n")
-    with pytest.raises(
-        DataError, match="no URL column 'Image Path'; columns are: link, raw_caption"
-    ):
+    with pytest.raises(DataError, match="no URL column 'Image Path'; columns are: link, raw"):
         check_source(source(path))
 
 

@@ -93,19 +93,22 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
     assert ours.manifest["counts"] == undisturbed.manifest["counts"]
 
 
-def test_the_output_may_be_on_s3(ray_cluster, make_data_config, moto_bucket, dataset_folder):
-    output = f"s3://{moto_bucket}/set"
-    run(make_data_config(output, "concurrency=2"))
+def test_the_output_may_be_on_s3(make_data_config, s3_bucket, dataset_folder, tmp_path):
+    bucket, environment = s3_bucket
+    output = f"s3://{bucket}/set"
+    path = tmp_path / "data.yaml"
+    path.write_text(to_yaml(make_data_config(output)))
+    command = [sys.executable, "-m", "pipelines.data", str(path)]
+    subprocess.run(command, env=os.environ | environment, check=True, timeout=300)
     assert open_dataset(output).fingerprint == open_dataset(dataset_folder).fingerprint
     assert storage.list_files(f"{output}/rejects", ".parquet")
 
 
 @pytest.fixture
-def moto_bucket(monkeypatch):
-    """A bucket of a real S3 server on loopback; Ray's workers inherit nothing of it, so the
-    chunks run in this process's cluster with the environment set for tasks."""
+def s3_bucket(monkeypatch):
+    """A bucket of a real S3 server on loopback. Ray's tasks do not inherit a changed environment,
+    so the job has its own, as a submitted job would."""
     import boto3
-    import ray
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)
@@ -120,8 +123,7 @@ def moto_bucket(monkeypatch):
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket="caft-test")
-    ray.data.DataContext.get_current().set_config("unused", None)
-    yield "caft-test"
+    yield "caft-test", values
     server.stop()
 
 

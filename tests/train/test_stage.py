@@ -74,13 +74,15 @@ def test_a_run_killed_in_the_middle_ends_the_same(finished, make_config, tmp_pat
     path = tmp_path / "train.yaml"
     path.write_text(to_yaml(config))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    launch = (
-        "import ray, sys; from pipelines.train.__main__ import WORKER_ENVIRONMENT, main;"
-        "ray.init(num_cpus=4, include_dashboard=False, runtime_env={'env_vars': WORKER_ENVIRONMENT});"
-        f"from pipelines.config import stage_main; from pipelines.train.__main__ import run;"
-        f"from pipelines.train.config import TrainConfig;"
-        f"sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))"
-    )
+    launch = f"""
+import ray, sys
+from pipelines.config import stage_main
+from pipelines.train.__main__ import WORKER_ENVIRONMENT, run
+from pipelines.train.config import TrainConfig
+workers = {{"env_vars": WORKER_ENVIRONMENT}}
+ray.init(num_cpus=4, include_dashboard=False, runtime_env=workers)
+sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))
+"""
     driver = subprocess.Popen(
         [sys.executable, "-c", launch], env=environment, start_new_session=True
     )

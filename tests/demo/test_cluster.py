@@ -1,0 +1,51 @@
+"""The local cluster: starts with a token, takes a job, refuses taken ports, leaves nothing."""
+
+import os
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from caft.errors import ClusterError
+from pipelines.demo.cluster import LocalCluster, Ports, Processes, require_free
+from pipelines.demo.server import make_server
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ClusterError, match=f"port {port} for the page is in use.*--page-port"):
+            require_free(port, "the page", "--page-port")
+        with pytest.raises(ClusterError, match=f"port {port} for the sample server"):
+            make_server(tmp_path, port)
+
+
+def test_a_process_that_took_over_a_pid_is_never_ended(tmp_path):
+    processes = Processes(tmp_path / "pids.json")
+    (tmp_path / "pids.json").write_text(f'{{"ray": {{"pid": {os.getpid()}, "started": 1}}}}')
+    assert not processes.alive("ray")
+    processes.stop("ray")  # would end this test
+    assert processes.names() == []
+
+
+def test_a_job_runs_with_the_token_and_not_without(tmp_path, capfd):
+    ports = Ports(gcs=6395, dashboard=8285, agent=52385, client=10000)
+    processes = Processes(tmp_path / "pids.json")
+    cluster = LocalCluster(tmp_path, processes, ports, cpus=1)
+    cluster.start()
+    try:
+        assert (tmp_path / "ray-token").stat().st_mode & 0o777 == 0o600
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{cluster.address}/api/jobs/", timeout=10)
+        assert cluster.submit(["-c", "import caft; print('caft', caft.__version__)"]) == 0
+        assert "caft 0.1.0" in capfd.readouterr().out
+        assert cluster.submit(["-c", "raise SystemExit(3)"]) != 0
+    finally:
+        temporary = Path((tmp_path / "ray-temp").read_text())
+        cluster.stop()
+    assert not processes.alive("ray")
+    assert not temporary.exists()

@@ -1,0 +1,86 @@
+"""Configuration files: what is accepted, and one clear line for what is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from caft.config import ModelConfig, load_config, load_model_config, to_yaml
+from caft.errors import ConfigError
+from pipelines.data.config import DataConfig
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.train.config import TrainConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SCHEMAS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_is_valid_and_round_trips(path, tmp_path):
+    schema = SCHEMAS[path.parent.name]
+    config = load_config(schema, path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert load_config(schema, copy) == config
+
+
+def test_overrides_reach_into_sections_and_lists():
+    path = CONFIGS / "data" / "demo.yaml"
+    config = load_config(DataConfig, path, ["sources.1.path=/a.csv", "download.threads=7"])
+    assert config.sources[1].path == "/a.csv"
+    assert config.download.threads == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rate=1", r"demo\.yaml: optimizer\.learning_rate: unknown key"),
+        ("epochs=many", r"demo\.yaml: epochs: .*number.*'many'"),
+        ("epochs=-1", r"demo\.yaml: epochs: .*greater than 0"),
+        ("epochs", r"override 'epochs': write it as key=value"),
+        ("seed.deep=1", r"'deep' holds a value"),
+        ("global_batch=30", r"global_batch 30 is not a multiple of lanes 4"),
+    ],
+)
+def test_wrong_keys_and_values_name_key_and_file(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(TrainConfig, CONFIGS / "train" / "demo.yaml", [override])
+
+
+def test_missing_file_and_broken_yaml(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such configuration file"):
+        load_config(TrainConfig, tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
+        load_config(TrainConfig, broken)
+
+
+def test_model_recipes_by_name():
+    assert load_model_config("caft_b") == ModelConfig()
+    with pytest.raises(ConfigError, match="known: caft_b, caft_xs"):
+        load_model_config("caft_huge")
+
+
+def test_a_model_that_cannot_be_built_is_refused():
+    with pytest.raises(ConfigError, match="heads 5 does not divide width 768"):
+        load_model_config({"image": {"heads": 5}})
+
+
+def test_command_line_prints_the_resolved_configuration_and_one_line_errors():
+    command = [sys.executable, "-m", "pipelines.train", str(CONFIGS / "train" / "demo.yaml")]
+    shown = subprocess.run(
+        [*command, "seed=7", "--print-config"], capture_output=True, text=True, check=True
+    )
+    assert yaml.safe_load(shown.stdout)["seed"] == 7
+    wrong = subprocess.run([*command, "sed=7"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip().splitlines()[-1].startswith("ConfigError: ")
+    assert "sed: unknown key" in wrong.stderr

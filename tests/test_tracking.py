@@ -1,0 +1,98 @@
+"""Tracking on a real SQLite store and on a real server that goes away and comes back."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.config import StageConfig, TrackingConfig
+from pipelines.tracking import Tracker
+
+
+def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
+    config = StageConfig(tracking=tracking)
+    (tmp_path / "note.txt").write_text("hello")
+    with Tracker.start(tracking, "train", "first", config, {"data": "abc"}) as tracker:
+        for step in range(3):
+            tracker.log_metrics({"loss": 3.0 - step}, step=step)
+        tracker.log_artifact(str(tmp_path / "note.txt"), "notes")
+    client = MlflowClient(tracking.uri)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["progress_every_s"] == "10.0"
+    assert run.data.tags["data_run_id"] == "abc"
+    assert run.data.tags["stage"] == "train"
+    assert [m.value for m in client.get_metric_history(tracker.run_id, "loss")] == [3.0, 2.0, 1.0]
+    assert [a.path for a in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
+    assert list(Path(tracking.spool).iterdir()) == []
+
+
+def test_a_failed_stage_ends_its_run_as_failed(tracking):
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        Tracker.start(tracking, "data", "x", StageConfig(tracking=tracking)) as tracker,
+    ):
+        raise RuntimeError("broken")
+    assert MlflowClient(tracking.uri).get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
+    port = free_port()
+    tracking = TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / "spool"))
+    config = StageConfig(tracking=tracking)
+    with Tracker.start(tracking, "data", "x", config) as first:  # nobody listens yet
+        first.log_metrics({"rows": 5.0}, step=1)
+    assert list(Path(tracking.spool).glob("*.spool"))
+    make_look_dead(Path(tracking.spool))
+    server = start_server(tmp_path, port)
+    try:
+        with Tracker.start(tracking, "train", "y", config, {"data": first.run_id}) as second:
+            second.log_metrics({"loss": 1.0}, step=1)
+        client = MlflowClient(tracking.uri)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        runs = {r.data.tags["stage"]: r for r in client.search_runs([experiment.experiment_id])}
+        assert runs["data"].data.metrics == {"rows": 5.0}
+        assert runs["train"].data.tags["data_run_id"] == runs["data"].info.run_id
+        assert not list(Path(tracking.spool).glob("*.spool"))
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def make_look_dead(spool: Path) -> None:
+    """Give a spool the name it would have, had its process ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for folder in spool.glob("*.spool"):
+        folder.rename(folder.with_name(folder.name.replace(f".{os.getpid()}.", f".{ended.pid}.")))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen:
+    program = Path(sys.executable).parent / "mlflow"
+    server = subprocess.Popen(
+        [program, "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+         "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+         "--artifacts-destination", str(folder / "artifacts")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            return server
+        except OSError:
+            assert time.monotonic() < deadline
+            assert server.poll() is None
+            time.sleep(0.5)
