@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 import cv2
@@ -29,6 +30,8 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "large")
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
+MAX_SENTENCES = 8
+MIN_VISIBLE = 0.5  # of an object's pixels, under those drawn after it
 
 OBJECT_WORDINGS = (
     "A {look} is in the {place}",
@@ -44,8 +47,12 @@ RELATION_WORDINGS = (
     "One finds the {a} {relation} the {b}",
     "Looking closely, the {a} lies {relation} the {b}",
     "The {a} was placed {relation} the {b}",
+    "You can see the {a} {relation} the {b}",
+    "In the picture, the {a} sits {relation} the {b}",
+    "Someone drew the {a} {relation} the {b}",
 )
 Kind = Literal["attribute", "position", "swap"]
+MAX_GROUP = len(TEXTURES)  # a group on textures has one scene per texture
 
 
 class SceneConfig(Config):
@@ -117,13 +124,19 @@ def contrast_groups(seed: int, config: SceneConfig, kind: Kind, size: int = 4) -
     """Scenes that differ in exactly one way, told in the same words otherwise.
 
     `attribute` changes one object's colour, shape or texture, `position` moves one object,
-    `swap` exchanges the colours of two. Each caption is true of its own scene alone.
+    `swap` exchanges the colours of two. Each caption is true of its own scene alone. Without
+    `config.hard` captions do not speak of textures, and none is changed.
+
+    Raises:
+        ValueError: `size` is not 2 to MAX_GROUP.
     """
+    if not 2 <= size <= MAX_GROUP:
+        raise ValueError(f"size: a group has 2 to {MAX_GROUP} scenes, got {size}")
     rng = np.random.default_rng((seed, 1))
     while True:
         count = int(rng.choice([c for c in config.object_counts if c <= len(PLACES) - size + 1]))
         objects, wording = _draw_objects(rng, config, count), _draw_wording(rng, count)
-        variants = [objects, *_variants(objects, kind, rng)][:size]
+        variants = [objects, *_variants(objects, kind, config, rng)][:size]
         scenes = [_compose(variant, wording, config) for variant in variants]
         whole = [scene for scene in scenes if scene is not None]
         if len(whole) == size and len({scene.caption for scene in whole}) == size:
@@ -131,10 +144,10 @@ def contrast_groups(seed: int, config: SceneConfig, kind: Kind, size: int = 4) -
 
 
 def _variants(
-    objects: tuple[SceneObject, ...], kind: Kind, rng: np.random.Generator
+    objects: tuple[SceneObject, ...], kind: Kind, config: SceneConfig, rng: np.random.Generator
 ) -> Iterator[tuple[SceneObject, ...]]:
     if kind == "swap":
-        for a, b in rng.permutation([(0, 1), (0, 2), (1, 2)]):
+        for a, b in rng.permutation(list(combinations(range(len(objects)), 2))):
             changed = list(objects)
             changed[a] = replace(objects[a], colour=objects[b].colour)
             changed[b] = replace(objects[b], colour=objects[a].colour)
@@ -147,13 +160,13 @@ def _variants(
         free = rng.permutation([place for place in range(len(PLACES)) if place not in taken])
         changes = [replace(target, place=int(place)) for place in free]
     else:
-        attribute = str(rng.choice(["colour", "shape", "texture"]))
-        known = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES}[attribute]
-        taken_values = {getattr(item, attribute) for item in objects}
-        if attribute == "texture":
-            taken_values = {target.texture}
-        values = rng.permutation([value for value in known if value not in taken_values])
-        changes = [SceneObject(**{**vars(target), attribute: str(value)}) for value in values]
+        values = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES}
+        attribute = str(rng.choice(["colour", "shape", *(["texture"] if config.hard else [])]))
+        # A colour names its object, so two objects never share one; the rest may repeat.
+        owners = objects if attribute == "colour" else (target,)
+        taken_values = {getattr(item, attribute) for item in owners}
+        free_values = [value for value in values[attribute] if value not in taken_values]
+        changes = [replace(target, **{attribute: str(v)}) for v in rng.permutation(free_values)]
     for change in changes:
         yield (*objects[:which], change, *objects[which + 1 :])
 
@@ -177,13 +190,15 @@ def _draw_objects(
 
 
 def _draw_wording(rng: np.random.Generator, count: int) -> Wording:
-    relations = []
-    for _ in range(int(rng.integers(1, 4)) if count < 6 else 8 - count):
-        a, b = rng.permutation(count)[:2]
-        relations.append((int(a), int(b), int(rng.integers(len(RELATION_WORDINGS)))))
+    told = int(rng.integers(1, 4)) if count < 6 else MAX_SENTENCES - count
+    pairs = rng.permutation(list(combinations(range(count), 2)))[:told]
+    relations = tuple(
+        (int(a), int(b), int(rng.integers(len(RELATION_WORDINGS))))
+        for a, b in (rng.permutation(pair) for pair in pairs)
+    )
     return Wording(
         objects=tuple(rng.integers(len(OBJECT_WORDINGS), size=count).tolist()),
-        relations=tuple(relations),
+        relations=relations,
         order=tuple(rng.permutation(count + len(relations)).tolist()),
         background=int(rng.integers(222, 250)),
         noise_seed=int(rng.integers(2**31)),
@@ -202,14 +217,15 @@ def _compose(
         image[mask] = _paint(item, size)[mask]
         owner[mask] = n
     visible = [owner == n for n in range(len(objects))]
-    if any(v.sum() < 0.5 * f.sum() for v, f in zip(visible, full, strict=True)):
+    if any(v.sum() < MIN_VISIBLE * f.sum() for v, f in zip(visible, full, strict=True)):
         return None
     noise = np.random.default_rng(wording.noise_seed).integers(-7, 8, image.shape)
     image = np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
     sentences, masks = [], []
     for item, mask, template in zip(objects, visible, wording.objects, strict=True):
         place = PLACES[item.place]
-        sentences.append(OBJECT_WORDINGS[template].format(look=_look(item), place=place))
+        look = _look(item, config)
+        sentences.append(OBJECT_WORDINGS[template].format(look=look, place=place))
         masks.append(mask)
     for a, b, template in wording.relations:
         sentences.append(
@@ -230,8 +246,10 @@ def _name(item: SceneObject) -> str:
     return f"{item.colour} {item.shape}"
 
 
-def _look(item: SceneObject) -> str:
-    texture = "" if item.texture == "plain" else f"{item.texture} "
+def _look(item: SceneObject, config: SceneConfig) -> str:
+    """What tells an object apart. Where textures occur even `plain` is said: without it a
+    caption of a plain object would be true of a striped one as well."""
+    texture = f"{item.texture} " if config.hard else ""
     return f"{item.size} {texture}{_name(item)}"
 
 
@@ -239,20 +257,23 @@ def _relation(a: SceneObject, b: SceneObject) -> str:
     (row_a, column_a), (row_b, column_b) = divmod(a.place, 3), divmod(b.place, 3)
     if abs(column_a - column_b) > abs(row_a - row_b):
         return "to the left of" if column_a < column_b else "to the right of"
-    return "above" if row_a < row_b else "below" if row_a > row_b else "beside"
+    return "above" if row_a < row_b else "below"
 
 
-def _centre(item: SceneObject, size: int) -> tuple[int, int]:
+def _centre(item: SceneObject, size: int, radius: int) -> tuple[int, int]:
+    """The middle of an object, x and y in pixels, moved inwards until all of it is in the image."""
     row, column = divmod(item.place, 3)
-    x = ((column + 0.5) / 3 + item.offset[0]) * size
-    y = ((row + 0.5) / 3 + item.offset[1]) * size
-    return round(x), round(y)
+    x, y = (
+        min(max(round(((cell + 0.5) / 3 + shift) * size), radius), size - 1 - radius)
+        for cell, shift in zip((column, row), item.offset, strict=True)
+    )
+    return x, y
 
 
 def _draw_mask(item: SceneObject, config: SceneConfig) -> np.ndarray:
     size = config.image_size_px
-    x, y = _centre(item, size)
     r = round(config.radii[item.size] * size)
+    x, y = _centre(item, size, r)
     mask = np.zeros((size, size), dtype=np.uint8)
     if item.shape == "circle":
         cv2.circle(mask, (x, y), r, 1, -1)
