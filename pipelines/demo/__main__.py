@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ MLFLOW_UP_WITHIN_S = 60.0
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    for number in (signal.SIGINT, signal.SIGTERM):  # either way, what was started is stopped
+        signal.signal(number, signal.default_int_handler)
     root = args.root.resolve()
     processes = Processes(root / "pids.json")
     try:
@@ -38,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     except CAFTError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("demo: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -128,6 +134,7 @@ def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
 def _start_mlflow(port: int, root: Path, processes: Processes, cluster: LocalCluster) -> None:
     if not processes.alive("mlflow"):
         environment = {k: v for k, v in cluster.environment.items() if not k.startswith("RAY_")}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # a page to look at, no more
         processes.start("mlflow", _mlflow_command(port, root), root / "mlflow.log", environment)
 
 
