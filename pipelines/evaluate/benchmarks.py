@@ -135,8 +135,9 @@ def read_regions(path: str, urls: set[str]) -> tuple[Regions, str]:
     for number, line in enumerate(data.splitlines(), 1):
         try:
             entry = json.loads(line)
+            found = tuple(_region(raw) for raw in entry["regions"])
             if entry["url"] in urls:
-                regions[entry["url"]] = tuple(_region(raw) for raw in entry["regions"])
+                regions[entry["url"]] = found
         except (ValueError, KeyError, TypeError, DataError) as error:
             reason = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
             raise DataError(

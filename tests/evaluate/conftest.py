@@ -1,7 +1,10 @@
 """What the evaluate tests share: an untrained checkpoint and a configuration of the stage."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -49,3 +52,10 @@ def settings(sample, dataset_folder, checkpoint, tracking, tmp_path):
 @pytest.fixture
 def region_lines(sample):
     return [json.loads(line) for line in (sample.folder / REGIONS).read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def split_rows(dataset_folder):
+    """Rows of each split, counted from the Parquet files."""
+    parts = sorted(Path(dataset_folder).glob("part-*.parquet"))
+    return Counter(pq.read_table(parts, columns=["split"])["split"].to_pylist())
