@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -30,6 +30,7 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "large")
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
+WHITE = 255
 MAX_SENTENCES = 8
 MIN_VISIBLE = 0.5  # of an object's pixels, under those drawn after it
 
@@ -166,7 +167,8 @@ def _variants(
         owners = objects if attribute == "colour" else (target,)
         taken_values = {getattr(item, attribute) for item in owners}
         free_values = [value for value in values[attribute] if value not in taken_values]
-        changes = [replace(target, **{attribute: str(v)}) for v in rng.permutation(free_values)]
+        drawn: list[dict[str, Any]] = [{attribute: str(v)} for v in rng.permutation(free_values)]
+        changes = [replace(target, **change) for change in drawn]
     for change in changes:
         yield (*objects[:which], change, *objects[which + 1 :])
 
@@ -307,14 +309,19 @@ def _corners(shape: str, x: int, y: int, r: int) -> np.ndarray:
 
 def _paint(item: SceneObject, size: int) -> np.ndarray:
     """The object's colour over the whole image, with its texture in a lighter shade."""
-    colour = np.asarray(COLOURS[item.colour])
-    light = (colour + 2 * np.asarray((255, 255, 255))) // 3
+    colour = np.asarray(COLOURS[item.colour], dtype=np.uint8)
+    painted = np.full((size, size, 3), colour)
+    if item.texture != "plain":
+        painted[_pattern(item.texture, size)] = (colour.astype(int) + 2 * WHITE) // 3
+    return painted
+
+
+def _pattern(texture: str, size: int) -> np.ndarray:
+    """Where a texture is light, (H, W) bool."""
     y, x = np.mgrid[:size, :size]
     step = max(3, size // 24)
-    pattern = {
-        "plain": np.zeros((size, size), dtype=bool),
-        "striped": (x + y) // step % 2 == 0,
-        "dotted": (x % (step + 2) < 2) & (y % (step + 2) < 2),
-        "checkered": (x // step + y // step) % 2 == 0,
-    }[item.texture]
-    return np.where(pattern[..., None], light, colour).astype(np.uint8)
+    if texture == "striped":
+        return (x + y) // step % 2 == 0
+    if texture == "dotted":
+        return (x % (step + 2) < 2) & (y % (step + 2) < 2)
+    return (x // step + y // step) % 2 == 0  # checkered
