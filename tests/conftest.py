@@ -77,7 +77,7 @@ def make_data_config(sample, tmp_path_factory):
 
     def make(output: str, *overrides: str) -> DataConfig:
         tracking = tracking_in(tmp_path_factory.mktemp("tracking"))
-        base = [*paths, f"output={output}", "chunk_rows=60", "download.timeout_s=1"]
+        base = [*paths, f"output={output}", "chunk_rows=60", "download.timeout_s=2"]
         base += ["download.retries=0", "row_group_rows=16"]
         base += [f"tracking.uri={tracking.uri}", f"tracking.spool={tracking.spool}"]
         return load_config(DataConfig, recipe, [*base, *overrides])

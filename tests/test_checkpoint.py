@@ -54,7 +54,9 @@ def test_a_configuration_that_does_not_fit_names_the_keys(folder, tmp_path):
     save_weights(caft.create_model(tiny_config(embed_dim=32)), other)
     shutil.copy(folder / "model.safetensors", other / "model.safetensors")
     write_manifest(other, {})
-    with pytest.raises(CheckpointError, match=r"does not fit.*is \(16,\) there, \(32,\) in the model"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit.*is \(16,\) there, \(32,\) in the model"
+    ):
         caft.load_model(other)
 
 

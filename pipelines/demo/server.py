@@ -74,6 +74,12 @@ FAULT_ANSWERS: dict[str, Callable[[SampleHandler], None]] = {
 }
 
 
+class SampleServer(ThreadingHTTPServer):
+    """Takes many connections at a time: a short queue makes clients wait for a second try."""
+
+    request_queue_size = 256
+
+
 def make_server(folder: Path, port: int) -> ThreadingHTTPServer:
     """A server on 127.0.0.1, not yet serving; port 0 picks a free one.
 
@@ -82,7 +88,7 @@ def make_server(folder: Path, port: int) -> ThreadingHTTPServer:
     """
     handler = functools.partial(SampleHandler, directory=str(folder))
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), handler)
+        return SampleServer(("127.0.0.1", port), handler)
     except OSError as error:
         raise ClusterError(
             f"port {port} for the sample server: {error.strerror}; choose another with "
