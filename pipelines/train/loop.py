@@ -130,7 +130,11 @@ def _train_step(engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob
 
 def _start_engine(model: TrainingModel, config: TrainConfig) -> Any:
     import deepspeed
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
+    # On CPUs DeepSpeed would compile its own shared-memory all-reduce behind a lock file. A worker
+    # killed while it compiles leaves the lock, and every later run on that machine waits for ever.
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.optimizer.weight_decay),
         lr=0.0,  # set before every step
