@@ -46,7 +46,7 @@ def test_overrides_reach_into_sections_and_lists():
         ("epochs=-1", r"demo\.yaml: epochs: .*greater than 0"),
         ("epochs", r"override 'epochs': write it as key=value"),
         ("seed.deep=1", r"seed: .*valid integer"),
-        ("epochs.a.b=1", r"epochs: .*valid number"),
+        ("epochs.a.b=1", r"what stands before 'a' holds a value"),
         ("global_batch=30", r"global_batch 30 is not a multiple of lanes 4"),
     ],
 )
