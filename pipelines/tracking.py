@@ -188,7 +188,8 @@ def _new_run(tracking: TrackingConfig, stage: str, name: str) -> str:
         if experiment is not None
         else client.create_experiment(tracking.experiment, _artifact_location(tracking))
     )
-    run = client.create_run(experiment_id, run_name=f"{stage} {name}")
+    run_name = stage if name == stage else f"{stage} {name}"
+    run = client.create_run(experiment_id, run_name=run_name)
     return str(run.info.run_id)
 
 
