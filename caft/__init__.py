@@ -1,8 +1,8 @@
 """CAFT in plain PyTorch: model, losses, captions, metrics. Needs no cluster.
-`create_model` makes one, `load_model` reads one; `localize` shows where a sentence looks."""
+`create_model` makes one, `load_model` reads one; `localize` and `hierarchy` show what it sees."""
 
 from caft.checkpoint import load_model
-from caft.localize import localize
+from caft.localize import hierarchy, localize
 from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
 from caft.reference import from_reference
 
@@ -14,6 +14,7 @@ __all__ = [
     "TextFeatures",
     "create_model",
     "from_reference",
+    "hierarchy",
     "load_model",
     "localize",
 ]

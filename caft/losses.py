@@ -1,4 +1,4 @@
-"""The three sigmoid losses of CAFT, on logical blocks of the global batch (model section 3).
+"""The losses of CAFT and its controls, on logical blocks of the global batch (model section 3).
 Called with one worker's images and the texts of every worker; no communication in here."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CAFTLoss:
-    """Scalars; `total` is their plain sum."""
+    """Scalars; `total` is their plain sum. A loss that the configuration leaves out is zero."""
 
     part_text_conditioned: Tensor
     part_multi_positive: Tensor
@@ -35,12 +35,15 @@ def caft_loss(
     block_size: int = 256,
     first_image: int = 0,
     seed: int = 0,
+    all_whole_images: Tensor | None = None,
 ) -> CAFTLoss:
     """The loss of a global batch of N captions on the images [first_image, first_image + B).
 
     Block a of `block_size` images meets every block b of captions; positives are where a = b.
     Each term is divided by the column count of its block, summed over b and averaged over a.
     Summed over workers that share the images, it does not depend on how many workers there are.
+    The model's configuration says which terms there are. Of them the softmax alone knows no
+    blocks: like CLIP's, it compares every image with every caption of the batch.
 
     Args:
         image_features: this worker's B images.
@@ -48,10 +51,14 @@ def caft_loss(
         negatives: (N, N-1); entry [i, n] says which sub-caption of the n-th other caption
             (ascending, i left out) is image i's negative. None: drawn from `seed`.
         block_size: images per logical block; a smaller batch is one block.
+        all_whole_images: (N, D) whole embeddings of every worker's images, which the softmax
+            alone needs; None: this worker has all images.
 
     Raises:
-        ValueError: N is not a multiple of the block size.
+        ValueError: N is not a multiple of the block size, or images that the softmax needs are
+            not there.
     """
+    losses = model.config.losses
     count, parts = text_features.parts.shape[:2]
     block = min(block_size, count)
     if count % block:
@@ -60,39 +67,48 @@ def caft_loss(
         negatives = draw_negatives(count, parts, seed)
     device = text_features.parts.device
     image = torch.arange(first_image, first_image + len(image_features.whole), device=device)
-    sub_captions = text_features.parts.float().flatten(0, 1)  # (N*K, D)
-    targets = F.normalize(sub_captions, dim=-1)
-    queries = model.attention_pool.queries(sub_captions)
-    keys, values = model.attention_pool.keys_values(image_features.fine)
-    fine_cls = F.normalize(image_features.fine_cls.float(), dim=-1)  # (B, D)
-    whole_image = F.normalize(image_features.whole.float(), dim=-1)
-    whole_text = F.normalize(text_features.whole.float(), dim=-1)  # (N, D)
+    conditioned, multi_positive, whole = ([torch.zeros((), device=device)] for _ in range(3))
+    if losses.parts:
+        sub_captions = text_features.parts.float().flatten(0, 1)  # (N*K, D)
+        targets = F.normalize(sub_captions, dim=-1)
+        queries = model.attention_pool.queries(sub_captions)
+        keys, values = model.attention_pool.keys_values(image_features.fine)
+        fine_cls = F.normalize(image_features.fine_cls.float(), dim=-1)  # (B, D)
+        part_scale = model.part_log_scale.exp()
+    if losses.has_whole:
+        whole_image = F.normalize(image_features.whole.float(), dim=-1)
+        whole_text = F.normalize(text_features.whole.float(), dim=-1)  # (N, D)
+        whole_scale = model.whole_log_scale.exp()
 
-    part_scale, whole_scale = model.part_log_scale.exp(), model.whole_log_scale.exp()
-    conditioned, multi_positive, whole = [], [], []
     for start in range(0, count, block):
-        # Row r of every image block meets the selection that row r of this block made.
-        reader = start + image % block  # (B,)
-        selected = select_sub_captions(reader, start, block, parts, negatives.to(device))
-        pooled = model.attention_pool(queries[selected], keys, values)  # (B, block+K-1, D)
-        cosine = (F.normalize(pooled.float(), dim=-1) * targets[selected]).sum(dim=-1)
-        own = (selected // parts == image[:, None]).float()
-        conditioned.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
+        if losses.parts:
+            # Row r of every image block meets the selection that row r of this block made.
+            reader = start + image % block  # (B,)
+            selected = select_sub_captions(reader, start, block, parts, negatives.to(device))
+            pooled = model.attention_pool(queries[selected], keys, values)  # (B, block+K-1, D)
+            cosine = (F.normalize(pooled.float(), dim=-1) * targets[selected]).sum(dim=-1)
+            own = (selected // parts == image[:, None]).float()
+            conditioned.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
 
-        columns = torch.arange(start * parts, (start + block) * parts, device=device)
-        own = (columns // parts == image[:, None]).float()  # (B, block*K)
-        cosine = fine_cls @ targets[columns].T
-        multi_positive.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
+            columns = torch.arange(start * parts, (start + block) * parts, device=device)
+            own = (columns // parts == image[:, None]).float()  # (B, block*K)
+            cosine = fine_cls @ targets[columns].T
+            multi_positive.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
 
-        columns = torch.arange(start, start + block, device=device)
-        own = (columns == image[:, None]).float()  # (B, block)
-        cosine = whole_image @ whole_text[columns].T
-        whole.append(_sigmoid_loss(whole_scale * cosine + model.whole_bias, own))
+        if losses.whole == "sigmoid":
+            columns = torch.arange(start, start + block, device=device)
+            own = (columns == image[:, None]).float()  # (B, block)
+            cosine = whole_image @ whole_text[columns].T
+            whole.append(_sigmoid_loss(whole_scale * cosine + model.whole_bias, own))
 
     blocks = count // block
-    return CAFTLoss(
+    terms = CAFTLoss(
         sum_of(conditioned) / blocks, sum_of(multi_positive) / blocks, sum_of(whole) / blocks
     )
+    if losses.whole == "softmax":
+        others = image_features.whole if all_whole_images is None else all_whole_images
+        terms.whole = _softmax_loss(whole_image, others, whole_text, image, whole_scale)
+    return terms
 
 
 def draw_negatives(count: int, parts: int, seed: int) -> Tensor:
@@ -127,3 +143,25 @@ def sum_of(terms: list[Tensor]) -> Tensor:
 def _sigmoid_loss(logits: Tensor, positive: Tensor) -> Tensor:
     """Sum of -log sigmoid(+-logit) over all pairs, divided by the number of columns."""
     return F.binary_cross_entropy_with_logits(logits, positive, reduction="sum") / logits.shape[1]
+
+
+def _softmax_loss(
+    whole_image: Tensor, all_images: Tensor, whole_text: Tensor, own: Tensor, scale: Tensor
+) -> Tensor:
+    """This worker's share of CLIP's symmetric cross-entropy: the image to text direction of its
+    images and the text to image direction of their captions, over the N of the batch.
+
+    Args:
+        whole_image: (B, D) normalised; `own` (B,) are their places in the batch.
+        all_images: (N, D) embeddings; whole_text: (N, D) normalised.
+    """
+    if len(all_images) != len(whole_text):
+        raise ValueError(
+            f"softmax over {len(whole_text)} captions needs as many images, got {len(all_images)}; "
+            "pass all_whole_images"
+        )
+    all_images = F.normalize(all_images.float(), dim=-1)
+    to_text = scale * whole_image @ whole_text.T  # (B, N)
+    to_image = scale * whole_text[own] @ all_images.T
+    sums = (F.cross_entropy(logits, own, reduction="sum") for logits in (to_text, to_image))
+    return sum_of(list(sums)) / (2 * len(whole_text))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from caft.config import Config, ModelConfig
+from caft.config import Config, ModelChoice
 from pipelines.config import StageConfig
 
 
@@ -60,7 +60,7 @@ class TrainConfig(StageConfig):
     dataset: str = Field(description="folder written by the data stage")
     output: str
     split: str = "train"
-    model: str | ModelConfig = "caft_b"
+    model: ModelChoice = "caft_b"
     epochs: float = Field(32, gt=0)
     global_batch: int = Field(2048, gt=1)
     block_size: int = Field(256, gt=1, description="images per logical block of the loss")

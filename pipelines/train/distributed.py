@@ -10,8 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from caft.config import LossConfig
 from caft.losses import CAFTLoss, caft_loss
 from caft.model import CAFT, TextFeatures
+
+PART_TERMS = ("part_text_conditioned", "part_multi_positive")
 
 
 class TrainingModel(nn.Module):
@@ -31,6 +34,7 @@ class TrainingModel(nn.Module):
         """
         image_features, local = self.model(images, tokens, superpixels)
         texts = TextFeatures(gather_rows(local.parts), gather_rows(local.whole))
+        softmax = self.model.config.losses.whole == "softmax"
         rank = dist.get_rank() if dist.is_initialized() else 0
         return caft_loss(
             image_features,
@@ -39,6 +43,7 @@ class TrainingModel(nn.Module):
             block_size=self.block_size,
             first_image=rank * len(images),
             seed=seed,
+            all_whole_images=gather_rows(image_features.whole) if softmax else None,
         )
 
 
@@ -69,28 +74,26 @@ class _GatherRows(torch.autograd.Function):
 class LossMeter:
     """Sums of the loss terms since the last report; workers' shares add up to the global loss."""
 
+    terms: tuple[str, ...]
     sums: Tensor
     steps: int = 0
 
     @classmethod
-    def empty(cls, device: torch.device) -> LossMeter:
-        return cls(torch.zeros(3, device=device))
+    def empty(cls, losses: LossConfig, device: torch.device) -> LossMeter:
+        """A meter of the terms that the configuration trains."""
+        terms = PART_TERMS * losses.parts + ("whole",) * losses.has_whole
+        return cls(terms, torch.zeros(len(terms), device=device))
 
     def add(self, loss: CAFTLoss) -> None:
-        terms = [loss.part_text_conditioned, loss.part_multi_positive, loss.whole]
-        self.sums += torch.stack([term.detach() for term in terms])
+        self.sums += torch.stack([getattr(loss, term).detach() for term in self.terms])
         self.steps += 1
 
     def take(self) -> dict[str, float]:
         """Mean global loss terms since the last call; every worker must call it."""
         if dist.is_initialized():
             dist.all_reduce(self.sums)
-        conditioned, multi_positive, whole = (self.sums / max(1, self.steps)).tolist()
+        means = (self.sums / max(1, self.steps)).tolist()
         self.sums.zero_()
         self.steps = 0
-        return {
-            "loss/part_text_conditioned": conditioned,
-            "loss/part_multi_positive": multi_positive,
-            "loss/whole": whole,
-            "loss/total": conditioned + multi_positive + whole,
-        }
+        named = {f"loss/{term}": value for term, value in zip(self.terms, means, strict=True)}
+        return named | {"loss/total": sum(means)}

@@ -72,7 +72,7 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
         else None
     )
     progress = Progress("train", job.total_steps, "steps", config.progress_every_s, done=step)
-    meter = LossMeter.empty(device)
+    meter = LossMeter.empty(job.model.losses, device)
     loader = Loader(config.dataset, config.split, job.model, config.ingest)
     batches = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
     losses: dict[str, float] = {}
@@ -92,8 +92,7 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
                     "train/images_per_s": steps * config.global_batch / seconds,
                     "train/input_wait_fraction": waited / seconds,
                     "train/lr": engine.optimizer.param_groups[0]["lr"],
-                    "train/part_scale": model.part_log_scale.exp().item(),
-                    "train/whole_scale": model.whole_log_scale.exp().item(),
+                    **{f"train/{name}_scale": scale for name, scale in model.scales().items()},
                 }
                 tracker.log_metrics(losses | rates, step=step)
             clock, waited = time.monotonic(), 0.0
