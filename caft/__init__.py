@@ -4,6 +4,7 @@
 from caft.checkpoint import load_model
 from caft.localize import hierarchy, localize
 from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
+from caft.pictures import draw_panel
 from caft.reference import from_reference
 
 __version__ = "0.1.0"
@@ -13,6 +14,7 @@ __all__ = [
     "ImageFeatures",
     "TextFeatures",
     "create_model",
+    "draw_panel",
     "from_reference",
     "hierarchy",
     "load_model",
