@@ -36,8 +36,8 @@ def localize(model: CAFT, image: np.ndarray, sentences: list[str]) -> np.ndarray
 @torch.no_grad()
 def encode_sentences(model: CAFT, sentences: list[str]) -> Tensor:
     """Projected part embeddings (S, D) of single sentences."""
-    tokens = model.tokenize(sentences).to(model.fine_projection.device)
-    return model.part_text_encoder(tokens) @ model.part_projection
+    texts = model.part_text_encoder.pack(model.tokenize(sentences)[:, None])
+    return model.part_text_encoder(texts.to(model.fine_projection.device)) @ model.part_projection
 
 
 @torch.no_grad()

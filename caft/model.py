@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from caft.attention_pool import AttentionPool
 from caft.config import ModelConfig, load_model_config
 from caft.image_encoder import ImageEncoder
-from caft.layers import projection
+from caft.layers import Blocks, projection
+from caft.packing import PackedTexts
 from caft.superpixels import superpixel_labels
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
 from caft.tokenizer import Tokenizer, load_tokenizer
@@ -101,16 +102,20 @@ class CAFT(nn.Module):
             superpixels=superpixels,
         )
 
-    def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """Encode captions of K sub-captions each: token ids (B, K, T), K >= configured chunks."""
-        batch, parts, length = tokens.shape
-        embedded = self.part_text_encoder(tokens.reshape(batch * parts, length))
-        embedded = embedded.view(batch, parts, -1)  # (B, K, W)
+    def encode_text(self, tokens: Tensor | PackedTexts) -> TextFeatures:
+        """Encode captions of K sub-captions each, K >= configured chunks.
+
+        Args:
+            tokens: ids (B, K, T), or the same packed by `part_text_encoder.pack`: a training
+                loop packs on the host, so that the device never waits for lengths.
+        """
+        texts = tokens if isinstance(tokens, PackedTexts) else self.part_text_encoder.pack(tokens)
+        embedded = self.part_text_encoder(texts).view(texts.captions, texts.parts, -1)  # (B, K, W)
         whole = self.whole_text_encoder(embedded[:, : self.config.text.chunks])
         return TextFeatures(embedded @ self.part_projection, whole @ self.whole_projection)
 
     def forward(
-        self, images: Tensor, tokens: Tensor, superpixels: Tensor | None = None
+        self, images: Tensor, tokens: Tensor | PackedTexts, superpixels: Tensor | None = None
     ) -> tuple[ImageFeatures, TextFeatures]:
         return self.encode_image(images, superpixels), self.encode_text(tokens)
 
@@ -154,6 +159,12 @@ class CAFT(nn.Module):
             keep = torch.zeros_like(whole, dtype=torch.bool).scatter_(1, best, True)
             scores = scores.masked_fill(~keep, -torch.inf)
         return scores
+
+    def recompute_activations(self, on: bool = True) -> None:
+        """Trade time for memory: every block keeps its input alone and runs again in backward."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.recompute = on
 
     @torch.no_grad()
     def clamp_scales_(self) -> None:
