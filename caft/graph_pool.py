@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from caft.layers import SelfAttention
 
 ASSIGNMENT_SCALE = 5.0  # the cosine is multiplied by this before the softmax over segments
+SMALLEST = 1e-30  # keeps tokens that are all the same from dividing by zero
+DISTANCE_STEPS = 2.0**38  # in which distances are told apart, of the largest one from the mean
 GROUP_NORM_EPS = 1e-6
 MLP_NORM_EPS = 1e-5
 
@@ -74,6 +76,9 @@ def farthest_point_seeds(
     centred = tokens.double()
     centred = centred - _masked_mean(centred, live)  # the mean becomes the origin
     gram = torch.bmm(centred, centred.transpose(1, 2))
+    # Rounded, because copies of a token must tie whatever order the product summed them in.
+    largest = gram.diagonal(dim1=1, dim2=2).amax(dim=1)[:, None, None].clamp_min(SMALLEST)
+    gram = (gram * (DISTANCE_STEPS / largest)).round()
     squared = gram.diagonal(dim1=1, dim2=2)  # (B, N): squared distance from the mean
     pairwise = squared[:, :, None] + squared[:, None, :] - 2 * gram  # (B, N, N)
     distance = squared

@@ -98,6 +98,7 @@ class ImageEncoder(nn.Module):
         )
         pixels, places = pooled.split([features.shape[-1], positions.shape[-1]], dim=-1)
         last = self.stem[-1]
+        assert isinstance(last, nn.Conv2d)
         return F.linear(pixels, last.weight.flatten(1), last.bias) + places, live
 
     def _positions_for(self, height: int, width: int) -> Tensor:

@@ -1,10 +1,10 @@
 """Packs sub-captions of many lengths into rows of one length, so that no work goes into padding.
-Between the tokenizer and the part-text encoder; runs on the host, before anything is on a device."""
+Between the tokenizer and the part-text encoder; runs on the host, before a device sees a token."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,14 +25,11 @@ class PackedTexts:
     parts: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedTexts:
-        return PackedTexts(
-            *(
-                tensor.to(device, non_blocking=non_blocking)
-                for tensor in (self.tokens, self.positions, self.owners, self.ends)
-            ),
-            self.captions,
-            self.parts,
-        )
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("tokens", "positions", "owners", "ends")
+        }
+        return replace(self, **moved)
 
     def attention_mask(self) -> Tensor:
         """(R, 1, L, L): a token attends to itself and to what stands before it in its own text."""
