@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from caft.config import FlatImageConfig
 from caft.image_encoder import NORM_EPS, ImageTokens, positions_at
-from caft.layers import Block, init_linear
+from caft.layers import Block, Blocks, init_linear
 
 
 class FlatImageEncoder(nn.Module):
@@ -28,7 +28,7 @@ class FlatImageEncoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(grid, grid, config.width))
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.norm_in = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             Block(config.width, config.heads, config.mlp_ratio, NORM_EPS)
             for _ in range(config.depth)
         )
@@ -44,9 +44,7 @@ class FlatImageEncoder(nn.Module):
         patches = patches + positions_at(self.positions, *patches.shape[1:3])
         cls = self.cls_token.expand(len(images), -1, -1)
         tokens = self.norm_in(torch.cat([cls, patches.flatten(1, 2)], dim=1))  # (B, 1 + hw, W)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.norm(tokens)
+        tokens = self.norm(self.blocks(tokens))
         return ImageTokens(tokens, tokens, [])
 
     def patch_labels(self, images: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from caft.layers import SelfAttention
 
 ASSIGNMENT_SCALE = 5.0  # the cosine is multiplied by this before the softmax over segments
+SMALLEST = 1e-30  # keeps tokens that are all the same from dividing by zero
+DISTANCE_STEPS = 2.0**38  # in which distances are told apart, of the largest one from the mean
 GROUP_NORM_EPS = 1e-6
 MLP_NORM_EPS = 1e-5
 
@@ -55,7 +57,8 @@ class GraphPool(nn.Module):
 
     def assignment_logits(self, tokens: Tensor, seeds: Tensor, mask: Tensor | None) -> Tensor:
         """Scaled cosine of every token with every seed, on grouping features: (B, N, M)."""
-        grouped = tokens + self.group_attn(self.group_norm(tokens), mask)
+        key_mask = None if mask is None else mask[:, None, None]
+        grouped = tokens + self.group_attn(self.group_norm(tokens), key_mask)
         grouped = grouped - _masked_mean(grouped, mask) + self.group_bias
         grouped = F.normalize(grouped, dim=-1)
         return ASSIGNMENT_SCALE * torch.bmm(grouped, take_tokens(grouped, seeds).transpose(1, 2))
@@ -67,22 +70,26 @@ def farthest_point_seeds(
 ) -> Tensor:
     """Indices (B, count) of tokens (B, N, D) picked farthest-first from the mean of the live ones.
 
-    Distances come from one Gram matrix, so each pick costs a row look-up and no pass over D.
+    Distances come from one Gram matrix in float64, so each pick costs a row look-up and no pass
+    over D, and the picks are those of float64 throughout.
     """
-    tokens = tokens.float()
-    centred = tokens - _masked_mean(tokens, live)  # the mean becomes the origin
-    squared = centred.square().sum(dim=-1)  # (B, N): squared distance from the mean
+    centred = tokens.double()
+    centred = centred - _masked_mean(centred, live)  # the mean becomes the origin
     gram = torch.bmm(centred, centred.transpose(1, 2))
+    # Rounded, because copies of a token must tie whatever order the product summed them in.
+    largest = gram.diagonal(dim1=1, dim2=2).amax(dim=1)[:, None, None].clamp_min(SMALLEST)
+    gram = (gram * (DISTANCE_STEPS / largest)).round()
+    squared = gram.diagonal(dim1=1, dim2=2)  # (B, N): squared distance from the mean
     pairwise = squared[:, :, None] + squared[:, None, :] - 2 * gram  # (B, N, N)
     distance = squared
     if live is not None and not keep_dead:
         distance = squared.masked_fill(~live, -1.0)
-    seeds = torch.empty(tokens.shape[0], count, dtype=torch.long, device=tokens.device)
-    rows = torch.arange(tokens.shape[0], device=tokens.device)
-    for n in range(count):
-        seeds[:, n] = distance.argmax(dim=-1)
-        distance = torch.minimum(distance, pairwise[rows, seeds[:, n]])
-    return seeds
+    seeds = []
+    for _ in range(count):
+        seeds.append(distance.argmax(dim=-1, keepdim=True))  # (B, 1)
+        row = seeds[-1][:, :, None].expand(-1, -1, pairwise.shape[-1])
+        distance = torch.minimum(distance, pairwise.gather(1, row)[:, 0])
+    return torch.cat(seeds, dim=1)
 
 
 def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:

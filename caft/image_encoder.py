@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from caft.config import ImageConfig
 from caft.graph_pool import GraphPool
-from caft.layers import Block, init_linear
+from caft.layers import Block, Blocks, init_linear
 from caft.superpixels import pool_superpixels
 
 NORM_EPS = 1e-6
@@ -30,15 +30,6 @@ class ImageTokens:
     assignments: list[Tensor]  # (B, S, M1), (B, M1, M2), (B, M2, M3); rows sum to 1
 
 
-class Group(nn.ModuleList):
-    """Blocks that share their tokens: those between two pools."""
-
-    def forward(self, tokens: Tensor, key_mask: Tensor | None) -> Tensor:
-        for block in self:
-            tokens = block(tokens, key_mask)
-        return tokens
-
-
 class ImageEncoder(nn.Module):
     """Superpixels -> M1 -> M2 -> M3 segments, with one cls token throughout."""
 
@@ -53,7 +44,7 @@ class ImageEncoder(nn.Module):
         self.register_buffer("positions", sincos_positions(grid, grid, config.width))
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.groups = nn.ModuleList(
-            Group(
+            Blocks(
                 Block(config.width, config.heads, config.mlp_ratio, NORM_EPS) for _ in range(depth)
             )
             for depth in config.group_depths
@@ -71,19 +62,17 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor, superpixels: Tensor) -> ImageTokens:
         """`images` (B, 3, H, W) normalised; `superpixels` (B, H, W) labels at full resolution."""
-        features = self.stem(images).permute(0, 2, 3, 1)  # (B, h, w, W)
-        features = features + positions_at(self.positions, features.shape[1], features.shape[2])
-        tokens, live = pool_superpixels(features, superpixels, self.superpixel_count)  # (B, S, W)
+        tokens, live = self._superpixel_tokens(images, superpixels)  # (B, S, W), (B, S)
         live_now: Tensor | None = live
         cls = self.cls_token.expand(tokens.shape[0], -1, -1)
         assignments: list[Tensor] = []
         fine = None
         for level, group in enumerate(self.groups):
             joined = torch.cat([cls, tokens], dim=1)
-            key_mask = None
+            mask = None
             if self.mask_dead and live_now is not None:
-                key_mask = F.pad(live_now, (1, 0), value=True)  # cls is always there
-            joined = group(joined, key_mask)
+                mask = F.pad(live_now, (1, 0), value=True)[:, None, None]  # cls is always there
+            joined = group(joined, mask)
             cls, tokens = joined[:, :1], joined[:, 1:]
             if level == 1 and self.norm_fine is not None:
                 fine = self.norm_fine(joined)
@@ -95,6 +84,26 @@ class ImageEncoder(nn.Module):
                 live_now = None  # every segment of a pool has a live seed
         coarse = self.norm_coarse(torch.cat([cls, tokens], dim=1))
         return ImageTokens(coarse if fine is None else fine, coarse, assignments)
+
+    def _superpixel_tokens(self, images: Tensor, superpixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Stem features with positions, averaged in each superpixel: (B, S, W), live (B, S).
+
+        The stem ends in a 1x1 convolution. It is linear, so it follows the average here and runs
+        on S tokens and not on every cell.
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        features = self.stem[:-1](images).permute(0, 2, 3, 1)  # (B, h, w, W')
+        positions = positions_at(self.positions, *features.shape[1:3])
+        positions = positions.expand(len(images), -1, -1, -1)
+        pooled, live = pool_superpixels(
+            torch.cat([features, positions.to(features.dtype)], dim=-1),
+            superpixels,
+            self.superpixel_count,
+        )
+        pixels, places = pooled.split([features.shape[-1], positions.shape[-1]], dim=-1)
+        last = self.stem[-1]
+        assert isinstance(last, nn.Conv2d)
+        return F.linear(pixels, last.weight.flatten(1), last.bias) + places, live
 
 
 def positions_at(positions: Tensor, height: int, width: int) -> Tensor:

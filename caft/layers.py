@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class SelfAttention(nn.Module):
@@ -17,16 +18,17 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self, tokens: Tensor, key_mask: Tensor | None = None, causal: bool = False
-    ) -> Tensor:
-        """`key_mask` (B, N) is true where a token may be attended to; None: everywhere."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """`mask` is true where a query may attend, broadcast to (B, heads, N, N); None: all."""
+        return self.proj(self.mix(tokens, mask, causal))
+
+    def mix(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Attention without its output projection: (B, N, D)."""
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D/heads)
-        mask = None if key_mask is None else key_mask[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+        return mixed.transpose(1, 2).reshape(batch, count, width)
 
 
 class Block(nn.Module):
@@ -42,10 +44,45 @@ class Block(nn.Module):
         self.contract = nn.Linear(hidden, width)
 
     def forward(
-        self, tokens: Tensor, key_mask: Tensor | None = None, causal: bool = False
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        tokens = tokens + self.attn(self.norm1(tokens), key_mask, causal)
+        """(B, N, D) tokens; `mask` as in `SelfAttention`.
+
+        With `keep` (M,), indices into the B*N tokens, all tokens are attended to and only these
+        are computed to the end: (M, D). What a last layer is not asked for costs nothing.
+        """
+        mixed = self.attn.mix(self.norm1(tokens), mask, causal)
+        if keep is not None:
+            tokens, mixed = tokens.flatten(0, 1)[keep], mixed.flatten(0, 1)[keep]
+        tokens = tokens + self.attn.proj(mixed)
         return tokens + self.contract(F.gelu(self.expand(self.norm2(tokens))))
+
+
+class Blocks(nn.ModuleList):
+    """Blocks in a row. With `recompute` each keeps its input alone and runs again in backward;
+    one at a time, because a block's inside is some fifteen times as large as its input."""
+
+    recompute = False
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """As `Block`; `keep` applies to the last one."""
+        for n, block in enumerate(self):
+            kept = keep if n == len(self) - 1 else None
+            if self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, mask, causal, kept, use_reentrant=False)
+            else:
+                tokens = block(tokens, mask, causal, kept)
+        return tokens
 
 
 def init_linear(module: nn.Module) -> None:

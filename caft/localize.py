@@ -55,10 +55,13 @@ def encode_one(model: CAFT, image: np.ndarray) -> ImageFeatures:
 def encode_sentences(model: CAFT, sentences: list[str]) -> Tensor:
     """Projected embeddings (S, D) of single sentences: as parts, or as whole captions where the
     model has no part losses."""
-    tokens = model.tokenize(sentences).to(model.device)
+    tokens = model.tokenize(sentences)[:, None]  # (S, 1, T)
+    if not model.config.losses.parts:
+        tokens = tokens.expand(-1, model.config.text.chunks, -1)
+    texts = model.part_text_encoder.pack(tokens).to(model.device)
     if model.config.losses.parts:
-        return model.part_text_encoder(tokens) @ model.part_projection
-    return model.encode_text(tokens[:, None].expand(-1, model.config.text.chunks, -1)).whole
+        return model.part_text_encoder(texts) @ model.part_projection
+    return model.encode_text(texts).whole
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
+    from caft.attention_pool import AttentionPool
     from caft.model import CAFT, ImageFeatures, TextFeatures
 
 
@@ -45,33 +47,38 @@ def caft_loss(
     The model's configuration says which terms there are. Of them the softmax alone knows no
     blocks: like CLIP's, it compares every image with every caption of the batch.
 
+    Memory grows with B x block_size: what a pair of blocks pools is dropped once its loss is
+    known, and made again in backward.
+
     Args:
         image_features: this worker's B images.
         text_features: all N captions, K sub-captions each.
         negatives: (N, N-1); entry [i, n] says which sub-caption of the n-th other caption
-            (ascending, i left out) is image i's negative. None: drawn from `seed`.
+            (ascending, i left out) is image i's negative. Only captions of image i's own block
+            are asked for, so (N, block_size-1) does as well. None: drawn from `seed`.
         block_size: images per logical block; a smaller batch is one block.
         all_whole_images: (N, D) whole embeddings of every worker's images, which the softmax
             alone needs; None: this worker has all images.
 
     Raises:
-        ValueError: N is not a multiple of the block size, or images that the softmax needs are
-            not there.
+        ValueError: N is not a multiple of the block size, `negatives` has another shape, or images
+            that the softmax needs are not there.
     """
     losses = model.config.losses
     count, parts = text_features.parts.shape[:2]
     block = min(block_size, count)
     if count % block:
         raise ValueError(f"a batch of {count} is not a multiple of block_size {block}")
-    if negatives is None:
-        negatives = draw_negatives(count, parts, seed)
     device = text_features.parts.device
+    if negatives is None:
+        negatives = draw_negatives(count, parts, seed, block)
+    negatives = own_block(negatives, count, block).to(device)
     image = torch.arange(first_image, first_image + len(image_features.whole), device=device)
     conditioned, multi_positive, whole = ([torch.zeros((), device=device)] for _ in range(3))
     if losses.parts:
-        sub_captions = text_features.parts.float().flatten(0, 1)  # (N*K, D)
-        targets = F.normalize(sub_captions, dim=-1)
+        sub_captions = text_features.parts.flatten(0, 1)  # (N*K, D)
         queries = model.attention_pool.queries(sub_captions)
+        targets = F.normalize(sub_captions.float(), dim=-1)
         keys, values = model.attention_pool.keys_values(image_features.fine)
         fine_cls = F.normalize(image_features.fine_cls.float(), dim=-1)  # (B, D)
         part_scale = model.part_log_scale.exp()
@@ -83,38 +90,60 @@ def caft_loss(
     for start in range(0, count, block):
         if losses.parts:
             # Row r of every image block meets the selection that row r of this block made.
-            reader = start + image % block  # (B,)
-            selected = select_sub_captions(reader, start, block, parts, negatives.to(device))
-            pooled = model.attention_pool(queries[selected], keys, values)  # (B, block+K-1, D)
-            cosine = (F.normalize(pooled.float(), dim=-1) * targets[selected]).sum(dim=-1)
-            own = (selected // parts == image[:, None]).float()
-            conditioned.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
+            selected = select_sub_captions(start + image % block, start, block, parts, negatives)
+            own = selected // parts == image[:, None]  # (B, block+K-1)
+            for first in range(0, len(image), block):
+                rows = slice(first, first + block)
+                cosine = checkpoint(
+                    pooled_cosine,
+                    model.attention_pool,
+                    queries,
+                    targets,
+                    selected[rows],
+                    keys[rows],
+                    values[rows],
+                    use_reentrant=False,
+                )
+                conditioned.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own[rows]))
 
             columns = torch.arange(start * parts, (start + block) * parts, device=device)
-            own = (columns // parts == image[:, None]).float()  # (B, block*K)
-            cosine = fine_cls @ targets[columns].T
+            own = columns // parts == image[:, None]  # (B, block*K)
+            cosine = _cosine(fine_cls, targets[columns])
             multi_positive.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
 
         if losses.whole == "sigmoid":
             columns = torch.arange(start, start + block, device=device)
-            own = (columns == image[:, None]).float()  # (B, block)
-            cosine = whole_image @ whole_text[columns].T
+            own = columns == image[:, None]  # (B, block)
+            cosine = _cosine(whole_image, whole_text[columns])
             whole.append(_sigmoid_loss(whole_scale * cosine + model.whole_bias, own))
 
     blocks = count // block
-    terms = CAFTLoss(
-        sum_of(conditioned) / blocks, sum_of(multi_positive) / blocks, sum_of(whole) / blocks
-    )
+    terms = [torch.stack(term).sum() / blocks for term in (conditioned, multi_positive, whole)]
     if losses.whole == "softmax":
         others = image_features.whole if all_whole_images is None else all_whole_images
-        terms.whole = _softmax_loss(whole_image, others, whole_text, image, whole_scale)
-    return terms
+        terms[2] = _softmax_loss(whole_image, others, whole_text, image, whole_scale)
+    return CAFTLoss(*terms)
 
 
-def draw_negatives(count: int, parts: int, seed: int) -> Tensor:
-    """Seeded `negatives` (N, N-1) for `caft_loss`, the same on every worker."""
+def draw_negatives(count: int, parts: int, seed: int, block: int) -> Tensor:
+    """Seeded `negatives` (N, block-1) for `caft_loss`, the same on every worker."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(parts, (count, count - 1), generator=generator)
+    return torch.randint(parts, (count, block - 1), generator=generator)
+
+
+def own_block(negatives: Tensor, count: int, block: int) -> Tensor:
+    """The (N, block-1) entries of `negatives` that speak of captions in the row's own block."""
+    if negatives.shape == (count, block - 1):
+        return negatives
+    if negatives.shape != (count, count - 1):
+        raise ValueError(
+            f"negatives: {tuple(negatives.shape)} given, ({count}, {count - 1}) or "
+            f"({count}, {block - 1}) is due"
+        )
+    # Of n-th others, those before a row's block keep their number: the block's begin at its start.
+    starts = torch.arange(count, device=negatives.device) // block * block
+    columns = starts[:, None] + torch.arange(block - 1, device=negatives.device)
+    return negatives.gather(1, columns)
 
 
 def select_sub_captions(
@@ -124,6 +153,7 @@ def select_sub_captions(
 
     Args:
         reader: (B,) caption indices inside the block that begins at `start`.
+        negatives: (N, block-1), see `own_block`.
 
     Returns:
         (B, K + block - 1) indices into the flattened (N*K) sub-captions.
@@ -131,18 +161,33 @@ def select_sub_captions(
     own = reader[:, None] * parts + torch.arange(parts, device=reader.device)
     other = torch.arange(start, start + block - 1, device=reader.device)
     other = other + (other >= reader[:, None])  # (B, block-1): ascending, the reader left out
-    column = other - (other > reader[:, None]).long()  # the reader's row lacks its own entry
-    chosen = negatives[reader[:, None], column]
-    return torch.cat([own, other * parts + chosen], dim=1)
+    return torch.cat([own, other * parts + negatives[reader]], dim=1)
 
 
-def sum_of(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).sum()
+def pooled_cosine(
+    pool: AttentionPool,
+    queries: Tensor,
+    targets: Tensor,
+    selected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Cosine (B, C) of each image's selected sub-captions with what they gather from it."""
+    pooled = pool(queries[selected], keys, values)  # (B, C, D)
+    return (F.normalize(pooled.float(), dim=-1) * targets[selected]).sum(dim=-1)
+
+
+def _cosine(images: Tensor, texts: Tensor) -> Tensor:
+    """(B, C) products of unit vectors in float32: a scale of up to 100 follows, for which the
+    eight bits of a bfloat16 are too few."""
+    with torch.autocast(images.device.type, enabled=False):
+        return images @ texts.T
 
 
 def _sigmoid_loss(logits: Tensor, positive: Tensor) -> Tensor:
     """Sum of -log sigmoid(+-logit) over all pairs, divided by the number of columns."""
-    return F.binary_cross_entropy_with_logits(logits, positive, reduction="sum") / logits.shape[1]
+    signed = torch.where(positive, logits, -logits)
+    return -F.logsigmoid(signed).sum() / logits.shape[1]
 
 
 def _softmax_loss(
@@ -161,7 +206,7 @@ def _softmax_loss(
             "pass all_whole_images"
         )
     all_images = F.normalize(all_images.float(), dim=-1)
-    to_text = scale * whole_image @ whole_text.T  # (B, N)
-    to_image = scale * whole_text[own] @ all_images.T
-    sums = (F.cross_entropy(logits, own, reduction="sum") for logits in (to_text, to_image))
-    return sum_of(list(sums)) / (2 * len(whole_text))
+    to_text = scale * _cosine(whole_image, whole_text)  # (B, N)
+    to_image = scale * _cosine(whole_text[own], all_images)
+    entropies = [F.cross_entropy(logits, own, reduction="sum") for logits in (to_text, to_image)]
+    return torch.stack(entropies).sum() / (2 * len(whole_text))

@@ -18,7 +18,8 @@ from caft.attention_pool import AttentionPool
 from caft.config import FlatImageConfig, ModelConfig, load_model_config
 from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
-from caft.layers import projection
+from caft.layers import Blocks, projection
+from caft.packing import PackedTexts
 from caft.superpixels import superpixel_labels
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
 from caft.tokenizer import Tokenizer, load_tokenizer
@@ -132,14 +133,19 @@ class CAFT(nn.Module):
             superpixels=superpixels,
         )
 
-    def encode_text(self, tokens: Tensor) -> TextFeatures:
-        """Encode captions of K sub-captions each: token ids (B, K, T), K >= configured chunks."""
+    def encode_text(self, tokens: Tensor | PackedTexts) -> TextFeatures:
+        """Encode captions of K sub-captions each, K >= configured chunks.
+
+        Args:
+            tokens: ids (B, K, T), or the same packed by `part_text_encoder.pack`: a training
+                loop packs on the host, so that the device never waits for lengths.
+        """
         losses, chunks = self.config.losses, self.config.text.chunks
-        if not losses.parts:
-            tokens = tokens[:, :chunks]  # nothing would read the others
-        batch, count, length = tokens.shape
-        embedded = self.part_text_encoder(tokens.reshape(batch * count, length))
-        embedded = embedded.view(batch, count, -1)  # (B, K, W)
+        if not isinstance(tokens, PackedTexts):
+            read = tokens if losses.parts else tokens[:, :chunks]  # nothing needs the others
+            tokens = self.part_text_encoder.pack(read)
+        embedded = self.part_text_encoder(tokens)
+        embedded = embedded.view(tokens.captions, tokens.parts, -1)  # (B, K, W)
         if losses.parts:
             parts = embedded @ self.part_projection
         if losses.has_whole:
@@ -157,7 +163,7 @@ class CAFT(nn.Module):
         return self.whole_text_encoder(embedded)
 
     def forward(
-        self, images: Tensor, tokens: Tensor, superpixels: Tensor | None = None
+        self, images: Tensor, tokens: Tensor | PackedTexts, superpixels: Tensor | None = None
     ) -> tuple[ImageFeatures, TextFeatures]:
         return self.encode_image(images, superpixels), self.encode_text(tokens)
 
@@ -207,6 +213,12 @@ class CAFT(nn.Module):
             keep = torch.zeros_like(ranking, dtype=torch.bool).scatter_(1, best, True)
             scores = scores.masked_fill(~keep, -torch.inf)
         return scores
+
+    def recompute_activations(self, on: bool = True) -> None:
+        """Trade time for memory: every block keeps its input alone and runs again in backward."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.recompute = on
 
     def scales(self) -> dict[str, float]:
         """The factor on the cosine in each logit this model has: part, whole."""

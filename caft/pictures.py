@@ -63,7 +63,9 @@ def draw_panel(model: CAFT, image: np.ndarray, sentences: Sequence[str] = ()) ->
     rows = [first]
     if sentences:
         heats = heat_maps(model, features, encode_sentences(model, list(sentences)))
-        drawn = [(draw_heat(canvas, heat, None), s) for heat, s in zip(heats, sentences, strict=True)]
+        drawn = [
+            (draw_heat(canvas, heat, None), s) for heat, s in zip(heats, sentences, strict=True)
+        ]
         rows += [drawn[n : n + PANEL_COLUMNS] for n in range(0, len(drawn), PANEL_COLUMNS)]
     return _sheet(rows)
 
@@ -161,7 +163,8 @@ def _sheet(rows: list[list[tuple[np.ndarray, str]]]) -> np.ndarray:
     """Rows of equally large pictures on white, each with words below it."""
     height, width = rows[0][0][0].shape[:2]
     wrapped = [
-        [textwrap.wrap(words, max(1, int(width / CHARACTER_PX))) for _, words in row] for row in rows
+        [textwrap.wrap(words, max(1, int(width / CHARACTER_PX))) for _, words in row]
+        for row in rows
     ]
     text_heights = [LINE_PX * max(map(len, row)) for row in wrapped]
     columns = max(map(len, rows))

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from caft.config import TextConfig
-from caft.layers import Block
+from caft.layers import Block, Blocks
+from caft.packing import PackedTexts, pack_texts
 
 NORM_EPS = 1e-5
 MLP_RATIO = 4.0
 LAYER_SCALE_INIT = 1e-3
 MIN_ADAPTER_WIDTH = 64
-LENGTH_GROUPS = 4
+CONTEXTS_PER_ROW = 2  # of packed text: longer rows fill better, and their attention costs more
 
 
 class PartTextEncoder(nn.Module):
@@ -28,25 +29,15 @@ class PartTextEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, T), T up to the context length, to embeddings (N, W).
+    def pack(self, tokens: Tensor, row_multiple: int = 1) -> PackedTexts:
+        """Token ids (B, K, T) laid out as this encoder reads them; see `pack_texts`."""
+        return pack_texts(tokens, CONTEXTS_PER_ROW * len(self.positions), row_multiple)
 
-        Sub-captions of similar length run together, each group no longer than its longest: most
-        of a batch padded to its longest text would be padding.
-        """
-        end = tokens.argmax(dim=-1)  # (N,)
-        order = end.argsort()
-        embedded = [
-            self._encode(tokens[rows, : int(end[rows[-1]]) + 1], end[rows])
-            for rows in order.chunk(min(LENGTH_GROUPS, len(order)))
-        ]
-        return torch.cat(embedded)[order.argsort()]
-
-    def _encode(self, tokens: Tensor, end: Tensor) -> Tensor:
-        hidden = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
-        for block in self.blocks:
-            hidden = block(hidden, causal=True)
-        return self.norm(hidden[torch.arange(len(tokens), device=tokens.device), end])
+    def forward(self, texts: PackedTexts) -> Tensor:
+        """Embeddings (B*K, W) of B captions of K sub-captions. Equal to reading each one alone:
+        nothing attends to another text, nor to what comes later in its own."""
+        hidden = self.token_embedding(texts.tokens) + self.positions[texts.positions]  # (R, L, W)
+        return self.norm(self.blocks(hidden, texts.attention_mask(), keep=texts.ends))
 
 
 class WholeTextEncoder(nn.Module):
@@ -72,12 +63,10 @@ class WholeTextEncoder(nn.Module):
         adapted = parts + self.adapter_scale * self.adapter(parts)
         cls = self.cls_token.expand(len(parts), -1, -1)
         hidden = torch.cat([adapted, cls], dim=1) + self.positions  # (B, chunks + 1, W)
-        for block in self.blocks:
-            hidden = block(hidden, causal=True)
-        return self.norm(hidden[:, -1])
+        return self.norm(self.blocks(hidden, causal=True)[:, -1])
 
 
-def _causal_blocks(width: int, heads: int, layers: int) -> nn.ModuleList:
+def _causal_blocks(width: int, heads: int, layers: int) -> Blocks:
     """Blocks with CLIP's initial scales, which shrink with depth."""
     blocks = [Block(width, heads, MLP_RATIO, NORM_EPS) for _ in range(layers)]
     residual_std = width**-0.5 * (2 * layers) ** -0.5
@@ -88,4 +77,4 @@ def _causal_blocks(width: int, heads: int, layers: int) -> nn.ModuleList:
         nn.init.zeros_(block.attn.proj.bias)
         nn.init.normal_(block.expand.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(block.contract.weight, std=residual_std)
-    return nn.ModuleList(blocks)
+    return Blocks(blocks)

@@ -121,6 +121,14 @@ class Tracker:
                 return
 
 
+def experiment_page(server: str, tracking: TrackingConfig) -> str:
+    """Where a browser finds the experiment's runs on an MLflow server that shows `tracking`."""
+    experiment = _client(tracking).get_experiment_by_name(tracking.experiment)
+    assert experiment is not None, "a stage makes the experiment before anybody looks for it"
+    # Without the last part MLflow opens its page for language-model traces, which is empty here.
+    return f"{server}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+
+
 def _send_spool(tracking: TrackingConfig, spool: Path) -> None:
     """Send the events of one spool folder that were not sent yet, in order."""
     client = _client(tracking)

@@ -66,7 +66,7 @@ def test_missing_file_and_broken_yaml(tmp_path):
 
 def test_model_recipes_by_name():
     assert load_model_config("caft_b") == ModelConfig()
-    with pytest.raises(ConfigError, match="known: caft_b, caft_b_grid, .*clip_xs"):
+    with pytest.raises(ConfigError, match=r"known: caft_b, caft_b_grid, .*clip_xs"):
         load_model_config("caft_huge")
 
 

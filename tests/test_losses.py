@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests_support import tiny_config, tiny_controls
 
 import caft
-from caft.losses import caft_loss, draw_negatives, select_sub_captions
+from caft.losses import caft_loss, draw_negatives, own_block, select_sub_captions
 from caft.model import ImageFeatures, TextFeatures
 
 
@@ -80,7 +80,7 @@ def plain_loss(model, images, texts, negatives, block):
 @pytest.mark.parametrize(("count", "block"), [(4, 4), (6, 3), (8, 2)])
 def test_loss_is_its_definition(model, count, block):
     images, texts = random_features(model, count, parts=3)
-    negatives = draw_negatives(count, 3, seed=1)
+    negatives = draw_negatives(count, 3, seed=1, block=count)
     loss = caft_loss(images, texts, model, negatives, block_size=block)
     expected = plain_loss(model, images, texts, negatives, block)
     ours = torch.stack([loss.part_text_conditioned, loss.part_multi_positive, loss.whole])
@@ -143,6 +143,66 @@ def test_a_loss_that_is_left_out_is_zero_and_the_others_are_as_before(model):
     torch.testing.assert_close(left.total, both.whole)
 
 
+def test_entries_of_other_blocks_are_not_asked_for(model):
+    images, texts = random_features(model, 6, parts=3)
+    whole = draw_negatives(6, 3, seed=1, block=6)  # (6, 5)
+    within = own_block(whole, 6, 3)
+    others = [[j for j in range(6) if j != i] for i in range(6)]
+    for i in range(6):
+        mates = [n for n, j in enumerate(others[i]) if j // 3 == i // 3]
+        assert within[i].tolist() == whole[i, mates].tolist()
+    ours = caft_loss(images, texts, model, within, block_size=3).total
+    torch.testing.assert_close(ours, caft_loss(images, texts, model, whole, block_size=3).total)
+    with pytest.raises(ValueError, match=r"negatives: \(6, 4\) given, \(6, 5\) or \(6, 2\)"):
+        caft_loss(images, texts, model, whole[:, :4], block_size=3)
+
+
+@given(seed=st.integers(0, 99))
+def test_the_order_of_a_batch_changes_nothing(model, seed):
+    """Captions and images permuted together, each with its own negatives."""
+    count, parts = 6, 3
+    images, texts = random_features(model, count, parts, seed)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count, generator=generator)
+    chosen = torch.randint(parts, (count, count), generator=generator)  # of j for i
+    plain = caft_loss(images, texts, model, without_diagonal(chosen))
+    permuted = caft_loss(
+        rows_of(images, order),
+        TextFeatures(texts.parts[order], texts.whole[order]),
+        model,
+        without_diagonal(chosen[order][:, order]),
+    )
+    for name in ("part_text_conditioned", "part_multi_positive", "whole"):
+        torch.testing.assert_close(getattr(permuted, name), getattr(plain, name))
+
+
+def without_diagonal(square):
+    count = len(square)
+    return square[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)
+
+
+def test_memory_grows_with_the_block_and_not_with_the_batch(model):
+    """What autograd keeps between forward and backward, per image, for four times the captions."""
+
+    def saved_bytes(count):
+        images, texts = random_features(model, count, parts=4)
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = caft_loss(rows_of(images, slice(0, 8)), texts, model, block_size=8)
+        assert torch.isfinite(loss.total)
+        return sum(sizes.values())
+
+    pooled_bytes = 8 * (8 + 3) * model.config.embed_dim * 4  # of one pair of blocks
+    growth = saved_bytes(32) - saved_bytes(8)
+    features_bytes = 24 * 5 * model.config.embed_dim * 4  # of 24 more captions, once
+    assert growth < 8 * features_bytes + 3 * pooled_bytes
+
+
 def test_a_batch_that_is_no_multiple_of_the_block_is_refused(model):
     images, texts = random_features(model, 6, parts=2)
     with pytest.raises(ValueError, match="not a multiple of block_size 4"):
@@ -164,7 +224,7 @@ def test_matched_pairs_have_a_lower_loss_than_mismatched_ones(model):
 )
 def test_every_selection_has_all_own_and_one_of_each_other(blocks, block, parts, seed):
     count = blocks * block
-    negatives = draw_negatives(count, parts, seed)
+    negatives = draw_negatives(count, parts, seed, block)
     for start in range(0, count, block):
         readers = torch.arange(start, start + block)
         selected = select_sub_captions(readers, start, block, parts, negatives)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from caft.errors import CAFTError, ClusterError
+from pipelines.config import TrackingConfig
 from pipelines.demo.cluster import (
     LOOPBACK,
     REPOSITORY,
@@ -21,6 +22,7 @@ from pipelines.demo.cluster import (
     require_free,
 )
 from pipelines.demo.sample import REGIONS, write_sample
+from pipelines.tracking import experiment_page
 
 CONFIGS = REPOSITORY / "configs"
 LOGICAL_CPUS = 4  # two trainers and two decoders share whatever cores there are
@@ -109,9 +111,8 @@ def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     sample, regions = root / "sample", root / "sample" / REGIONS
     lists = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
     tracking = [
-        f"tracking.uri=sqlite:///{root / 'mlflow.db'}",
-        "tracking.experiment=caft-demo",
-        f"tracking.spool={root / 'mlflow-spool'}",
+        f"tracking.{key}={value}"
+        for key, value in _tracking(root).model_dump(exclude_none=True).items()
     ]
     data, train = root / "data", root / "train"
     return {
@@ -131,6 +132,14 @@ def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     }
 
 
+def _tracking(root: Path) -> TrackingConfig:
+    return TrackingConfig(
+        uri=f"sqlite:///{root / 'mlflow.db'}",
+        experiment="caft-demo",
+        spool=str(root / "mlflow-spool"),
+    )
+
+
 def _start_mlflow(port: int, root: Path, processes: Processes, cluster: LocalCluster) -> None:
     if not processes.alive("mlflow"):
         environment = {k: v for k, v in cluster.environment.items() if not k.startswith("RAY_")}
@@ -140,9 +149,8 @@ def _start_mlflow(port: int, root: Path, processes: Processes, cluster: LocalClu
 
 def _mlflow_command(port: int, root: Path) -> list[str]:
     program = str(Path(sys.executable).parent / "mlflow")
-    store = f"sqlite:///{root / 'mlflow.db'}"
     return [
-        program, "server", "--backend-store-uri", store, "--host", LOOPBACK,
+        program, "server", "--backend-store-uri", _tracking(root).uri, "--host", LOOPBACK,
         "--port", str(port), "--workers", "1",
     ]  # fmt: skip
 
@@ -151,7 +159,8 @@ def _say_where_to_look(root: Path, mlflow_port: int, times: dict[str, float]) ->
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items())
     print(f"\ndemo: finished ({spent}; {sum(times.values()):.0f} s in all)")
     print(f"report:  {root / 'evaluate' / 'report.html'}")
-    print(f"MLflow:  http://{LOOPBACK}:{mlflow_port}  (running; `make clean` stops it)")
+    page = experiment_page(f"http://{LOOPBACK}:{mlflow_port}", _tracking(root))
+    print(f"MLflow:  {page}  (running; `make clean` stops it)")
     print(f"         start it again: {' '.join(_mlflow_command(mlflow_port, root))}")
 
 
