@@ -178,5 +178,5 @@ def test_every_key_of_a_released_caft_b_is_accounted_for():
     load_reference_weights(model, released)
     del released["image_post.proj"]
     released["visual.nobody_knows"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=r"visual\.nobody_knows.*fine_projection"):
+    with pytest.raises(CheckpointError, X):
         load_reference_weights(model, released)
