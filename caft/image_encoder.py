@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caft.config import ImageConfig
+from caft.errors import DataError
 from caft.graph_pool import GraphPool
 from caft.layers import Block, init_linear
-from caft.superpixels import pool_superpixels
+from caft.superpixels import cell_grid, pool_superpixels
 
 NORM_EPS = 1e-6
 POSITION_BASE = 10_000.0
@@ -44,7 +45,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageConfig, mask_dead: bool) -> None:
         super().__init__()
         self.mask_dead = mask_dead
-        self.superpixel_count = config.superpixel_count
+        self.cell_px = config.superpixels.cell_px
+        self.fewest_superpixels = config.segments[0]
         grid = config.image_size_px // config.stem_stride
         self.stem = _stem(config.stem_widths, config.stem_strides, config.width)
         self.register_buffer("positions", sincos_positions(grid, grid, config.width))
@@ -67,10 +69,16 @@ class ImageEncoder(nn.Module):
         self.apply(init_linear)
 
     def forward(self, images: Tensor, superpixels: Tensor) -> ImageTokens:
-        """`images` (B, 3, H, W) normalised; `superpixels` (B, H, W) labels at full resolution."""
+        """`images` (B, 3, H, W) normalised; `superpixels` (B, H, W) labels at full resolution,
+        below the number of cells in an image of that size.
+
+        Raises:
+            DataError: the image has fewer superpixels than the first pool makes segments.
+        """
+        count = self._superpixel_count(*superpixels.shape[1:])
         features = self.stem(images).permute(0, 2, 3, 1)  # (B, h, w, W)
         features = features + self._positions_for(features.shape[1], features.shape[2])
-        tokens, live = pool_superpixels(features, superpixels, self.superpixel_count)  # (B, S, W)
+        tokens, live = pool_superpixels(features, superpixels, count)  # (B, S, W)
         live_now: Tensor | None = live
         cls = self.cls_token.expand(tokens.shape[0], -1, -1)
         assignments: list[Tensor] = []
@@ -92,6 +100,15 @@ class ImageEncoder(nn.Module):
                 live_now = None  # every segment of a pool has a live seed
         assert fine is not None
         return ImageTokens(fine, self.norm_coarse(torch.cat([cls, tokens], dim=1)), assignments)
+
+    def _superpixel_count(self, height: int, width: int) -> int:
+        rows, columns = cell_grid(height, width, self.cell_px)
+        if rows * columns < self.fewest_superpixels:
+            raise DataError(
+                f"image of {width} x {height} px: its {rows * columns} superpixels are fewer than "
+                f"the model's {self.fewest_superpixels} segments; enlarge it"
+            )
+        return rows * columns
 
     def _positions_for(self, height: int, width: int) -> Tensor:
         """The (h, w, W) position grid, resized bicubically for another image size."""
