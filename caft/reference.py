@@ -169,9 +169,8 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     weights = _unwrapped(state_dict)
     if not any(key.startswith("visual.pools.") for key in weights):
-        raise CheckpointError(
-            f"no weights of CAFT: no key 'visual.pools...', the first is '{next(iter(weights), '')}'"
-        )
+        first = next(iter(weights), "")
+        raise CheckpointError(f"no weights of CAFT: no key 'visual.pools...'; it has '{first}' ...")
 
     def size(key: str, dim: int, otherwise: int) -> int:
         shape = weights[key].shape if key in weights else ()
