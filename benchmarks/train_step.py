@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from plain_caft import PlainCAFT
-from plain_weights import CAFT_B, random_weights
+from plain_weights import CAFT_B, random_state_dict
 from torch import Tensor
 
 import caft
@@ -106,7 +106,7 @@ def make_inputs(batch: int, parts: int, device: str) -> Inputs:
 
 
 def make_side(name: str, args: argparse.Namespace) -> Step:
-    weights = random_weights(CAFT_B, seed=0)
+    weights = random_state_dict(CAFT_B, seed=0)
     if name.startswith("plain"):
         return PlainStep(weights, args.device)
     return OurStep(weights, args.device, name.endswith("bfloat16"), args.compile)
