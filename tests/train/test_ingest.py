@@ -76,5 +76,5 @@ def test_a_map_of_another_model_names_the_row(tmp_path):
     with pytest.raises(DataError, match=r"key 0: stored superpixels: the map has 9 of them.* 36"):
         load(tmp_path, [encode_label_map(LABELS % 9)], "seeds")
     damaged = encode_label_map(LABELS, 36)[:-1]
-    with pytest.raises(DataError, match="key 0: label map of .* bytes: damaged"):
+    with pytest.raises(DataError, match=r"key 0: label map of .* bytes: damaged"):
         load(tmp_path, [damaged], "seeds")
