@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         ("crop_px", "side of a crop, a multiple of 16"),
         ("lr", "learning rate at the start"),
         ("position_weight", "larger: smoother and more regular; smaller: closer to colour"),
+        ("images", "read at most; they are held in memory"),
         ("max_side_px", "larger images are shrunk to it first"),
         ("seed", "of crops and first weights"),
     ):
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fit(dataset: str, output: Path, config: FitConfig) -> None:
-    images = load_images(dataset)
+    images = load_images(dataset, config.images)
     print(f"fit: {len(images):,} images, {config.steps:,} steps", flush=True)
     started, recent = time.monotonic(), []
 

@@ -23,7 +23,7 @@ from caft.sfcn import NEIGHBOURS, RGB_MEAN, SFCN, cell_neighbours
 from caft.transforms import decode_image
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-LAB_RANGE = 100.0  # lightness goes from 0 to this
+LAB_SCALE = 255.0  # LAB, lightness 0 .. 100, is divided by it
 NORM_EPS = 1e-8  # keeps the square root's slope finite where nothing is left to reconstruct
 MASS_EPS = 1e-6  # a cell that no pixel chooses has a mean of zero
 
@@ -33,18 +33,19 @@ class FitConfig:
     """How the network is fitted. Equal values and images give equal weights on one machine."""
 
     steps: int = 1000
-    crops: int = 12  # per step
+    crops: int = 10  # per step
     crop_px: int = 160
-    lr: float = 1e-3
-    position_weight: float = 0.03  # over the cell size, beside an error of colour of weight 1
-    max_side_px: int = 320  # larger images are shrunk first: crops then show things, not texture
+    lr: float = 2e-3
+    position_weight: float = 0.025  # over the cell size, beside an error of colour of weight 1
+    images: int = 1000  # at most so many are read: they are held in memory
+    max_side_px: int = 256  # larger images are shrunk first: crops then show things, not texture
     seed: int = 0
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if self.crop_px % CELL:
             raise ConfigError(f"crop_px {self.crop_px}: must be a multiple of the cell, {CELL} px")
-        for name in ("steps", "crops", "crop_px", "lr", "position_weight", "max_side_px"):
+        for name in ("steps", "crops", "crop_px", "images", "lr", "position_weight", "max_side_px"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} {getattr(self, name)}: must be greater than 0")
 
@@ -77,7 +78,7 @@ def reconstruction_loss(probabilities: Tensor, lab: Tensor, position_weight: flo
 
     Args:
         probabilities: (B, 9, H, W) over the cells around each pixel.
-        lab: (B, 3, H, W) LAB colour, lightness in 0 .. 1.
+        lab: (B, 3, H, W) LAB colour over `LAB_SCALE`.
         position_weight: of the error of position in px, over the cell size (Yang et al., 2020).
     """
     batch, _, height, width = lab.shape
@@ -114,12 +115,13 @@ def random_crops(images: list[np.ndarray], config: FitConfig) -> Iterator[tuple[
             crop = image[top : top + config.crop_px, left : left + config.crop_px]
             crops.append(crop[:, :: rng.choice((-1, 1))])
         pixels = np.stack(crops).astype(np.float32) / 255
-        lab = np.stack([cv2.cvtColor(crop, cv2.COLOR_RGB2LAB) for crop in pixels]) / LAB_RANGE
+        lab = np.stack([cv2.cvtColor(crop, cv2.COLOR_RGB2LAB) for crop in pixels]) / LAB_SCALE
         yield _channels_first(pixels) - mean, _channels_first(lab)
 
 
-def load_images(folder: str | Path) -> list[np.ndarray]:
-    """The images of a folder of image files, or of a dataset folder with its Parquet parts.
+def load_images(folder: str | Path, limit: int = FitConfig.images) -> list[np.ndarray]:
+    """At most `limit` images of a folder of image files, or of a dataset's Parquet parts, spread
+    over all of them.
 
     Raises:
         DataError: no such folder, no image in it, or one that cannot be read.
@@ -128,11 +130,12 @@ def load_images(folder: str | Path) -> list[np.ndarray]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name a dataset or a folder of images")
     parts = sorted(folder.glob("part-*.parquet"))
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if parts:
-        named = [entry for part in parts for entry in _part_images(part)]
+        share = math.ceil(limit / len(parts))
+        named = [entry for part in parts for entry in _part_images(part, share)]
     else:
-        named = [(str(path), _read(path)) for path in files]
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        named = [(str(path), _read(path)) for path in files[:: math.ceil(len(files) / limit) or 1]]
     if not named:
         raise DataError(f"{folder}: no image in it; name a dataset or a folder of .jpg or .png")
     images = []
@@ -161,14 +164,16 @@ def save_network(network: SFCN, path: Path, metadata: dict[str, str]) -> None:
         raise StorageError(f"{path}: cannot be written: {error}") from None
 
 
-def _part_images(part: Path) -> Iterator[tuple[str, bytes]]:
+def _part_images(part: Path, limit: int) -> Iterator[tuple[str, bytes]]:
     try:
-        column = pq.read_table(part, columns=["image"])["image"]
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(batch_size=limit, columns=["image"]):
+                for row, data in enumerate(batch["image"].to_pylist()):
+                    yield f"{part}: row {row}", data or b""
+                return
+    except (pa.ArrowException, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{part}: corrupt Parquet, or no column 'image' ({reason})") from None
-    for row, data in enumerate(column.to_pylist()):
-        yield f"{part}: row {row}", data or b""
 
 
 def _read(path: Path) -> bytes:
