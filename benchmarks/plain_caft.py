@@ -56,7 +56,7 @@ class PlainCAFT:
         vision = self.config["vision_cfg"]
         stem = self._stem(images, training)  # (B, h, w, D)
         cells = stem + self._positions(stem.shape[1], stem.shape[2])
-        count = (vision["image_size"] // CELL_PX) ** 2
+        count = math.prod(side // CELL_PX for side in superpixels.shape[1:])
         found = segment_means(cells, superpixels, count)
         tokens, cls = found["segment_tokens"], self._weight("visual.cls_token")
         cls = cls.expand(len(images), -1, -1)  # (B, 1, D)

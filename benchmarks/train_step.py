@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from plain_caft import PlainCAFT
-from plain_weights import CAFT_B, random_weights
+from plain_weights import CAFT_B, random_state_dict
 from torch import Tensor
 
 import caft
@@ -106,7 +105,7 @@ def make_inputs(batch: int, parts: int, device: str) -> Inputs:
 
 
 def make_side(name: str, args: argparse.Namespace) -> Step:
-    weights = random_weights(CAFT_B, seed=0)
+    weights = random_state_dict(CAFT_B, seed=0)
     if name.startswith("plain"):
         return PlainStep(weights, args.device)
     return OurStep(weights, args.device, name.endswith("bfloat16"), args.compile)
@@ -227,13 +226,19 @@ def _peak_memory(name: str, args: argparse.Namespace) -> float:
     if args.device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for _ in range(2):
         side(inputs)
-    if args.device == "cuda":
         return torch.cuda.max_memory_allocated() - before
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    side(inputs)  # optimiser moments and gradients are there from now on
+    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+    before = resident("VmRSS")
+    side(inputs)
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """Bytes of this process in memory: now (VmRSS), or at most so far (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def matrix_rate(device: str, dtype: torch.dtype) -> float:

@@ -22,6 +22,8 @@ from pydantic import (
 
 from caft.errors import ConfigError
 
+SFCN_CELL_PX = 16  # the stride of the superpixel network
+
 
 class Config(BaseModel):
     """Base of every schema: immutable, and an unknown key is an error."""
@@ -32,13 +34,30 @@ class Config(BaseModel):
 class SuperpixelConfig(Config):
     """How an image is cut into superpixels before the first attention block."""
 
-    method: Literal["seeds", "grid"] = "seeds"
+    method: Literal["sfcn", "seeds", "grid"] = "seeds"
     cell_px: int = Field(16, gt=0, description="mean superpixel edge: one superpixel per cell")
     iterations: int = Field(20, gt=0, description="passes of SEEDS over an image")
+    weights: str = Field(
+        "sfcn", description="of SFCN in a new model: a .safetensors file, or one in caft/assets"
+    )
+    unnormalise_with: Literal["clip", "imagenet"] = Field(
+        "clip",
+        description="statistics that give SFCN its RGB back; 'imagenet' is a slip that the "
+        "released checkpoints were trained with",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SuperpixelConfig:
+        if self.method == "sfcn" and self.cell_px != SFCN_CELL_PX:
+            raise ValueError(
+                f"cell_px {self.cell_px}: method 'sfcn' makes cells of {SFCN_CELL_PX} px; "
+                "set that, or method 'seeds' or 'grid'"
+            )
+        return self
 
 
 class ImageConfig(Config):
-    """Fine-to-coarse image encoder; the defaults are CAFT-B."""
+    """Fine-to-coarse image encoder; the defaults are CAFT-B, with SEEDS, which needs no weights."""
 
     encoder: Literal["superpixels"] = "superpixels"
     image_size_px: int = Field(224, gt=0)
@@ -63,6 +82,7 @@ class ImageConfig(Config):
 
     @property
     def superpixel_count(self) -> int:
+        """Superpixels of an image of the configured size."""
         return (self.image_size_px // self.superpixels.cell_px) ** 2
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ Run as `python -m caft.model describe NAME`; training divides by these numbers f
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from caft.config import FlatImageConfig, ImageConfig, ModelConfig, load_model_config
 from caft.errors import CAFTError, ConfigError
 from caft.model import CAFT
+from caft.sfcn import NEIGHBOURS, WIDTHS
 from caft.text_encoder import MLP_RATIO, adapter_width
 
 SIDES = ("image", "text", "losses")
@@ -72,9 +74,16 @@ def flops(config: ModelConfig, workload: Workload = Workload()) -> Flops:
 
 def describe(config: ModelConfig, workload: Workload = Workload()) -> list[ModuleCost]:
     """The cost of every module, in the order in which data meets them; parameters add up to the
-    model's. Raises as `flops`."""
+    model's, and to its frozen network's. Raises as `flops`."""
     with torch.device("meta"):
-        weights = {name: p.numel() for name, p in CAFT(config).named_parameters()}
+        model = CAFT(config)
+    frozen = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.startswith("superpixel_network.") and name.endswith((".weight", ".bias"))
+    }
+    named = dict(model.named_parameters()) | frozen
+    weights = {name: tensor.numel() for name, tensor in named.items()}
     return [
         replace(
             row, parameters=sum(n for name, n in weights.items() if name.startswith(row.weights))
@@ -111,17 +120,21 @@ def _table(config: ModelConfig, rows: list[ModuleCost], total: Flops) -> str:
     lines = [config.name, "", f"{'module':<26}{'parameters':>12}{'GFLOP':>10}  tokens"]
     for side in SIDES:
         here = [row for row in rows if row.side == side]
-        lines.append(line(side, sum(r.parameters for r in here), getattr(total, side)))
+        lines.append(line(side, _trained(here), getattr(total, side)))
         for row in here:
             name = f"  {row.name}" + ", frozen" * row.frozen
             lines.append(line(name, row.parameters, row.flop, row.tokens))
-    lines.append(line("forward", sum(row.parameters for row in rows), total.forward))
+    lines.append(line("forward", _trained(rows), total.forward))
     lines += [
         "",
         f"GFLOP of one image and its sub-captions, forward; {total.training / GIGA:,.1f} with "
-        "backward: a training sample.",
+        "backward: a training sample. Sums of parameters are of trained ones.",
     ]
     return "\n".join(lines)
+
+
+def _trained(rows: list[ModuleCost]) -> int:
+    return sum(row.parameters for row in rows if not row.frozen)
 
 
 def _costs(config: ModelConfig, workload: Workload) -> Iterator[ModuleCost]:
@@ -154,6 +167,15 @@ def _costs(config: ModelConfig, workload: Workload) -> Iterator[ModuleCost]:
 
 
 def _fine_to_coarse_costs(image: ImageConfig) -> Iterator[ModuleCost]:
+    if image.superpixels.method == "sfcn":
+        yield ModuleCost(
+            "image",
+            "superpixel network",
+            _sfcn(image.image_size_px**2),
+            f"{image.image_size_px**2} px -> {image.superpixel_count}",
+            ("superpixel_network.",),
+            frozen=True,
+        )
     side_px, width_in, flop = image.image_size_px, 3, 0.0
     for width, stride in zip(image.stem_widths, image.stem_strides, strict=True):
         side_px = -(-side_px // stride)
@@ -180,6 +202,20 @@ def _fine_to_coarse_costs(image: ImageConfig) -> Iterator[ModuleCost]:
                 f"{before} -> {after}",
                 (f"image_encoder.pools.{level}.",),
             )
+
+
+def _sfcn(pixels: float) -> float:
+    """The superpixel network: two 3x3 convolutions a level on the way down, a transposed 4x4 of
+    stride 2 and a 3x3 on the way up, and a 3x3 to the neighbours."""
+    flop, width_in = 0.0, 3
+    for level, width in enumerate(WIDTHS):
+        here = pixels / 4**level
+        flop += _linear(here, 9 * width_in, width) + _linear(here, 9 * width, width)
+        width_in = width
+    for level, (width, wider) in enumerate(itertools.pairwise(WIDTHS)):
+        here = pixels / 4**level
+        flop += _linear(here, 4 * wider, width) + _linear(here, 9 * 2 * width, width)
+    return flop + _linear(pixels, 9 * WIDTHS[0], NEIGHBOURS)
 
 
 def _flat_costs(image: FlatImageConfig) -> Iterator[ModuleCost]:

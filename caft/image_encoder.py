@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caft.config import ImageConfig
+from caft.errors import DataError
 from caft.graph_pool import GraphPool
 from caft.layers import Block, Blocks, init_linear
-from caft.superpixels import pool_superpixels
+from caft.superpixels import cell_grid, pool_superpixels
 
 NORM_EPS = 1e-6
 POSITION_BASE = 10_000.0
@@ -38,7 +39,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageConfig, mask_dead: bool, with_fine: bool = True) -> None:
         super().__init__()
         self.mask_dead = mask_dead
-        self.superpixel_count = config.superpixel_count
+        self.cell_px = config.superpixels.cell_px
+        self.fewest_superpixels = config.segments[0]
         grid = config.image_size_px // config.stem_stride
         self.stem = _stem(config.stem_widths, config.stem_strides, config.width)
         self.register_buffer("positions", sincos_positions(grid, grid, config.width))
@@ -61,7 +63,12 @@ class ImageEncoder(nn.Module):
         self.apply(init_linear)
 
     def forward(self, images: Tensor, superpixels: Tensor) -> ImageTokens:
-        """`images` (B, 3, H, W) normalised; `superpixels` (B, H, W) labels at full resolution."""
+        """`images` (B, 3, H, W) normalised; `superpixels` (B, H, W) labels at full resolution,
+        below the number of cells in an image of that size.
+
+        Raises:
+            DataError: the image has fewer superpixels than the first pool makes segments.
+        """
         tokens, live = self._superpixel_tokens(images, superpixels)  # (B, S, W), (B, S)
         live_now: Tensor | None = live
         cls = self.cls_token.expand(tokens.shape[0], -1, -1)
@@ -98,12 +105,21 @@ class ImageEncoder(nn.Module):
         pooled, live = pool_superpixels(
             torch.cat([features, positions.to(features.dtype)], dim=-1),
             superpixels,
-            self.superpixel_count,
+            self._superpixel_count(*superpixels.shape[1:]),
         )
         pixels, places = pooled.split([features.shape[-1], positions.shape[-1]], dim=-1)
         last = self.stem[-1]
         assert isinstance(last, nn.Conv2d)
         return F.linear(pixels, last.weight.flatten(1), last.bias) + places, live
+
+    def _superpixel_count(self, height: int, width: int) -> int:
+        rows, columns = cell_grid(height, width, self.cell_px)
+        if rows * columns < self.fewest_superpixels:
+            raise DataError(
+                f"image of {width} x {height} px: its {rows * columns} superpixels are fewer than "
+                f"the model's {self.fewest_superpixels} segments; enlarge it"
+            )
+        return rows * columns
 
 
 def positions_at(positions: Tensor, height: int, width: int) -> Tensor:

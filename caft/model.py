@@ -20,10 +20,11 @@ from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.layers import Blocks, projection
 from caft.packing import PackedTexts
-from caft.superpixels import superpixel_labels
+from caft.sfcn import SFCN, load_sfcn_weights, read_sfcn_weights
+from caft.superpixels import complete_labels
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
 from caft.tokenizer import Tokenizer, load_tokenizer
-from caft.transforms import denormalise, normalise
+from caft.transforms import normalise
 
 INIT_LOG_SCALE = math.log(1 / 0.07)
 MAX_PART_LOG_SCALE = math.log(100)
@@ -85,6 +86,11 @@ class CAFT(nn.Module):
             self.whole_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
         if losses.whole == "sigmoid":  # no bias changes a softmax
             self.whole_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
+        # Frozen: its weights come with a checkpoint or from create_model. It is made last, so that
+        # the others start the same with and without it.
+        self.superpixel_network = (
+            SFCN(frozen=True) if config.image.superpixels.method == "sfcn" else None
+        )
 
     @property
     def device(self) -> torch.device:
@@ -103,17 +109,20 @@ class CAFT(nn.Module):
 
         Args:
             images: (B, 3, H, W), uint8 RGB or float normalised by `caft.transforms.normalise`.
-            superpixels: (B, H, W) integer labels; None: computed as the configuration says. A
-                flat encoder has its patches, whatever is given.
+            superpixels: (B, H, W) integer labels, below the number of cells in such an image.
+                None, or rows of -1: computed as the configuration says. A flat encoder has its
+                patches, whatever is given.
+
+        Raises:
+            DataError: the images have fewer superpixels than the model makes segments of them.
         """
         if isinstance(self.image_encoder, FlatImageEncoder):
             superpixels = self.image_encoder.patch_labels(images)
-        if superpixels is None:
-            pixels = images if images.dtype == torch.uint8 else denormalise(images)
-            superpixels = superpixel_labels(pixels, self.config.image.superpixels)
+        else:
+            config = self.config.image.superpixels
+            superpixels = complete_labels(images, superpixels, config, self.superpixel_network)
         if images.dtype == torch.uint8:
             images = normalise(images)
-        superpixels = superpixels.long()
         tokens = self.image_encoder(images, superpixels)
         losses = self.config.losses
         if losses.parts:
@@ -244,10 +253,18 @@ class CAFT(nn.Module):
 def create_model(name_or_config: str | Path | Mapping[str, Any] | ModelConfig) -> CAFT:
     """A freshly initialised model for a recipe name (`caft_b`), a YAML file or a configuration.
 
+    A superpixel network comes fitted, with the weights that the configuration names.
+
     Raises:
-        ConfigError: no such recipe, or a configuration that does not fit the schema.
+        ConfigError: no such recipe, a configuration that does not fit the schema, or no weights
+            for the superpixel network.
     """
-    return CAFT(load_model_config(name_or_config))
+    config = load_model_config(name_or_config)
+    model = CAFT(config)
+    if model.superpixel_network is not None:
+        weights = read_sfcn_weights(config.image.superpixels)
+        load_sfcn_weights(model.superpixel_network, weights, config.image.superpixels.weights)
+    return model
 
 
 def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:

@@ -26,7 +26,12 @@ class Tokenizer(Protocol):
 
 
 class BPETokenizer:
-    """A tokenizer.json of the `tokenizers` library whose two last ids are start and end."""
+    """A tokenizer.json of the `tokenizers` library whose two last ids are start and end.
+
+    `clip` gives the ids of OpenAI's tokenizer with one exception that is meant: a text that
+    spells `<|endoftext|>` or `<|startoftext|>` gets the ids of those letters, since an end token
+    in its middle would cut the caption there.
+    """
 
     def __init__(self, path: Path) -> None:
         import tokenizers

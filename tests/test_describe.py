@@ -34,6 +34,10 @@ def test_caft_b_costs_what_is_known_of_it():
     assert gflop["pool"] / GIGA == pytest.approx(3.5, rel=0.02)
     assert rows["text", "part text"].flop / GIGA == pytest.approx(31.8, abs=0.05)
     heads = {key for key in rows if key[1] == "heads"}
+    network = rows.pop(("image", "superpixel network"))
+    assert network.frozen
+    assert network.flop / GIGA == pytest.approx(4.5, abs=0.05)
+    assert network.parameters / MEGA == pytest.approx(2.3, abs=0.05)
     counts = {
         "vision": sum(r.parameters for k, r in rows.items() if k[0] == "image" and k not in heads),
         "part": rows["text", "part text"].parameters,
@@ -73,7 +77,7 @@ def test_formulas_are_what_torch_counts(name):
     workload = Workload(text_tokens=20, parts=6)
     image, text = config.image, config.text
     with torch.device("meta"):
-        model = caft.create_model(config)
+        model = caft.CAFT(config)
         encoder = model.image_encoder
         pixels = torch.empty(1, 3, image.image_size_px, image.image_size_px)
 
@@ -84,6 +88,8 @@ def test_formulas_are_what_torch_counts(name):
             if isinstance(image, FlatImageConfig):
                 encoder(pixels, pixels)
                 return
+            if model.superpixel_network is not None:
+                model.superpixel_network(pixels)
             encoder.stem(pixels)
             counts = [image.superpixel_count, *image.segments]
             for count, group in zip(counts, encoder.groups, strict=True):
@@ -122,7 +128,8 @@ def test_the_losses_are_what_torch_counts(name):
 def test_training_costs_three_forward_passes_and_follows_the_text():
     config = load_model_config("caft_b")
     short, long = (flops(config, Workload(text_tokens=n)) for n in (20, 40))
-    assert short.training == pytest.approx(3 * short.forward)
+    frozen = rows_of("caft_b")["image", "superpixel network"].flop
+    assert short.training == pytest.approx(3 * (short.forward - frozen) + frozen)
     assert long.text / short.text == pytest.approx(2, rel=0.02)
     assert long.image == short.image
     assert flops(config, Workload(text_tokens=400)) == flops(config, Workload(text_tokens=77))

@@ -173,10 +173,16 @@ def test_every_key_of_a_released_caft_b_is_known():
 
 def test_every_key_of_a_released_caft_b_is_accounted_for():
     released = random_state_dict(CAFT_B, 0)
-    model = caft.create_model("caft_b")
+    model = caft.from_reference(released, CAFT_B)
     assert sum(p.numel() for p in model.parameters()) == 169_219_513
-    load_reference_weights(model, released)
-    del released["image_post.proj"]
+    del released["image_post.proj"], released["visual_proj.attn.in_proj_bias"]
     released["visual.nobody_knows"] = torch.zeros(1)
-    with pytest.raises(CheckpointError, match=r"visual\.nobody_knows.*fine_projection"):
+    released["ln_final.weight"] = torch.zeros(7)
+    with pytest.raises(CheckpointError) as caught:
         load_reference_weights(model, released)
+    assert sorted(str(caught.value).removeprefix("released weights do not fit: ").split("; ")) == [
+        "'ln_final.weight' is (7,), not (512,)",
+        "missing 'image_post.proj'",
+        "missing 'visual_proj.attn.in_proj_bias'",
+        "surplus 'visual.nobody_knows'",
+    ]

@@ -1,17 +1,53 @@
-"""Tokenizers: known CLIP ids, end token kept, padding."""
+"""Tokenizers: OpenAI's ids for CLIP, end token kept, padding."""
+
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from make_clip_ids import digest, iiw_captions
 
 from caft.errors import ConfigError
 from caft.tokenizer import load_tokenizer
+
+FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "clip_ids.json").read_text())
+IIW = Path(__file__).resolve().parents[2] / "shared" / "data" / "iiw"
+LONGER_THAN_ANY = 10_000
 
 
 def test_clip_ids_are_openai_s():
     tokens = load_tokenizer("clip")(["a photo of a cat", "Hello, world!"], 77)
     assert tokens[0].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert tokens[1].tolist() == [49406, 3306, 267, 1002, 256, 49407, 0]
+
+
+@pytest.mark.parametrize("kind", ["captions", "hard"])
+def test_captions_and_hard_strings_get_openai_s_ids(kind):
+    tokenizer = load_tokenizer("clip")
+    for text, ids in FIXTURE[kind]:
+        assert tokenizer([text], LONGER_THAN_ANY)[0].tolist() == ids, text
+
+
+@pytest.mark.skipif(not IIW.exists(), reason="the ImageInWords captions are not here")
+def test_a_thousand_captions_get_openai_s_ids():
+    captions, tokenizer = iiw_captions(IIW), load_tokenizer("clip")
+    assert len(captions) == FIXTURE["iiw_captions"] == 1000
+    rows = (tokenizer([text], LONGER_THAN_ANY)[0].tolist() for text in captions)
+    assert digest(rows) == FIXTURE["iiw_sha256"]
+
+
+@pytest.mark.parametrize("length", [3, 16, 77])
+def test_a_long_caption_is_cut_before_its_end_token(length):
+    text, ids = max(FIXTURE["captions"], key=lambda entry: len(entry[1]))
+    (row,) = load_tokenizer("clip")([text], length).tolist()
+    assert row == [*ids[: length - 1], ids[-1]]
+
+
+@pytest.mark.parametrize("text", ["<|endoftext|>", "<|startoftext|>", "<end_of_text>"])
+def test_a_caption_cannot_write_the_special_tokens(text):
+    (row,) = load_tokenizer("clip")([f"a {text} b"], 77).tolist()
+    assert max(row[1:-1]) < 49406
 
 
 @pytest.mark.parametrize("name", ["clip", "demo"])

@@ -1,4 +1,4 @@
-"""Scores of models as plain functions of arrays: retrieval and segmentation.
+"""Scores of models as plain functions of arrays: retrieval, segmentation and superpixels.
 Used by the evaluate stage and by notebooks; nothing in here knows of a model."""
 
 from caft.metrics.retrieval import retrieval_recall
@@ -9,12 +9,20 @@ from caft.metrics.segmentation import (
     mask_overlap,
     overlap_scores,
 )
+from caft.metrics.superpixels import (
+    achievable_segmentation_accuracy,
+    boundary_recall,
+    undersegmentation_error,
+)
 
 __all__ = [
+    "achievable_segmentation_accuracy",
     "binarise",
+    "boundary_recall",
     "centre_box",
     "mask_iou",
     "mask_overlap",
     "overlap_scores",
     "retrieval_recall",
+    "undersegmentation_error",
 ]

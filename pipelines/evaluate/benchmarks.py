@@ -102,12 +102,12 @@ def open_benchmark(config: BenchmarkConfig, field: str) -> Benchmark:
 
 
 def read_piece(dataset: str, split: str, piece: Piece) -> list[dict[str, Any]]:
-    """The rows of one piece with `url`, `image` and `captions`.
+    """The rows of one piece with `url`, `image`, `captions` and `superpixels`.
 
     Raises:
         DataError: the file has been damaged since it was opened.
     """
-    columns = ("url", "image", "captions")
+    columns = ("url", "image", "captions", "superpixels")
     return _read_row_group(dataset, piece.file, piece.row_group, split, columns)
 
 

@@ -17,9 +17,9 @@ from caft.captions import even_chunks
 from caft.config import ModelConfig
 from caft.errors import CAFTError, CheckpointError, DataError
 from caft.model import ImageFeatures, TextFeatures
-from caft.superpixels import superpixel_labels
+from caft.superpixels import stored_labels
 from caft.tokenizer import load_tokenizer
-from caft.transforms import eval_image
+from caft.transforms import eval_image, eval_labels
 from pipelines import storage
 from pipelines.evaluate.benchmarks import (
     Benchmark,
@@ -31,6 +31,7 @@ from pipelines.evaluate.benchmarks import (
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.localisation import one_image, region_overlaps
 from pipelines.progress import Progress
+from pipelines.superpixels import pack_superpixels, unpack_superpixels
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Preparer:
         rows = read_piece(self.dataset, self.split, piece)
         size_px, text = self.model.image.image_size_px, self.model.text
         images = torch.stack([_pixels(row, size_px) for row in rows])  # (n, 3, S, S)
-        superpixels = superpixel_labels(images, self.model.image.superpixels)
+        stored = [self._stored(row) for row in rows]
         chunks = [
             chunk
             for row in rows
@@ -110,9 +111,17 @@ class Preparer:
             "position": piece.first + np.arange(len(rows)),
             "url": [row["url"] for row in rows],
             "images": images.numpy(),
-            "superpixels": superpixels.to(torch.int16).numpy(),
+            "superpixels": pack_superpixels(images, stored, self.model.image.superpixels),
             "tokens": padded.view(len(rows), text.chunks, -1).numpy(),
         }
+
+    def _stored(self, row: dict[str, Any]) -> Tensor | None:
+        config = self.model.image
+        try:
+            labels = stored_labels(row.get("superpixels"), config.superpixel_count)
+        except DataError as error:
+            raise DataError(f"{row['url']}: {error}") from None
+        return None if labels is None else eval_labels(labels, config.image_size_px)
 
 
 class Embedder:
@@ -127,9 +136,10 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Columns over the batch's rows: what `Embedded` is gathered from."""
+        superpixels = unpack_superpixels(batch["superpixels"])
         images = self._model.encode_image(
             torch.from_numpy(batch["images"]).to(self._device),
-            torch.from_numpy(batch["superpixels"]).to(self._device),
+            None if superpixels is None else superpixels.to(self._device),
         )
         tokens = torch.from_numpy(batch["tokens"]).to(self._device).long()
         texts = self._model.encode_text(tokens)

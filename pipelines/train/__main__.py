@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer
 
 from caft.config import load_model_config, to_yaml
 from caft.errors import CAFTError, ClusterError, ConfigError, DataError
+from caft.sfcn import read_sfcn_weights
 from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
@@ -37,9 +38,12 @@ def run(config: TrainConfig) -> None:
     Raises:
         DataError: the dataset is missing, unfinished, or too small for one batch.
         CheckpointError: the output holds checkpoints of another model.
-        ConfigError: the output holds a run of another configuration.
+        ConfigError: the output holds a run of another configuration, or the superpixel network
+            has no weights.
     """
     model = load_model_config(config.model)
+    if model.image.superpixels.method == "sfcn":
+        read_sfcn_weights(model.image.superpixels)  # missing ones are known before Ray starts
     dataset = open_dataset(config.dataset)
     output = Path(storage.require_absolute(config.output, "output"))
     identity = _identity(config, model.model_dump_json(), dataset.fingerprint)

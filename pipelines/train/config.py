@@ -28,6 +28,9 @@ class IngestConfig(Config):
     lanes: int = Field(64, gt=0, description="independent readers; a multiple of the workers")
     window_steps: int = Field(16, gt=0, description="steps whose rows are shuffled together")
     crop_min_scale: float = Field(0.9, gt=0, le=1, description="smallest random-crop area")
+    flip_probability: float = Field(
+        0.0, ge=0, le=1, description="mirrored samples; captions speak of left and right"
+    )
     extra_parts: int = Field(4, ge=0, description="sub-captions beside the chunks (K = both)")
     loaders_per_worker: int = Field(1, gt=0, description="concurrent Ray Data decoding tasks")
 

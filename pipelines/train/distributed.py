@@ -25,11 +25,14 @@ class TrainingModel(nn.Module):
         self.model = model
         self.block_size = block_size
 
-    def forward(self, images: Tensor, superpixels: Tensor, tokens: Tensor, seed: int) -> CAFTLoss:
+    def forward(
+        self, images: Tensor, superpixels: Tensor | None, tokens: Tensor, seed: int
+    ) -> CAFTLoss:
         """The part of the global loss that belongs to this worker's images.
 
         Args:
-            images: (B, 3, H, W) uint8, superpixels (B, H, W), tokens (B, K, T): this worker's.
+            images: (B, 3, H, W) uint8, superpixels (B, H, W) or None for the model's own, tokens
+                (B, K, T): this worker's.
             seed: same on every worker; draws the negatives of the global batch.
         """
         image_features, local = self.model(images, tokens, superpixels)

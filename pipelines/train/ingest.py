@@ -21,15 +21,16 @@ from torch import Tensor
 from caft.caption_sampling import sample_parts
 from caft.config import ModelConfig
 from caft.errors import DataError
-from caft.superpixels import superpixel_labels
+from caft.superpixels import stored_labels
 from caft.tokenizer import load_tokenizer
 from caft.transforms import train_image
 from pipelines import storage
 from pipelines.data.dataset import Dataset
+from pipelines.superpixels import pack_superpixels, unpack_superpixels
 from pipelines.train.config import IngestConfig
 from pipelines.train.plan import EpochPlan, Piece, RowGroup, Window
 
-COLUMNS = ["key", "image", "captions", "split"]
+COLUMNS = ["key", "image", "captions", "superpixels", "split"]
 SEGMENT_GROUPS = 256  # steps windows handed to one Ray Data execution: bounds the driver's lists
 
 
@@ -38,7 +39,7 @@ class Batch:
     """One worker's share of a step: rows [rank * B, (rank + 1) * B) of the global batch."""
 
     images: Tensor  # (B, 3, S, S) uint8
-    superpixels: Tensor  # (B, S, S) int64
+    superpixels: Tensor | None  # (B, S, S) int64, -1 where the model computes them; None: all
     tokens: Tensor  # (B, K, T) int64, T the longest of this share
 
 
@@ -59,29 +60,38 @@ class Loader:
         table = pa.concat_tables(read_piece(self.dataset, piece, self.split) for piece in pieces)
         order = np.random.default_rng(row["seed"]).permutation(len(table))
         samples = [self._sample(entry, row["epoch"]) for entry in table.take(order).to_pylist()]
-        images = torch.stack([image for image, _ in samples])  # (n, 3, S, S)
-        superpixels = superpixel_labels(images, self.model.image.superpixels)
+        images = torch.stack([image for image, _, _ in samples])  # (n, 3, S, S)
+        stored = [labels for _, labels, _ in samples]
         text = self.model.text
         tokens = load_tokenizer(text.tokenizer)(
-            [part for _, parts in samples for part in parts], text.context_length
+            [part for _, _, parts in samples for part in parts], text.context_length
         )
         padded = torch.zeros(len(tokens), text.context_length, dtype=torch.int32)
         padded[:, : tokens.shape[1]] = tokens
         parts = text.chunks + self.ingest.extra_parts
         return {
             "images": images.numpy(),
-            "superpixels": superpixels.to(torch.int16).numpy(),
+            "superpixels": pack_superpixels(images, stored, self.model.image.superpixels),
             "tokens": padded.view(len(samples), parts, -1).numpy(),
         }
 
-    def _sample(self, row: dict[str, Any], epoch: int) -> tuple[Tensor, list[str]]:
+    def _sample(self, row: dict[str, Any], epoch: int) -> tuple[Tensor, Tensor | None, list[str]]:
         digest = hashlib.sha256(f"{epoch}/{row['key']}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        image = train_image(
-            row["image"], self.model.image.image_size_px, self.ingest.crop_min_scale, rng
+        try:
+            stored = stored_labels(row.get("superpixels"), self.model.image.superpixel_count)
+        except DataError as error:
+            raise DataError(f"{self.dataset}: key {row['key']}: {error}") from None
+        image, labels = train_image(
+            row["image"],
+            self.model.image.image_size_px,
+            self.ingest.crop_min_scale,
+            rng,
+            stored,
+            self.ingest.flip_probability,
         )
         parts = sample_parts(row["captions"], rng, self.model.text.chunks, self.ingest.extra_parts)
-        return image, parts
+        return image, labels, parts
 
 
 def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
@@ -159,4 +169,5 @@ def _collate(lanes: list[dict[str, np.ndarray]], rows: slice) -> Batch:
 
     tokens = join("tokens").long()
     length = int(tokens.argmax(dim=-1).max()) + 1  # the end token is the largest id
-    return Batch(join("images"), join("superpixels").long(), tokens[..., :length])
+    superpixels = unpack_superpixels(row for arrays in lanes for row in arrays["superpixels"][rows])
+    return Batch(join("images"), superpixels, tokens[..., :length])

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from caft.checkpoint import WEIGHTS, load_weights, save_weights, write_manifest
 from caft.config import ModelConfig
-from caft.model import CAFT
+from caft.model import CAFT, create_model
 from pipelines.progress import Progress
 from pipelines.tracking import Tracker
 from pipelines.train.config import TrainConfig
@@ -57,7 +57,7 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
     if config.scaling.threads_per_worker is not None:
         torch.set_num_threads(config.scaling.threads_per_worker)
     torch.manual_seed(config.seed)
-    model = CAFT(job.model)
+    model = create_model(job.model)
     resume = _from_first_worker(lambda: newest_checkpoint(output / CHECKPOINTS, job.model))
     if resume is not None:
         load_weights(model, resume / WEIGHTS)
@@ -117,7 +117,7 @@ def _train_step(engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob
     torch.manual_seed(hash((config.seed, step, rank)))  # dropout
     loss = engine(
         batch.images.to(device),
-        batch.superpixels.to(device),
+        None if batch.superpixels is None else batch.superpixels.to(device),
         batch.tokens.to(device),
         seed=config.seed * job.total_steps + step,
     )

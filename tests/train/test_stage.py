@@ -15,7 +15,7 @@ from tests_support import tiny_config
 
 import caft
 from caft.checkpoint import read_manifest
-from caft.config import load_config, to_yaml
+from caft.config import ImageConfig, SuperpixelConfig, load_config, to_yaml
 from caft.errors import CheckpointError, ClusterError, ConfigError, DataError
 from pipelines.train.__main__ import run
 from pipelines.train.checkpointing import newest_checkpoint
@@ -103,6 +103,27 @@ sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))
     assert losses_of(tmp_path / "run", config)[STEPS] == pytest.approx(
         losses_of(finished, config)[STEPS], rel=1e-5
     )
+
+
+def test_superpixels_of_the_model_s_own_network(make_config, ray_cluster, tmp_path):
+    """SFCN runs in the workers, stays as it was, and travels with the checkpoint."""
+    superpixels = SuperpixelConfig(method="sfcn")
+    image = tiny_config().image.model_dump() | {"image_size_px": 96, "superpixels": superpixels}
+    model = tiny_config(image=ImageConfig(**image))
+    config = make_config(tmp_path / "run", "epochs=0.2", "deepspeed.precision=bfloat16")
+    run(config.model_copy(update={"model": model}))
+    trained = caft.load_model(tmp_path / "run" / "final")
+    fresh = caft.create_model(model)
+    for name, value in fresh.superpixel_network.state_dict().items():
+        assert torch.equal(trained.superpixel_network.state_dict()[name], value), name
+    assert not torch.equal(trained.fine_projection, fresh.fine_projection)
+    missing = model.model_copy(
+        update={"image": ImageConfig(**image | {"superpixels": superpixels.model_copy(
+            update={"weights": "nowhere"})})}
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"superpixels\.weights: 'nowhere'"):
+        run(config.model_copy(update={"model": missing, "output": str(tmp_path / "other")}))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_finished_run_is_not_trained_again(finished, make_config, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from caft.checkpoint.released import RELEASED_SUFFIXES, load_released
 from caft.config import ModelConfig, load_config, to_yaml, validate
-from caft.errors import CheckpointError
+from caft.errors import CheckpointError, StorageError
 from caft.model import CAFT
 
 WEIGHTS, CONFIG, MANIFEST, TRAINING_STATE = (
@@ -27,25 +29,58 @@ FORMAT_VERSION = 1
 CONFIG_METADATA_KEY = "caft_config"
 
 
-def load_model(path: str | Path) -> CAFT:
-    """Load a checkpoint folder or a single `.safetensors` file; the model is in eval mode.
+def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> CAFT:
+    """Load a checkpoint folder, a single `.safetensors` file or a released `.pt`, in eval mode.
+
+    A released file gives the released numbers: it keeps the reference's quirks.
+
+    Args:
+        config: for released files alone, which hold none: the released configuration
+            (`embed_dim`, `vision_cfg`, ...). None: a CAFT-B, in the sizes that the weights have.
 
     Raises:
         CheckpointError: nothing there, a folder without its manifest (training did not finish
-            writing it), a file that is damaged, or weights that do not fit the configuration.
+            writing it), a file that is damaged or holds more than tensors, or weights that do not
+            fit the configuration.
     """
     path = Path(path)
+    if path.is_file() and path.suffix in RELEASED_SUFFIXES:
+        return load_released(path, config)
+    if config is not None:
+        raise CheckpointError(f"{path}: has its own configuration; only released files take one")
     if path.is_dir():
         read_manifest(path)
-        config = load_config(ModelConfig, path / CONFIG)
-        model = CAFT(config)
+        model = CAFT(load_config(ModelConfig, path / CONFIG))
         load_weights(model, path / WEIGHTS)
-    elif path.suffix == ".safetensors" and path.exists():
+    elif path.is_file() and path.suffix == ".safetensors":
         model = CAFT(_embedded_config(path))
         load_weights(model, path)
     else:
-        raise CheckpointError(f"{path}: no checkpoint folder and no .safetensors file")
+        known = ", ".join((".safetensors", *RELEASED_SUFFIXES))
+        raise CheckpointError(f"{path}: no checkpoint folder and no file of {known}")
     return model.eval()
+
+
+def convert(path: str | Path, folder: str | Path, config: Mapping[str, Any] | None = None) -> CAFT:
+    """Write anything `load_model` reads as a checkpoint folder, and return its model.
+
+    Raises:
+        CheckpointError: as `load_model`, or `folder` exists and is not empty.
+        StorageError: `folder` cannot be written.
+    """
+    path, folder = Path(path), Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and is no empty folder; name another")
+    model = load_model(path, config)
+    try:
+        save_weights(model, folder)
+        source = {"name": path.name}
+        if path.is_file():
+            source["sha256"] = sha256_of(path)
+        write_manifest(folder, {"converted_from": source})
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from None
+    return model
 
 
 def save_weights(model: CAFT, folder: Path) -> None:

@@ -1,51 +1,13 @@
-"""Superpixels: label maps that cut an image into about one segment per cell.
-They are the tokens of the image encoder's first group, and the pixels of its segmentation."""
+"""From features on the stem's grid to one token per superpixel.
+First step of the image encoder after its stem; knows nothing of how the labels were made."""
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caft.config import SuperpixelConfig
-from caft.errors import ConfigError
 from caft.graph_pool import take_tokens
-
-SEEDS_LEVELS, SEEDS_PRIOR, SEEDS_BINS = 1, 2, 15  # as CAST uses them
-
-
-def superpixel_labels(images: Tensor, config: SuperpixelConfig) -> Tensor:
-    """Label maps (B, H, W) int64 of uint8 RGB images (B, 3, H, W), labels 0 .. cells - 1.
-
-    Raises:
-        ConfigError: SEEDS is asked for and the installed OpenCV has no `ximgproc` module.
-    """
-    batch, _, height, width = images.shape
-    rows, columns = height // config.cell_px, width // config.cell_px
-    if config.method == "grid":
-        labels = _grid_labels(height, width, rows, columns).expand(batch, -1, -1)
-    else:
-        pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-        maps = [seeds_labels(image, rows * columns, config.iterations) for image in pixels]
-        labels = torch.from_numpy(np.stack(maps)).long()
-    return labels.to(images.device)
-
-
-def seeds_labels(image: np.ndarray, count: int, iterations: int) -> np.ndarray:
-    """OpenCV SEEDS on one uint8 RGB image (H, W, 3): an int32 label map (H, W)."""
-    if not hasattr(cv2, "ximgproc"):
-        raise ConfigError(
-            "superpixels.method 'seeds' needs OpenCV's contrib modules: "
-            "pip install --force-reinstall --no-deps opencv-contrib-python-headless"
-        )
-    height, width = image.shape[:2]
-    seeds = cv2.ximgproc.createSuperpixelSEEDS(
-        width, height, 3, count, SEEDS_LEVELS, SEEDS_PRIOR, SEEDS_BINS
-    )
-    seeds.iterate(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2Lab), iterations)
-    return seeds.getLabels()
 
 
 def pool_superpixels(features: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -86,9 +48,3 @@ def nearest_live(labels: Tensor, live: Tensor) -> Tensor:
     distance = torch.cdist(centroid, centroid, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distance.masked_fill(~live[:, None, :], torch.inf).argmin(dim=-1)
     return torch.where(live, torch.arange(count, device=labels.device), nearest)
-
-
-def _grid_labels(height: int, width: int, rows: int, columns: int) -> Tensor:
-    row = torch.arange(height) * rows // height
-    column = torch.arange(width) * columns // width
-    return row[:, None] * columns + column[None, :]

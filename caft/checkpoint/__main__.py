@@ -1,0 +1,65 @@
+"""Command line of checkpoints: released files become folders that load without pickles.
+Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from caft.checkpoint import convert
+from caft.errors import CAFTError, ConfigError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run it; a CAFTError is one line on stderr and exit code 2."""
+    args = _parser().parse_args(argv)
+    try:
+        config = None if args.config is None else _read_json(args.config)
+        model = convert(args.source, args.folder, config)
+    except CAFTError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{args.folder}: {model.config.name}, {trained / 1e6:,.1f}M parameters")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m caft.checkpoint", description="Work with CAFT checkpoints."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "convert",
+        help="write a released .pt as a checkpoint folder",
+        description="Write a released .pt (or any other checkpoint) as a checkpoint folder: "
+        "model.safetensors, config.yaml and manifest.json. caft.load_model reads the folder and "
+        "the .pt alike and gives the same numbers. No code in the .pt is run; what it holds "
+        "besides the weights, such as optimiser state, is left out.",
+    )
+    command.add_argument("source", metavar="SOURCE", help="file, e.g. CAFT-30M.pt")
+    command.add_argument("folder", metavar="FOLDER", help="to write; must not exist, or be empty")
+    command.add_argument(
+        "--config",
+        metavar="JSON",
+        help="released configuration (embed_dim, vision_cfg, text_cfg, text_coarse_cfg) of a "
+        "model with other heads, groups or segments than CAFT-B",
+    )
+    return parser
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

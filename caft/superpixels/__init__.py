@@ -1,0 +1,21 @@
+"""Superpixels: label maps that cut an image into one segment per cell, and what is done with them.
+They are the tokens of the image encoder's first group, and the pixels of its segmentation."""
+
+from caft.superpixels.labels import (
+    cell_grid,
+    complete_labels,
+    seeds_labels,
+    stored_labels,
+    superpixel_labels,
+)
+from caft.superpixels.pooling import nearest_live, pool_superpixels
+
+__all__ = [
+    "cell_grid",
+    "complete_labels",
+    "nearest_live",
+    "pool_superpixels",
+    "seeds_labels",
+    "stored_labels",
+    "superpixel_labels",
+]

@@ -1,0 +1,44 @@
+"""Superpixels on their way from the loaders, which have CPUs, to the model, which may have a GPU.
+Train and evaluate share it: stored maps first, SEEDS where rows are decoded, SFCN in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caft.config import SuperpixelConfig
+from caft.superpixels import complete_labels
+
+MISSING = -1  # the label of a map that the model is to compute
+
+
+def pack_superpixels(
+    images: Tensor, stored: Sequence[Tensor | None], config: SuperpixelConfig
+) -> np.ndarray:
+    """Label maps of n images as an int16 array that Ray Data carries.
+
+    Args:
+        images: (n, 3, S, S) uint8.
+        stored: each image's own map (S, S), where its row has one.
+
+    Returns:
+        (n, S, S), where SFCN has still to compute the rows of -1; (n, 1, 1) if that is all.
+    """
+    side = images.shape[-1] if any(labels is not None for labels in stored) else 1
+    empty = torch.full((side, side), MISSING)
+    labels = torch.stack([empty if one is None else one for one in stored])
+    if config.method != "sfcn":
+        labels = complete_labels(images, None if side == 1 else labels, config)
+    return labels.to(torch.int16).numpy()
+
+
+def unpack_superpixels(rows: Iterable[np.ndarray]) -> Tensor | None:
+    """What `encode_image` takes, (B, S, S) int64 or None, of rows of packed arrays."""
+    maps = [torch.from_numpy(row) for row in rows]
+    side = max(labels.shape[-1] for labels in maps)
+    if side == 1:
+        return None
+    return torch.stack([labels.expand(side, side) for labels in maps]).long()

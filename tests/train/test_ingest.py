@@ -1,0 +1,80 @@
+"""What the training loader makes of rows with and without stored superpixels."""
+
+from dataclasses import asdict
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests_support import tiny_config
+
+from caft.config import ImageConfig, SuperpixelConfig
+from caft.errors import DataError
+from caft.label_maps import encode_label_map
+from caft.superpixels import superpixel_labels
+from pipelines.data.dataset import DATASET_SCHEMA
+from pipelines.train.config import IngestConfig
+from pipelines.train.ingest import Loader, _collate
+from pipelines.train.plan import Piece, Window
+
+LABELS = np.arange(36).reshape(6, 6).repeat(10, 0).repeat(10, 1)
+COLOURS = np.random.default_rng(0).integers(0, 256, (36, 3), dtype=np.uint8)
+INGEST = IngestConfig(crop_min_scale=0.5, extra_parts=0)
+
+
+def model_config(method: str):
+    superpixels = SuperpixelConfig(method=method)
+    image = tiny_config().image.model_dump() | {"image_size_px": 96, "superpixels": superpixels}
+    return tiny_config(image=ImageConfig(**image))
+
+
+def load(folder, stored: list[bytes | None], method: str, ingest: IngestConfig = INGEST):
+    """The loader's arrays for rows whose picture shows `LABELS` in colours."""
+    image = cv2.imencode(".png", COLOURS[LABELS][..., ::-1])[1].tobytes()
+    captions = [{"source": "a", "kind": "long", "sentences": ["A red dog.", "A cat."]}]
+    rows = [
+        {"key": str(n), "image": image, "captions": captions, "superpixels": s, "split": "train"}
+        for n, s in enumerate(stored)
+    ]
+    table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+    pq.write_table(table, folder / "part-00000.parquet")
+    pieces = (Piece("part-00000.parquet", 0, 0, len(rows)),)
+    window = Window(0, 0, 1, 0, pieces, (0, 0, 0, 0))
+    return Loader(str(folder), "train", model_config(method), ingest)(asdict(window))
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("method", ["sfcn", "grid"])
+def test_stored_maps_are_cropped_and_flipped_with_their_images(tmp_path, method, flip):
+    ingest = INGEST.model_copy(update={"flip_probability": flip})
+    arrays = load(tmp_path, [encode_label_map(LABELS, 36)] * 4, method, ingest)
+    for image, labels in zip(arrays["images"], arrays["superpixels"], strict=True):
+        pixels = image.transpose(1, 2, 0)[:, :, None].astype(int)
+        nearest = np.abs(pixels - COLOURS).sum(axis=-1).argmin(axis=-1)
+        assert (nearest == labels).mean() > 0.9
+    leftmost = arrays["superpixels"][0][:, 0].min() % 6
+    assert leftmost >= 3 if flip else leftmost < 3
+
+
+def test_without_maps_seeds_run_in_the_loader_and_sfcn_in_the_model(tmp_path):
+    arrays = load(tmp_path, [None, None], "seeds")
+    images = torch.from_numpy(arrays["images"])
+    expected = superpixel_labels(images, SuperpixelConfig(method="seeds"))
+    np.testing.assert_array_equal(arrays["superpixels"], expected)
+    left = load(tmp_path, [None, None], "sfcn")
+    assert _collate([left, left], slice(0, 1)).superpixels is None
+    mixed = load(tmp_path, [encode_label_map(LABELS, 36)] * 2, "sfcn")
+    batch = _collate([left, mixed], slice(0, 1))
+    assert batch.superpixels.shape == (2, 96, 96)
+    assert (batch.superpixels[0] == -1).all()
+    assert (batch.superpixels[1] >= 0).all()
+
+
+def test_a_map_of_another_model_names_the_row(tmp_path):
+    with pytest.raises(DataError, match=r"key 0: stored superpixels: the map has 9 of them.* 36"):
+        load(tmp_path, [encode_label_map(LABELS % 9)], "seeds")
+    damaged = encode_label_map(LABELS, 36)[:-1]
+    with pytest.raises(DataError, match=r"key 0: label map of .* bytes: damaged"):
+        load(tmp_path, [damaged], "seeds")
