@@ -129,6 +129,39 @@ def test_a_run_and_all_that_may_follow_it(settings, split_rows, capsys):
         assert region.text in page
 
 
+FLAIR_XS = {
+    "base": "clip_xs",
+    "name": "flair_xs",
+    "text": {"chunks": 4},
+    "losses": {"parts": True, "whole": "none"},
+    "pool_heads": 4,
+}
+
+
+@pytest.mark.parametrize(("model", "score"), [("clip_xs", "whole"), (FLAIR_XS, "part")])
+def test_a_flat_control_is_scored_localised_and_shown(
+    settings, make_checkpoint, tmp_path, capsys, model, score
+):
+    torch.manual_seed(0)
+    folder = make_checkpoint(tmp_path / "control", caft.create_model(model))
+    settings["benchmarks"] = settings["benchmarks"][:1]
+    output = start(settings | {"checkpoint": str(folder)})
+    results = json.loads((output / "metrics.json").read_text())
+    scenes = results["benchmarks"]["scenes"]
+    assert results["score"] == score
+    assert {key.split("_")[0] for key in scenes if key.endswith("_r1")} == {score}
+    assert 0 < scenes["miou"] < 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:3:2] == ["scenes", score] for line in lines)
+    page = (output / "report.html").read_text()
+    assert "36 patches.</p>" in page
+    assert "superpixel" not in page
+    assert "lended" not in page
+    assert page.count("<figcaption><b>36</b> patches") == 2
+    looked = "the attention" if score == "part" else "the cosine"
+    assert f"Each heat map is {looked}" in page
+
+
 def test_a_diverged_checkpoint_is_named(settings, make_checkpoint, tmp_path):
     model = caft.create_model("caft_xs")
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from tests_support import tiny_config
+from tests_support import tiny_config, tiny_controls
 
 import caft
 from caft.checkpoint import read_manifest
@@ -124,6 +124,23 @@ def test_superpixels_of_the_model_s_own_network(make_config, ray_cluster, tmp_pa
     with pytest.raises(ConfigError, match=r"superpixels\.weights: 'nowhere'"):
         run(config.model_copy(update={"model": missing, "output": str(tmp_path / "other")}))
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["clip_softmax", "flair"])
+def test_controls_train_in_the_same_stage(make_config, ray_cluster, tmp_path, name):
+    control = tiny_controls()[name]
+    config = make_config(tmp_path / "run").model_copy(update={"model": control})
+    run(config)
+    assert caft.load_model(tmp_path / "run" / "final").config == control
+    losses = losses_of(tmp_path / "run", config)
+    assert losses[STEPS] < losses[1]
+    manifest = read_manifest(tmp_path / "run" / "final")
+    logged = MlflowClient(config.tracking.uri).get_run(manifest["mlflow_run_id"]).data.metrics
+    own = "whole" if name == "clip_softmax" else "part"
+    assert {key for key in logged if key.endswith("_scale")} == {f"train/{own}_scale"}
+    terms = {key.removeprefix("loss/") for key in manifest["metrics"]} - {"total"}
+    parts = {"part_text_conditioned", "part_multi_positive"}
+    assert terms == ({"whole"} if own == "whole" else parts)
 
 
 def test_a_finished_run_is_not_trained_again(finished, make_config, capsys):
