@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from caft.describe import step_flops
 from plain_caft import PlainCAFT
 from plain_weights import CAFT_B, random_state_dict
 from torch import Tensor
@@ -27,7 +28,6 @@ from torch import Tensor
 import caft
 from caft.captions import JOINER, split_sentences
 from caft.config import SuperpixelConfig
-from caft.describe import step_flops
 from caft.losses import caft_loss, draw_negatives
 from caft.superpixels import superpixel_labels
 from caft.tokenizer import load_tokenizer

@@ -1,9 +1,10 @@
 """CAFT in plain PyTorch: model, losses, captions, metrics. Needs no cluster.
-`create_model` makes one, `load_model` reads one; `localize` shows where a sentence looks."""
+`create_model` makes one, `load_model` reads one; `localize` and `hierarchy` show what it sees."""
 
 from caft.checkpoint import load_model
-from caft.localize import localize
+from caft.localize import hierarchy, localize
 from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
+from caft.pictures import draw_panel
 from caft.reference import from_reference
 
 __version__ = "0.1.0"
@@ -13,7 +14,9 @@ __all__ = [
     "ImageFeatures",
     "TextFeatures",
     "create_model",
+    "draw_panel",
     "from_reference",
+    "hierarchy",
     "load_model",
     "localize",
 ]

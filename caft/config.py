@@ -4,12 +4,21 @@ First step of every run: nothing expensive starts before a file has passed throu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from caft.errors import ConfigError
 
@@ -50,6 +59,7 @@ class SuperpixelConfig(Config):
 class ImageConfig(Config):
     """Fine-to-coarse image encoder; the defaults are CAFT-B, with SEEDS, which needs no weights."""
 
+    encoder: Literal["superpixels"] = "superpixels"
     image_size_px: int = Field(224, gt=0)
     stem_widths: tuple[int, ...] = (96, 192, 384, 768)
     stem_strides: tuple[int, ...] = (2, 2, 2, 1)
@@ -95,6 +105,65 @@ class ImageConfig(Config):
         return self
 
 
+class FlatImageConfig(Config):
+    """Plain ViT on a grid of patches, for comparison: no pools, one level of tokens throughout.
+
+    What is asked of either encoder is answered here too: a patch stands for a superpixel.
+    """
+
+    encoder: Literal["flat"] = "flat"
+    image_size_px: int = Field(224, gt=0)
+    patch_px: int = Field(16, gt=0)
+    width: int = Field(768, gt=0)
+    heads: int = Field(12, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0)
+    depth: int = Field(12, gt=0)
+
+    @property
+    def superpixels(self) -> SuperpixelConfig:
+        return SuperpixelConfig(method="grid", cell_px=self.patch_px)
+
+    @property
+    def superpixel_count(self) -> int:
+        return (self.image_size_px // self.patch_px) ** 2
+
+    @property
+    def group_depths(self) -> tuple[int, ...]:
+        return (self.depth,)
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        return ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FlatImageConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide width {self.width}")
+        if self.image_size_px % self.patch_px:
+            raise ValueError(
+                f"image_size_px {self.image_size_px} must be a multiple of patch_px {self.patch_px}"
+            )
+        return self
+
+
+def _encoder_tag(image: Any) -> str:
+    """Which schema an image section follows. A tag has a space, which no key has."""
+    if isinstance(image, Mapping):
+        return f"{image.get('encoder', 'superpixels')} encoder"
+    return f"{getattr(image, 'encoder', None)} encoder"
+
+
+EitherImageConfig = Annotated[
+    Annotated[ImageConfig, Tag("superpixels encoder")]
+    | Annotated[FlatImageConfig, Tag("flat encoder")],
+    Discriminator(
+        _encoder_tag,
+        custom_error_type="encoder",
+        custom_error_message="must be a section whose encoder is 'superpixels' or 'flat'",
+    ),
+]
+
+
 class TextConfig(Config):
     """Part-text and whole-text Transformers; the defaults are CAFT-B."""
 
@@ -104,6 +173,9 @@ class TextConfig(Config):
     width: int = Field(512, gt=0)
     heads: int = Field(8, gt=0)
     layers: int = Field(8, gt=0)
+    whole: Literal["transformer", "mean"] = Field(
+        "transformer", description="how chunks make the whole caption, where a whole loss asks"
+    )
     whole_layers: int = Field(4, gt=0)
     whole_heads: int = Field(8, gt=0)
     chunks: int = Field(4, gt=0, description="chunks of a caption that feed the whole-text encoder")
@@ -116,8 +188,31 @@ class TextConfig(Config):
         return self
 
 
+class LossConfig(Config):
+    """Which losses train the model. What no loss reads is not part of the model."""
+
+    parts: bool = Field(True, description="the two part losses: sub-captions and fine segments")
+    whole: Literal["sigmoid", "softmax", "none"] = Field(
+        "sigmoid", description="'softmax' is CLIP's cross-entropy on the whole global batch"
+    )
+
+    @property
+    def has_whole(self) -> bool:
+        return self.whole != "none"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if not self.parts and not self.has_whole:
+            raise ValueError("parts false and whole 'none' leave no loss to train with")
+        return self
+
+
 class ModelConfig(Config):
-    """A whole CAFT model. `name` is what reports and MLflow call it."""
+    """A whole CAFT model, or a control: the same model with parts of it left out.
+
+    `name` is what reports and MLflow call it. A mapping may name a recipe as its `base` and give
+    only what differs, as in `{base: caft_b, losses: {parts: false}}`.
+    """
 
     name: str = "caft_b"
     embed_dim: int = Field(512, gt=0)
@@ -126,9 +221,43 @@ class ModelConfig(Config):
     mask_dead_superpixels: bool = Field(
         True, description="false keeps them as duplicates, as the released checkpoints expect"
     )
-    image: ImageConfig = ImageConfig()
+    image: EitherImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
+    losses: LossConfig = LossConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _on_its_base(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or "base" not in raw:
+            return raw
+        changes = {key: value for key, value in raw.items() if key != "base"}
+        base = load_model_config(str(raw["base"]))
+        changed = [f"{key}={json.dumps(value, default=str)}" for key, value in _leaves(changes)]
+        name = " ".join([base.name, *changed]).replace('"', "")
+        return _merged(base.model_dump(mode="json") | {"name": name}, changes)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if not self.losses.has_whole and self.image.encoder == "superpixels":
+            raise ValueError(
+                "losses.whole 'none' leaves the coarse half of the superpixels encoder without a "
+                "loss; train with a whole loss, or set image.encoder flat"
+            )
+        if self.losses.parts and self.embed_dim % self.pool_heads:
+            raise ValueError(
+                f"pool_heads {self.pool_heads} does not divide embed_dim {self.embed_dim}"
+            )
+        return self
+
+
+def _choice_tag(model: Any) -> str:
+    return "recipe name" if isinstance(model, str) else "model section"
+
+
+ModelChoice = Annotated[
+    Annotated[str, Tag("recipe name")] | Annotated[ModelConfig, Tag("model section")],
+    Discriminator(_choice_tag),
+]
 
 MODEL_CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs" / "model"
 
@@ -209,9 +338,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     *parents, leaf = key.split(".")
     for parent in parents:
-        node = (
-            node.setdefault(parent, {}) if isinstance(node, dict) else _item(node, parent, override)
-        )
+        if isinstance(node, dict):
+            if isinstance(node.get(parent), str):  # `model: caft_b` says `model: {base: caft_b}`
+                node[parent] = {"base": node[parent]}
+            node = node.setdefault(parent, {})
+        else:
+            node = _item(node, parent, override)
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -232,8 +364,26 @@ def _item(node: Any, index: str, override: str) -> Any:
     return node[int(index)]
 
 
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `changes` in place of its own; sections are merged."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _describe(problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    keys = [str(part) for part in problem["loc"] if " " not in str(part)]  # no union's tag
+    key = ".".join(keys) or "(top level)"
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     message = problem["msg"].removeprefix("Value error, ")

@@ -21,7 +21,10 @@ POSITION_BASE = 10_000.0
 
 @dataclass
 class ImageTokens:
-    """Normalised tokens of the two outputs, cls first, and the assignments between levels."""
+    """Normalised tokens of the two outputs, cls first, and the assignments between levels.
+
+    Without part losses nothing reads the fine output: it is then the coarse one.
+    """
 
     fine: Tensor  # (B, 1 + M1, W)
     coarse: Tensor  # (B, 1 + M3, W)
@@ -33,7 +36,7 @@ class ImageEncoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: ImageConfig, mask_dead: bool) -> None:
+    def __init__(self, config: ImageConfig, mask_dead: bool, with_fine: bool = True) -> None:
         super().__init__()
         self.mask_dead = mask_dead
         self.cell_px = config.superpixels.cell_px
@@ -54,7 +57,7 @@ class ImageEncoder(nn.Module):
             )
             for count in config.segments
         )
-        self.norm_fine = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm_fine = nn.LayerNorm(config.width, eps=NORM_EPS) if with_fine else None
         self.norm_coarse = nn.LayerNorm(config.width, eps=NORM_EPS)
         nn.init.normal_(self.cls_token, std=1e-6)
         self.apply(init_linear)
@@ -78,7 +81,7 @@ class ImageEncoder(nn.Module):
                 mask = F.pad(live_now, (1, 0), value=True)[:, None, None]  # cls is always there
             joined = group(joined, mask)
             cls, tokens = joined[:, :1], joined[:, 1:]
-            if level == 1:
+            if level == 1 and self.norm_fine is not None:
                 fine = self.norm_fine(joined)
             if level < len(self.pools):
                 cls, tokens, assignment = self.pools[level](
@@ -86,8 +89,8 @@ class ImageEncoder(nn.Module):
                 )
                 assignments.append(assignment)
                 live_now = None  # every segment of a pool has a live seed
-        assert fine is not None
-        return ImageTokens(fine, self.norm_coarse(torch.cat([cls, tokens], dim=1)), assignments)
+        coarse = self.norm_coarse(torch.cat([cls, tokens], dim=1))
+        return ImageTokens(coarse if fine is None else fine, coarse, assignments)
 
     def _superpixel_tokens(self, images: Tensor, superpixels: Tensor) -> tuple[Tensor, Tensor]:
         """Stem features with positions, averaged in each superpixel: (B, S, W), live (B, S).
@@ -97,7 +100,8 @@ class ImageEncoder(nn.Module):
         """
         images = images.contiguous(memory_format=torch.channels_last)
         features = self.stem[:-1](images).permute(0, 2, 3, 1)  # (B, h, w, W')
-        positions = self._positions_for(*features.shape[1:3]).expand(len(images), -1, -1, -1)
+        positions = positions_at(self.positions, *features.shape[1:3])
+        positions = positions.expand(len(images), -1, -1, -1)
         pooled, live = pool_superpixels(
             torch.cat([features, positions.to(features.dtype)], dim=-1),
             superpixels,
@@ -117,15 +121,13 @@ class ImageEncoder(nn.Module):
             )
         return rows * columns
 
-    def _positions_for(self, height: int, width: int) -> Tensor:
-        """The (h, w, W) position grid, resized bicubically for another image size."""
-        positions = self.positions
-        if positions.shape[:2] == (height, width):
-            return positions
-        resized = F.interpolate(
-            positions.permute(2, 0, 1)[None], size=(height, width), mode="bicubic"
-        )
-        return resized[0].permute(1, 2, 0)
+
+def positions_at(positions: Tensor, height: int, width: int) -> Tensor:
+    """An (h, w, W) grid of positions, resized bicubically for another image size."""
+    if positions.shape[:2] == (height, width):
+        return positions
+    resized = F.interpolate(positions.permute(2, 0, 1)[None], size=(height, width), mode="bicubic")
+    return resized[0].permute(1, 2, 0)
 
 
 def sincos_positions(height: int, width: int, dim: int) -> Tensor:

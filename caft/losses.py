@@ -1,4 +1,4 @@
-"""The three sigmoid losses of CAFT, on logical blocks of the global batch (model section 3).
+"""The losses of CAFT and its controls, on logical blocks of the global batch (model section 3).
 Called with one worker's images and the texts of every worker; no communication in here."""
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from caft.attention_pool import AttentionPool
     from caft.model import CAFT, ImageFeatures, TextFeatures
 
 
 @dataclass
 class CAFTLoss:
-    """Scalars; `total` is their plain sum."""
+    """Scalars; `total` is their plain sum. A loss that the configuration leaves out is zero."""
 
     part_text_conditioned: Tensor
     part_multi_positive: Tensor
@@ -37,12 +36,15 @@ def caft_loss(
     block_size: int = 256,
     first_image: int = 0,
     seed: int = 0,
+    all_whole_images: Tensor | None = None,
 ) -> CAFTLoss:
     """The loss of a global batch of N captions on the images [first_image, first_image + B).
 
     Block a of `block_size` images meets every block b of captions; positives are where a = b.
     Each term is divided by the column count of its block, summed over b and averaged over a.
     Summed over workers that share the images, it does not depend on how many workers there are.
+    The model's configuration says which terms there are. Of them the softmax alone knows no
+    blocks: like CLIP's, it compares every image with every caption of the batch.
 
     Memory grows with B x block_size: what a pair of blocks pools is dropped once its loss is
     known, and made again in backward.
@@ -54,59 +56,34 @@ def caft_loss(
             (ascending, i left out) is image i's negative. Only captions of image i's own block
             are asked for, so (N, block_size-1) does as well. None: drawn from `seed`.
         block_size: images per logical block; a smaller batch is one block.
+        all_whole_images: (N, D) whole embeddings of every worker's images, which the softmax
+            alone needs; None: this worker has all images.
 
     Raises:
-        ValueError: N is not a multiple of the block size, or `negatives` has another shape.
+        ValueError: N is not a multiple of the block size, `negatives` has another shape, or images
+            that the softmax needs are not there.
     """
+    losses = model.config.losses
     count, parts = text_features.parts.shape[:2]
     block = min(block_size, count)
     if count % block:
         raise ValueError(f"a batch of {count} is not a multiple of block_size {block}")
-    if negatives is None:
-        negatives = draw_negatives(count, parts, seed, block)
     device = text_features.parts.device
-    negatives = own_block(negatives, count, block).to(device)
     image = torch.arange(first_image, first_image + len(image_features.whole), device=device)
-    sub_captions = text_features.parts.flatten(0, 1)  # (N*K, D)
-    queries = model.attention_pool.queries(sub_captions)
-    targets = F.normalize(sub_captions.float(), dim=-1)
-    keys, values = model.attention_pool.keys_values(image_features.fine)
-    fine_cls = F.normalize(image_features.fine_cls.float(), dim=-1)  # (B, D)
-    whole_image = F.normalize(image_features.whole.float(), dim=-1)
-    whole_text = F.normalize(text_features.whole.float(), dim=-1)  # (N, D)
-
-    part_scale, whole_scale = model.part_log_scale.exp(), model.whole_log_scale.exp()
-    conditioned, multi_positive, whole = [], [], []
-    for start in range(0, count, block):
-        # Row r of every image block meets the selection that row r of this block made.
-        selected = select_sub_captions(start + image % block, start, block, parts, negatives)
-        own = selected // parts == image[:, None]  # (B, block+K-1)
-        for first in range(0, len(image), block):
-            rows = slice(first, first + block)
-            cosine = checkpoint(
-                pooled_cosine,
-                model.attention_pool,
-                queries,
-                targets,
-                selected[rows],
-                keys[rows],
-                values[rows],
-                use_reentrant=False,
-            )
-            conditioned.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own[rows]))
-
-        columns = torch.arange(start * parts, (start + block) * parts, device=device)
-        own = columns // parts == image[:, None]  # (B, block*K)
-        cosine = _cosine(fine_cls, targets[columns])
-        multi_positive.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
-
-        columns = torch.arange(start, start + block, device=device)
-        own = columns == image[:, None]  # (B, block)
-        cosine = _cosine(whole_image, whole_text[columns])
-        whole.append(_sigmoid_loss(whole_scale * cosine + model.whole_bias, own))
-
-    blocks = count // block
-    return CAFTLoss(*(torch.stack(t).sum() / blocks for t in (conditioned, multi_positive, whole)))
+    conditioned = multi_positive = whole = torch.zeros((), device=device)
+    if losses.parts:
+        if negatives is None:
+            negatives = draw_negatives(count, parts, seed, block)
+        negatives = own_block(negatives, count, block).to(device)
+        conditioned, multi_positive = _part_losses(
+            image_features, text_features.parts, model, negatives, image, block
+        )
+    if losses.whole == "sigmoid":
+        whole = _whole_loss(image_features.whole, text_features.whole, model, image)
+    elif losses.whole == "softmax":
+        others = image_features.whole if all_whole_images is None else all_whole_images
+        whole = _softmax_loss(image_features.whole, others, text_features.whole, model, image)
+    return CAFTLoss(conditioned, multi_positive, whole)
 
 
 def draw_negatives(count: int, parts: int, seed: int, block: int) -> Tensor:
@@ -148,17 +125,69 @@ def select_sub_captions(
     return torch.cat([own, other * parts + negatives[reader]], dim=1)
 
 
-def pooled_cosine(
-    pool: AttentionPool,
-    queries: Tensor,
-    targets: Tensor,
-    selected: Tensor,
-    keys: Tensor,
-    values: Tensor,
+def _part_losses(
+    images: ImageFeatures, texts: Tensor, model: CAFT, negatives: Tensor, image: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """Text-conditioned and multi-positive loss of B images, the `image`-th (B,) of the batch, on
+    all sub-captions (N, K, D)."""
+    count, parts = texts.shape[:2]
+    pool = model.attention_pool
+    sub_captions = texts.flatten(0, 1)  # (N*K, D)
+    queries, targets = pool.queries(sub_captions), F.normalize(sub_captions.float(), dim=-1)
+    keys, values = pool.keys_values(images.fine)
+    fine_cls = F.normalize(images.fine_cls.float(), dim=-1)  # (B, D)
+    scale, bias = model.part_log_scale.exp(), model.part_bias
+
+    def pair_of_blocks(first: int, start: int) -> tuple[Tensor, Tensor]:
+        rows = slice(first, first + block)
+        mine = image[rows, None]
+        # Row r of every image block meets the selection that row r of this block of texts made.
+        reader = start + image[rows] % block
+        selected = select_sub_captions(reader, start, block, parts, negatives)  # (b, block+K-1)
+        pooled = F.normalize(pool(queries[selected], keys[rows], values[rows]).float(), dim=-1)
+        cosine = (pooled * targets[selected]).sum(dim=-1)
+        conditioned = _sigmoid_loss(scale * cosine + bias, selected // parts == mine)
+
+        columns = torch.arange(start * parts, (start + block) * parts, device=image.device)
+        cosine = _cosine(fine_cls[rows], targets[columns])  # (b, block*K)
+        return conditioned, _sigmoid_loss(scale * cosine + bias, columns // parts == mine)
+
+    pairs = [
+        checkpoint(pair_of_blocks, first, start, use_reentrant=False)
+        for start in range(0, count, block)
+        for first in range(0, len(image), block)
+    ]
+    conditioned, multi_positive = (torch.stack(terms).sum() for terms in zip(*pairs, strict=True))
+    return conditioned * block / count, multi_positive * block / count
+
+
+def _whole_loss(images: Tensor, texts: Tensor, model: CAFT, image: Tensor) -> Tensor:
+    """Whole loss of B images (B, D), the `image`-th (B,) of the batch, on all captions (N, D).
+
+    Every block has as many columns, so one sum over all captions is the sum over blocks.
+    """
+    cosine = _cosine(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1))
+    own = torch.arange(len(texts), device=image.device) == image[:, None]  # (B, N)
+    return _sigmoid_loss(model.whole_log_scale.exp() * cosine + model.whole_bias, own)
+
+
+def _softmax_loss(
+    images: Tensor, all_images: Tensor, texts: Tensor, model: CAFT, image: Tensor
 ) -> Tensor:
-    """Cosine (B, C) of each image's selected sub-captions with what they gather from it."""
-    pooled = pool(queries[selected], keys, values)  # (B, C, D)
-    return (F.normalize(pooled.float(), dim=-1) * targets[selected]).sum(dim=-1)
+    """This worker's share of CLIP's symmetric cross-entropy over N images and captions: image to
+    text of its own B images, the `image`-th (B,), and text to image of their captions."""
+    if len(all_images) != len(texts):
+        raise ValueError(
+            f"softmax over {len(texts)} captions needs as many images, got {len(all_images)}; "
+            "pass all_whole_images"
+        )
+    images, all_images, texts = (
+        F.normalize(t.float(), dim=-1) for t in (images, all_images, texts)
+    )
+    scale = model.whole_log_scale.exp()
+    to_text, to_image = scale * _cosine(images, texts), scale * _cosine(texts[image], all_images)
+    entropies = [F.cross_entropy(logits, image, reduction="sum") for logits in (to_text, to_image)]
+    return torch.stack(entropies).sum() / (2 * len(texts))
 
 
 def _cosine(images: Tensor, texts: Tensor) -> Tensor:

@@ -15,65 +15,86 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caft.attention_pool import AttentionPool
-from caft.config import ModelConfig, load_model_config
+from caft.config import FlatImageConfig, ModelConfig, load_model_config
+from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.layers import Blocks, projection
 from caft.packing import PackedTexts
 from caft.sfcn import SFCN, load_sfcn_weights, read_sfcn_weights
-from caft.superpixels import complete_labels
+from caft.superpixels import superpixel_labels
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
 from caft.tokenizer import Tokenizer, load_tokenizer
 from caft.transforms import normalise
 
 INIT_LOG_SCALE = math.log(1 / 0.07)
 MAX_PART_LOG_SCALE = math.log(100)
-MAX_WHOLE_LOG_SCALE = 4.0
+MAX_WHOLE_LOG_SCALE = {"sigmoid": 4.0, "softmax": math.log(100)}
 
 
 @dataclass
 class ImageFeatures:
-    """What the model knows of B images; embeddings are projected and not L2-normalised."""
+    """What the model knows of B images; embeddings are projected and not L2-normalised.
+
+    A model without part losses has coarse embeddings alone, one without a whole loss fine ones
+    alone; they then stand for the others too. A flat encoder's segments are its patches.
+    """
 
     whole: Tensor  # (B, D): coarse cls
     fine: Tensor  # (B, M, D): fine segments
     fine_cls: Tensor  # (B, D)
     coarse: Tensor  # (B, M3, D): coarse segments
-    assignments: list[Tensor]  # per level, soft: (B, S, M1), (B, M1, M2), (B, M2, M3)
+    assignments: list[Tensor]  # per level, soft: (B, S, M1), (B, M1, M2), (B, M2, M3); flat: none
     superpixels: Tensor  # (B, H, W) label map
 
 
 @dataclass
 class TextFeatures:
-    """What the model knows of B captions; embeddings are projected and not L2-normalised."""
+    """What the model knows of B captions; embeddings are projected and not L2-normalised.
+
+    Without part losses the whole caption is the only part; without a whole loss the mean of the
+    chunks is the whole.
+    """
 
     parts: Tensor  # (B, K, D): sub-captions; the first `chunks` of them make the whole
     whole: Tensor  # (B, D)
 
 
 class CAFT(nn.Module):
-    """Contrastive model of images and long captions ("Aligning Forest and Trees")."""
+    """Contrastive model of images and long captions ("Aligning Forest and Trees").
+
+    Only what the configured losses read is there: a control has no idle parameters.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config.image, config.mask_dead_superpixels)
+        losses = config.losses
+        self.image_encoder = _image_encoder(config)
         self.part_text_encoder = PartTextEncoder(config.text)
-        self.whole_text_encoder = WholeTextEncoder(config.text)
-        self.fine_projection = projection(config.image.width, config.embed_dim)
-        self.coarse_projection = projection(config.image.width, config.embed_dim)
-        self.part_projection = projection(config.text.width, config.embed_dim)
-        self.whole_projection = projection(config.text.width, config.embed_dim)
-        self.attention_pool = AttentionPool(config.embed_dim, config.pool_heads)
-        # Of shape (1,): DeepSpeed cannot broadcast parameters without a dimension.
-        self.part_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
-        self.part_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
-        self.whole_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
-        self.whole_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
+        # Parameters have shape (1,): DeepSpeed cannot broadcast those without a dimension.
+        if losses.parts:
+            self.fine_projection = projection(config.image.width, config.embed_dim)
+            self.part_projection = projection(config.text.width, config.embed_dim)
+            self.attention_pool = AttentionPool(config.embed_dim, config.pool_heads)
+            self.part_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
+            self.part_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
+        if losses.has_whole:
+            if config.text.whole == "transformer":
+                self.whole_text_encoder = WholeTextEncoder(config.text)
+            self.coarse_projection = projection(config.image.width, config.embed_dim)
+            self.whole_projection = projection(config.text.width, config.embed_dim)
+            self.whole_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
+        if losses.whole == "sigmoid":  # no bias changes a softmax
+            self.whole_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
         # Frozen: its weights come with a checkpoint or from create_model. It is made last, so that
         # the others start the same with and without it.
         self.superpixel_network = (
             SFCN(frozen=True) if config.image.superpixels.method == "sfcn" else None
         )
+
+    @property
+    def device(self) -> torch.device:
+        return self.part_text_encoder.positions.device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -83,24 +104,40 @@ class CAFT(nn.Module):
         """Token ids (N, T) of N texts, padded to the longest and cut at the context length."""
         return self.tokenizer(texts, self.config.text.context_length)
 
+    def superpixel_labels(self, images: Tensor) -> Tensor:
+        """Label maps (B, H, W) int64 of images as `encode_image` takes them, cut in the way that
+        the configuration names. A flat encoder has its patches."""
+        if isinstance(self.image_encoder, FlatImageEncoder):
+            return self.image_encoder.patch_labels(images)
+        return superpixel_labels(images, self.config.image.superpixels, self.superpixel_network)
+
     def encode_image(self, images: Tensor, superpixels: Tensor | None = None) -> ImageFeatures:
         """Encode images.
 
         Args:
             images: (B, 3, H, W), uint8 RGB or float normalised by `caft.transforms.normalise`.
             superpixels: (B, H, W) integer labels, below the number of cells in such an image.
-                None, or rows of -1: computed as the configuration says.
+                None: as `superpixel_labels` cuts them. A flat encoder has its patches, whatever
+                is given.
 
         Raises:
             DataError: the images have fewer superpixels than the model makes segments of them.
         """
-        config = self.config.image.superpixels
-        superpixels = complete_labels(images, superpixels, config, self.superpixel_network)
+        if superpixels is None or isinstance(self.image_encoder, FlatImageEncoder):
+            superpixels = self.superpixel_labels(images)
         if images.dtype == torch.uint8:
             images = normalise(images)
+        superpixels = superpixels.long()
         tokens = self.image_encoder(images, superpixels)
-        fine = tokens.fine @ self.fine_projection
-        coarse = tokens.coarse @ self.coarse_projection
+        losses = self.config.losses
+        if losses.parts:
+            fine = tokens.fine @ self.fine_projection
+        if losses.has_whole:
+            coarse = tokens.coarse @ self.coarse_projection
+        if not losses.parts:
+            fine = coarse
+        if not losses.has_whole:
+            coarse = fine
         return ImageFeatures(
             whole=coarse[:, 0],
             fine=fine[:, 1:],
@@ -117,10 +154,27 @@ class CAFT(nn.Module):
             tokens: ids (B, K, T), or the same packed by `part_text_encoder.pack`: a training
                 loop packs on the host, so that the device never waits for lengths.
         """
-        texts = tokens if isinstance(tokens, PackedTexts) else self.part_text_encoder.pack(tokens)
-        embedded = self.part_text_encoder(texts).view(texts.captions, texts.parts, -1)  # (B, K, W)
-        whole = self.whole_text_encoder(embedded[:, : self.config.text.chunks])
-        return TextFeatures(embedded @ self.part_projection, whole @ self.whole_projection)
+        losses, chunks = self.config.losses, self.config.text.chunks
+        if not isinstance(tokens, PackedTexts):
+            read = tokens if losses.parts else tokens[:, :chunks]  # nothing needs the others
+            tokens = self.part_text_encoder.pack(read)
+        embedded = self.part_text_encoder(tokens)
+        embedded = embedded.view(tokens.captions, tokens.parts, -1)  # (B, K, W)
+        if losses.parts:
+            parts = embedded @ self.part_projection
+        if losses.has_whole:
+            whole = self._join_chunks(embedded[:, :chunks]) @ self.whole_projection
+        if not losses.parts:
+            parts = whole[:, None]
+        if not losses.has_whole:
+            whole = parts[:, :chunks].mean(dim=1)
+        return TextFeatures(parts, whole)
+
+    def _join_chunks(self, embedded: Tensor) -> Tensor:
+        """Chunk embeddings (B, chunks, W) to whole-caption embeddings (B, W)."""
+        if self.config.text.whole == "mean":
+            return embedded.mean(dim=1)
+        return self.whole_text_encoder(embedded)
 
     def forward(
         self, images: Tensor, tokens: Tensor | PackedTexts, superpixels: Tensor | None = None
@@ -128,12 +182,14 @@ class CAFT(nn.Module):
         return self.encode_image(images, superpixels), self.encode_text(tokens)
 
     def whole_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
-        """Whole logits (N_images, N_texts)."""
+        """Whole logits (N_images, N_texts) of a model with a whole loss."""
         cosine = F.normalize(images.whole, dim=-1) @ F.normalize(texts.whole, dim=-1).T
-        return self.whole_log_scale.exp() * cosine + self.whole_bias
+        logits = self.whole_log_scale.exp() * cosine
+        return logits + self.whole_bias if self.config.losses.whole == "sigmoid" else logits
 
     def part_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
-        """Part logits (N_images, N_texts): the mean over each text's chunks."""
+        """Part logits (N_images, N_texts), the mean over each text's chunks, of a model with part
+        losses."""
         parts = texts.parts[:, : self.config.text.chunks].float()  # (T, C, D)
         queries = self.attention_pool.queries(parts).flatten(0, 1)[None]  # (1, T*C, D)
         keys, values = self.attention_pool.keys_values(images.fine)
@@ -155,16 +211,20 @@ class CAFT(nn.Module):
     ) -> Tensor:
         """Score (N_images, N_texts) = (1 - alpha) x whole logit + alpha x mean part logit.
 
-        With `top_k`, each image keeps its `top_k` best texts by whole score; the others get -inf.
+        A model with part losses alone, or with a whole loss alone, has one of the two logits: that
+        is its score for any `alpha`. With `top_k`, each image keeps its `top_k` best texts by whole
+        score, or by the only one there is; the others get -inf.
         """
-        whole = self.whole_scores(image_features, text_features)
-        scores = whole
-        if alpha:
+        losses = self.config.losses
+        first = self.whole_scores if losses.has_whole else self.part_scores
+        ranking = first(image_features, text_features)
+        scores = ranking
+        if alpha and losses.parts and losses.has_whole:
             part = self.part_scores(image_features, text_features)
-            scores = (1 - alpha) * whole + alpha * part
+            scores = (1 - alpha) * ranking + alpha * part
         if top_k is not None:
-            best = whole.topk(min(top_k, whole.shape[1]), dim=1).indices
-            keep = torch.zeros_like(whole, dtype=torch.bool).scatter_(1, best, True)
+            best = ranking.topk(min(top_k, ranking.shape[1]), dim=1).indices
+            keep = torch.zeros_like(ranking, dtype=torch.bool).scatter_(1, best, True)
             scores = scores.masked_fill(~keep, -torch.inf)
         return scores
 
@@ -174,11 +234,25 @@ class CAFT(nn.Module):
             if isinstance(module, Blocks):
                 module.recompute = on
 
+    def scales(self) -> dict[str, float]:
+        """The factor on the cosine in each logit this model has: part, whole."""
+        return {name: scale.exp().item() for name, (scale, _) in self._log_scales().items()}
+
     @torch.no_grad()
     def clamp_scales_(self) -> None:
-        """Hold both log-scales in their ranges; called after every optimiser step."""
-        self.part_log_scale.clamp_(0, MAX_PART_LOG_SCALE)
-        self.whole_log_scale.clamp_(0, MAX_WHOLE_LOG_SCALE)
+        """Hold the log-scales in their ranges; called after every optimiser step."""
+        for scale, most in self._log_scales().values():
+            scale.clamp_(0, most)
+
+    def _log_scales(self) -> dict[str, tuple[nn.Parameter, float]]:
+        """Each log-scale with its upper bound."""
+        losses = self.config.losses
+        found = {}
+        if losses.parts:
+            found["part"] = (self.part_log_scale, MAX_PART_LOG_SCALE)
+        if losses.has_whole:
+            found["whole"] = (self.whole_log_scale, MAX_WHOLE_LOG_SCALE[losses.whole])
+        return found
 
 
 def create_model(name_or_config: str | Path | Mapping[str, Any] | ModelConfig) -> CAFT:
@@ -196,6 +270,12 @@ def create_model(name_or_config: str | Path | Mapping[str, Any] | ModelConfig) -
         weights = read_sfcn_weights(config.image.superpixels)
         load_sfcn_weights(model.superpixel_network, weights, config.image.superpixels.weights)
     return model
+
+
+def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:
+    if isinstance(config.image, FlatImageConfig):
+        return FlatImageEncoder(config.image)
+    return ImageEncoder(config.image, config.mask_dead_superpixels, with_fine=config.losses.parts)
 
 
 def detach(features: ImageFeatures) -> ImageFeatures:

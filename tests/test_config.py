@@ -69,13 +69,51 @@ def test_model_recipes_by_name():
         "image": {"superpixels": {"method": "sfcn"}}
     }  # the schema's default needs no weights
     assert load_model_config("caft_b") == load_model_config(published)
-    with pytest.raises(ConfigError, match="known: caft_b, caft_xs"):
+    with pytest.raises(ConfigError, match=r"known: caft_b, caft_b_grid, .*clip_xs"):
         load_model_config("caft_huge")
 
 
 def test_a_model_that_cannot_be_built_is_refused():
     with pytest.raises(ConfigError, match="heads 5 does not divide width 768"):
         load_model_config({"image": {"heads": 5}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": {"encoder": "vit"}}, r"image: .*encoder is 'superpixels' or 'flat'"),
+        ({"image": {"encoder": "flat", "segments": [4]}}, r": image\.segments: unknown key"),
+        ({"image": {"encoder": "flat", "heads": 5}}, r": image: heads 5 does not divide width 768"),
+        ({"losses": {"whole": "none"}}, r"coarse half .* without a loss.*image\.encoder flat"),
+        ({"losses": {"whole": "none", "parts": False}}, r"losses: .*leave no loss"),
+        ({"base": "caft_huge"}, r"model 'caft_huge': no such recipe"),
+        ({"base": "caft_b", "losses": {"prts": False}}, r": losses\.prts: unknown key"),
+    ],
+)
+def test_controls_that_cannot_be_built_name_the_key(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_model_config(changes)
+
+
+def test_a_model_may_stand_on_a_recipe_and_differ_in_some_keys():
+    base = load_model_config("caft_xs")
+    changed = load_model_config({"base": "caft_xs", "losses": {"parts": False}})
+    assert changed.name == "caft_xs losses.parts=false"
+    expected = base.model_dump() | {"name": changed.name}
+    expected["losses"] = expected["losses"] | {"parts": False}
+    assert changed.model_dump() == expected
+    named = load_model_config({"base": "caft_xs", "name": "mine", "image": {"heads": 8}})
+    assert (named.name, named.image.heads, named.image.width) == ("mine", 8, 128)
+
+
+def test_overrides_reach_into_a_model_that_is_named_by_its_recipe():
+    path = CONFIGS / "train" / "demo.yaml"
+    changed = load_config(TrainConfig, path, ["model.losses.parts=false", "model.text.layers=3"])
+    assert changed.model.image == load_model_config("caft_xs").image
+    assert (changed.model.losses.parts, changed.model.text.layers) == (False, 3)
+    with pytest.raises(ConfigError) as caught:
+        load_config(TrainConfig, path, ["model.losses.prts=false"])
+    assert str(caught.value) == f"{path}: model.losses.prts: unknown key"
 
 
 def test_command_line_prints_the_resolved_configuration_and_one_line_errors():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests_support import tiny_config
+from tests_support import tiny_config, tiny_controls
 
 import caft
 from caft.losses import caft_loss, draw_negatives, own_block, select_sub_captions
@@ -88,7 +88,9 @@ def test_loss_is_its_definition(model, count, block):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_shares_of_workers_add_up_to_the_whole_batch(model, workers):
+@pytest.mark.parametrize("control", ["caft", "caft_softmax"])
+def test_shares_of_workers_add_up_to_the_whole_batch(workers, control):
+    model = caft.create_model(tiny_controls()[control])
     images, texts = random_features(model, 8, parts=3)
     whole = caft_loss(images, texts, model, block_size=4, seed=5).total
     share = 8 // workers
@@ -100,6 +102,7 @@ def test_shares_of_workers_add_up_to_the_whole_batch(model, workers):
             block_size=4,
             first_image=r * share,
             seed=5,
+            all_whole_images=images.whole,
         ).total
         for r in range(workers)
     ]
@@ -109,6 +112,35 @@ def test_shares_of_workers_add_up_to_the_whole_batch(model, workers):
         torch.autograd.grad(sum(shares), leaves), torch.autograd.grad(whole, leaves), strict=True
     ):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_softmax_is_clip_s_cross_entropy_whatever_the_block_size():
+    model = caft.create_model(tiny_controls()["clip_softmax"])
+    images, texts = random_features(model, 6, parts=1)
+    cosine = torch.nn.functional.cosine_similarity
+    logits = cosine(images.whole[:, None], texts.whole[None], dim=-1) / 0.07
+    own = torch.arange(6)
+    entropies = [torch.nn.functional.cross_entropy(l, own) for l in (logits, logits.T)]  # noqa: E741
+    for block in (2, 6):
+        loss = caft_loss(images, texts, model, block_size=block)
+        torch.testing.assert_close(loss.total, sum(entropies) / 2)
+        assert loss.part_text_conditioned == loss.part_multi_positive == 0
+
+
+def test_softmax_asks_for_the_other_workers_images():
+    model = caft.create_model(tiny_controls()["clip_softmax"])
+    images, texts = random_features(model, 6, parts=1)
+    with pytest.raises(ValueError, match="as many images, got 3; pass all_whole_images"):
+        caft_loss(rows_of(images, slice(3)), texts, model)
+
+
+def test_a_loss_that_is_left_out_is_zero_and_the_others_are_as_before(model):
+    images, texts = random_features(model, 4, parts=3)
+    both = caft_loss(images, texts, model, seed=2)
+    no_parts = caft.create_model(tiny_controls()["caft_no_parts"])
+    left = caft_loss(images, texts, no_parts, seed=2)
+    assert left.part_text_conditioned == left.part_multi_positive == 0
+    torch.testing.assert_close(left.total, both.whole)
 
 
 def test_entries_of_other_blocks_are_not_asked_for(model):

@@ -92,4 +92,5 @@ def test_scales_stay_in_their_ranges(model):
     model.clamp_scales_()
     assert model.part_log_scale.item() == pytest.approx(MAX_PART_LOG_SCALE)
     assert model.whole_log_scale.item() == 0.0
-    assert MAX_WHOLE_LOG_SCALE == 4.0
+    assert model.scales() == {"part": pytest.approx(100), "whole": 1.0}
+    assert MAX_WHOLE_LOG_SCALE["sigmoid"] == 4.0

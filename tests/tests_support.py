@@ -3,7 +3,14 @@
 import numpy as np
 import torch
 
-from caft.config import ImageConfig, ModelConfig, SuperpixelConfig, TextConfig
+from caft.config import (
+    FlatImageConfig,
+    ImageConfig,
+    LossConfig,
+    ModelConfig,
+    SuperpixelConfig,
+    TextConfig,
+)
 
 
 def tiny_config(**changes) -> ModelConfig:
@@ -31,6 +38,29 @@ def tiny_config(**changes) -> ModelConfig:
     )
     fields = {"name": "tiny", "embed_dim": 16, "pool_heads": 4, "image": image, "text": text}
     return ModelConfig(**(fields | changes))
+
+
+def tiny_controls() -> dict[str, ModelConfig]:
+    """`tiny_config` and every family of controls at its size, by name."""
+    tiny = tiny_config()
+    flat = FlatImageConfig(image_size_px=32, patch_px=8, width=32, heads=4, depth=2)
+    one_text = {"chunks": 1, "whole": "mean", "context_length": 64}
+    clip_text = tiny.text.model_copy(update=one_text)
+    changes = {
+        "caft": {},
+        "caft_no_parts": {"losses": LossConfig(parts=False)},
+        "caft_mean_text": {"text": tiny.text.model_copy(update={"whole": "mean"})},
+        "caft_softmax": {"losses": LossConfig(whole="softmax")},
+        "clip": {"image": flat, "text": clip_text, "losses": LossConfig(parts=False)},
+        "clip_softmax": {
+            "image": flat,
+            "text": clip_text,
+            "losses": LossConfig(parts=False, whole="softmax"),
+        },
+        "flair": {"image": flat, "losses": LossConfig(whole="none")},
+        "flat_caft": {"image": flat},
+    }
+    return {name: tiny_config(name=name, **change) for name, change in changes.items()}
 
 
 def random_images(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:

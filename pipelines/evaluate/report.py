@@ -16,11 +16,7 @@ from torch import Tensor
 from caft.localize import encode_sentences, heat_maps, segment_hierarchy
 from caft.metrics.retrieval import RECALL_AT, ranks
 from caft.model import CAFT
-from caft.transforms import decode_image, eval_image
-from pipelines.evaluate.benchmarks import Benchmark, Region, read_piece
-from pipelines.evaluate.config import EvaluateConfig, ReportConfig
-from pipelines.evaluate.localisation import heat_overlap
-from pipelines.evaluate.pictures import (
+from caft.pictures import (
     data_url,
     draw_borders,
     draw_heat,
@@ -28,7 +24,11 @@ from pipelines.evaluate.pictures import (
     heat_colours,
     to_canvas,
 )
-from pipelines.evaluate.results import SCORES, WAYS
+from caft.transforms import decode_image, eval_image
+from pipelines.evaluate.benchmarks import Benchmark, Region, read_piece
+from pipelines.evaluate.config import EvaluateConfig, ReportConfig
+from pipelines.evaluate.localisation import heat_overlap
+from pipelines.evaluate.results import WAYS, score_names
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 TOP = 5  # retrieved images shown per caption
@@ -40,7 +40,7 @@ class Scored:
 
     benchmark: Benchmark
     metrics: Mapping[str, float]
-    scores: Tensor  # blended, (N_images, N_texts); text n belongs to image n
+    scores: Tensor  # the model's own, (N_images, N_texts); text n belongs to image n
 
 
 def render_report(
@@ -70,7 +70,7 @@ def render_report(
         benchmarks=[_section(model, result, config.report) for result in scored],
         recall_at=RECALL_AT,
         ways=WAYS,
-        scores=SCORES,
+        scores=score_names(model.config),
         ramp=data_url(heat_colours(np.tile(np.linspace(0, 1, 96), (8, 1)))),
     )
 

@@ -8,23 +8,31 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from caft.config import ModelConfig
 from caft.metrics import overlap_scores, retrieval_recall
 from caft.metrics.retrieval import RECALL_AT
 from caft.model import CAFT
 from pipelines.evaluate.embed import Embedded
 
-SCORES, WAYS = ("whole", "blended"), ("t2i", "i2t")
+SCORES, WAYS = ("whole", "part", "blended"), ("t2i", "i2t")
+
+
+def score_names(model: ModelConfig) -> tuple[str, ...]:
+    """The kinds of score a model has; the last is its own, that of `CAFT.score`."""
+    if model.losses.parts and model.losses.has_whole:
+        return ("whole", "blended")
+    return ("part",) if model.losses.parts else ("whole",)
 
 
 def score_benchmark(
     model: CAFT, embedded: Embedded, alpha: float
 ) -> tuple[dict[str, float], Tensor]:
-    """Every number of a benchmark by name, and the blended scores (N_images, N_texts)."""
+    """Every number of a benchmark by name, and the model's own scores (N_images, N_texts)."""
     own = torch.arange(len(embedded.texts.whole))
-    whole = model.score(embedded.images, embedded.texts, alpha=0.0)
-    blended = model.score(embedded.images, embedded.texts, alpha=alpha)
     metrics = {"images": float(len(own))}
-    for name, scores in zip(SCORES, (whole, blended), strict=True):
+    for name in score_names(model.config):
+        weight = alpha if name == "blended" else 0.0
+        scores = model.score(embedded.images, embedded.texts, alpha=weight)
         recall = retrieval_recall(scores, own)
         metrics |= {f"{name}_{key}": value for key, value in recall.items()}
     if len(embedded.overlaps):
@@ -33,7 +41,7 @@ def score_benchmark(
         metrics |= overlap_scores(pixels[0], pixels[1])
         box = overlap_scores(pixels[2], pixels[3])
         metrics |= {f"centre_box_{key}": value for key, value in box.items()}
-    return metrics, blended
+    return metrics, scores
 
 
 def table(benchmarks: Mapping[str, Mapping[str, float]]) -> str:
@@ -44,8 +52,9 @@ def table(benchmarks: Mapping[str, Mapping[str, float]]) -> str:
         head += f"{way.upper() + ' R@1':>9}" + "".join(f"{f'R@{k}':>7}" for k in RECALL_AT[1:])
     lines = [head]
     for name, metrics in benchmarks.items():
-        for kind in SCORES:
-            first = kind == SCORES[0]
+        kinds = [kind for kind in SCORES if f"{kind}_{WAYS[0]}_r1" in metrics]
+        for kind in kinds:
+            first = kind == kinds[0]
             label = f"{name:<{width}}{metrics['images']:>8,.0f}" if first else " " * (width + 8)
             lines.append(f"{label}  {kind:<8}" + _recalls(metrics, kind))
     located = {name: metrics for name, metrics in benchmarks.items() if "miou" in metrics}

@@ -21,7 +21,7 @@ from pipelines.evaluate.benchmarks import Benchmark, open_benchmark
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.embed import embed_benchmark
 from pipelines.evaluate.report import Scored, render_report
-from pipelines.evaluate.results import score_benchmark, table
+from pipelines.evaluate.results import score_benchmark, score_names, table
 from pipelines.tracking import Tracker
 
 METRICS, REPORT, CONFIG_COPY, RUN = "metrics.json", "report.html", "evaluate.yaml", "run.json"
@@ -86,6 +86,7 @@ def run(config: EvaluateConfig) -> None:
             "checkpoint_fingerprint": checkpoint.fingerprint,
             "mlflow_run_id": tracker.run_id,
             "alpha": config.alpha,
+            "score": score_names(checkpoint.model.config)[-1],
             "benchmarks": {result.benchmark.name: result.metrics for result in scored},
         }
         runs = {"evaluate": tracker.run_id, **links}
@@ -123,10 +124,10 @@ def _score(
     config: EvaluateConfig, checkpoint: Checkpoint, benchmark: Benchmark, tracker: Tracker
 ) -> Scored:
     embedded = embed_benchmark(config, checkpoint.model.config, benchmark)
-    metrics, blended = score_benchmark(checkpoint.model, embedded, config.alpha)
+    metrics, scores = score_benchmark(checkpoint.model, embedded, config.alpha)
     named = {f"{benchmark.name}/{key}": value for key, value in metrics.items()}
     tracker.log_metrics(named, step=checkpoint.step)
-    return Scored(benchmark, metrics, blended)
+    return Scored(benchmark, metrics, scores)
 
 
 def _identity(

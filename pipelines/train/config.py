@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from caft.config import Config, ModelConfig
+from caft.config import Config, ModelChoice
 from pipelines.config import StageConfig
 
 
@@ -36,12 +36,16 @@ class IngestConfig(Config):
 
 
 class ScalingConfig(Config):
-    """What each Ray Train worker gets."""
+    """What each Ray Train worker gets, and what it trades: speed and memory, not the result."""
 
     num_workers: int = Field(1, gt=0)
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
     threads_per_worker: int | None = Field(None, gt=0, description="None: torch's own choice")
+    compile: bool = Field(False, description="torch.compile; the first steps take minutes")
+    recompute_activations: bool = Field(
+        False, description="run every block again in backward: less memory, a third more work"
+    )
     max_failures: int = Field(3, ge=0, description="worker-group restarts before giving up")
 
 
@@ -63,7 +67,7 @@ class TrainConfig(StageConfig):
     dataset: str = Field(description="folder written by the data stage")
     output: str
     split: str = "train"
-    model: str | ModelConfig = "caft_b"
+    model: ModelChoice = "caft_b"
     epochs: float = Field(32, gt=0)
     global_batch: int = Field(2048, gt=1)
     block_size: int = Field(256, gt=1, description="images per logical block of the loss")

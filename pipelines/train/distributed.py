@@ -3,6 +3,7 @@ The only tensor communication of a step beside DeepSpeed's own gradient reductio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,39 +11,51 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from caft.config import LossConfig
 from caft.losses import CAFTLoss, caft_loss
 from caft.model import CAFT, TextFeatures
+from caft.packing import PackedTexts
+
+PART_TERMS = ("part_text_conditioned", "part_multi_positive")
 
 
 class TrainingModel(nn.Module):
     """CAFT and its loss as one module, so that DeepSpeed sees every parameter's use."""
 
-    def __init__(self, model: CAFT, block_size: int) -> None:
+    def __init__(self, model: CAFT, block_size: int, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self.block_size = block_size
+        # Two graphs: the exchange of texts between workers stands between them.
+        self._encode: Any = _compiled(model.forward) if compiled else model.forward
+        self._loss: Any = _compiled(caft_loss) if compiled else caft_loss
 
     def forward(
-        self, images: Tensor, superpixels: Tensor | None, tokens: Tensor, seed: int
+        self, images: Tensor, superpixels: Tensor, texts: Tensor | PackedTexts, negatives: Tensor
     ) -> CAFTLoss:
         """The part of the global loss that belongs to this worker's images.
 
         Args:
-            images: (B, 3, H, W) uint8, superpixels (B, H, W) or None for the model's own, tokens
-                (B, K, T): this worker's.
-            seed: same on every worker; draws the negatives of the global batch.
+            images: (B, 3, H, W) uint8, superpixels (B, H, W), texts of B captions: this worker's.
+            negatives: of the global batch, the same on every worker; see `caft_loss`.
         """
-        image_features, local = self.model(images, tokens, superpixels)
-        texts = TextFeatures(gather_rows(local.parts), gather_rows(local.whole))
+        image_features, local = self._encode(images, texts, superpixels)
+        texts_of_all = TextFeatures(gather_rows(local.parts), gather_rows(local.whole))
+        softmax = self.model.config.losses.whole == "softmax"
         rank = dist.get_rank() if dist.is_initialized() else 0
-        return caft_loss(
+        return self._loss(
             image_features,
-            texts,
+            texts_of_all,
             self.model,
+            negatives,
             block_size=self.block_size,
             first_image=rank * len(images),
-            seed=seed,
+            all_whole_images=gather_rows(image_features.whole) if softmax else None,
         )
+
+
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def gather_rows(local: Tensor) -> Tensor:
@@ -72,28 +85,26 @@ class _GatherRows(torch.autograd.Function):
 class LossMeter:
     """Sums of the loss terms since the last report; workers' shares add up to the global loss."""
 
+    terms: tuple[str, ...]
     sums: Tensor
     steps: int = 0
 
     @classmethod
-    def empty(cls, device: torch.device) -> LossMeter:
-        return cls(torch.zeros(3, device=device))
+    def empty(cls, losses: LossConfig, device: torch.device) -> LossMeter:
+        """A meter of the terms that the configuration trains."""
+        terms = PART_TERMS * losses.parts + ("whole",) * losses.has_whole
+        return cls(terms, torch.zeros(len(terms), device=device))
 
     def add(self, loss: CAFTLoss) -> None:
-        terms = [loss.part_text_conditioned, loss.part_multi_positive, loss.whole]
-        self.sums += torch.stack([term.detach() for term in terms])
+        self.sums += torch.stack([getattr(loss, term).detach() for term in self.terms])
         self.steps += 1
 
     def take(self) -> dict[str, float]:
         """Mean global loss terms since the last call; every worker must call it."""
         if dist.is_initialized():
             dist.all_reduce(self.sums)
-        conditioned, multi_positive, whole = (self.sums / max(1, self.steps)).tolist()
+        means = (self.sums / max(1, self.steps)).tolist()
         self.sums.zero_()
         self.steps = 0
-        return {
-            "loss/part_text_conditioned": conditioned,
-            "loss/part_multi_positive": multi_positive,
-            "loss/whole": whole,
-            "loss/total": conditioned + multi_positive + whole,
-        }
+        named = {f"loss/{term}": value for term, value in zip(self.terms, means, strict=True)}
+        return named | {"loss/total": sum(means)}

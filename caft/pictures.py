@@ -1,17 +1,28 @@
-"""Draws what the report shows: superpixel borders, segment hierarchy, heat maps, as data URLs.
-Arrays in, small encoded images out; knows nothing of models or pages."""
+"""Draws what the model sees: superpixel borders, segment hierarchy, heat maps, or all in a panel.
+For notebooks and for the report; but for the panel it knows arrays alone."""
 
 from __future__ import annotations
 
 import base64
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from caft.localize import encode_one, encode_sentences, heat_maps, segment_hierarchy
+from caft.model import CAFT
 
 TARGET_SIDE_PX = 288  # pictures are brought near this long side
 CRISP_BELOW_PX = 145  # smaller ones are enlarged by whole factors, pixel by pixel
 WEBP_QUALITY = 90
 LIGHT, DARK = (255, 255, 255), (24, 24, 28)
+PANEL_COLUMNS = 5
+GAP_PX, TEXT_PX, LINE_PX = 10, 13, 17  # of a panel: between pictures, of its words
+CHARACTER_PX = 6.5  # mean width, for wrapping
 HEAT_COLOURS = cv2.COLORMAP_INFERNO
 # The two matrices of OKLab's definition; between them lies a cube.
 OKLAB_TO_LMS = np.asarray(
@@ -30,11 +41,50 @@ LMS_TO_RGB = np.asarray(
 )
 
 
+@torch.inference_mode()
+def draw_panel(model: CAFT, image: np.ndarray, sentences: Sequence[str] = ()) -> np.ndarray:
+    """All the model sees in an image, in one picture: the image, its superpixels, its segments
+    from fine to coarse, and where each sentence looks.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+
+    Returns:
+        uint8 RGB, of a size that depends on the image's shape and the number of sentences.
+    """
+    features = encode_one(model, image)
+    canvas = to_canvas(image)
+    cut = features.superpixels[0].cpu().numpy()
+    name = "patches" if model.config.image.encoder == "flat" else "superpixels"
+    first = [(canvas, "image"), (draw_borders(canvas, cut), f"{len(np.unique(cut))} {name}")]
+    levels = [labels[0].cpu().numpy() for labels in segment_hierarchy(features)]
+    for picture, labels in zip(draw_hierarchy(canvas, levels), levels, strict=True):
+        first.append((picture, f"{len(np.unique(labels))} segments"))
+    rows = [first]
+    if sentences:
+        heats = heat_maps(model, features, encode_sentences(model, list(sentences)))
+        drawn = [
+            (draw_heat(canvas, heat, None), s) for heat, s in zip(heats, sentences, strict=True)
+        ]
+        rows += [drawn[n : n + PANEL_COLUMNS] for n in range(0, len(drawn), PANEL_COLUMNS)]
+    return _sheet(rows)
+
+
+def save_picture(picture: np.ndarray, path: str | Path) -> None:
+    """Write uint8 RGB (H, W, 3) as `.png` or `.webp`.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".webp"):
+        raise ValueError(f"{path}: pictures are saved as .png or .webp")
+    path.write_bytes(_encoded(picture, path.suffix))
+
+
 def data_url(image: np.ndarray) -> str:
     """uint8 RGB (H, W, 3) as an inline WebP image."""
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    encoded = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])[1]
-    return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()
+    return "data:image/webp;base64," + base64.b64encode(_encoded(image, ".webp")).decode()
 
 
 def to_canvas(image: np.ndarray) -> np.ndarray:
@@ -66,8 +116,11 @@ def draw_borders(canvas: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def draw_hierarchy(canvas: np.ndarray, levels: list[np.ndarray]) -> list[np.ndarray]:
     """Each level's segments in colours, for nested label maps from fine to coarse.
 
-    A segment is a shade of its parent's colour, so one thing keeps its hue on every level.
+    A segment is a shade of its parent's colour, so one thing keeps its hue on every level. No
+    levels make no pictures.
     """
+    if not levels:
+        return []
     grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
     pictures = []
     for labels, shades in zip(levels, _nested_shades(levels), strict=True):
@@ -98,6 +151,42 @@ def draw_heat(canvas: np.ndarray, heat: np.ndarray, mask: np.ndarray | None) -> 
 def heat_colours(level: np.ndarray) -> np.ndarray:
     """Values in [0, 1] (H, W) to uint8 RGB (H, W, 3)."""
     return cv2.applyColorMap((255 * level).astype(np.uint8), HEAT_COLOURS)[..., ::-1]
+
+
+def _encoded(picture: np.ndarray, suffix: str) -> bytes:
+    pixels = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    options = [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY] if suffix == ".webp" else []
+    return cv2.imencode(suffix, pixels, options)[1].tobytes()
+
+
+def _sheet(rows: list[list[tuple[np.ndarray, str]]]) -> np.ndarray:
+    """Rows of equally large pictures on white, each with words below it."""
+    height, width = rows[0][0][0].shape[:2]
+    wrapped = [
+        [textwrap.wrap(words, max(1, int(width / CHARACTER_PX))) for _, words in row]
+        for row in rows
+    ]
+    text_heights = [LINE_PX * max(map(len, row)) for row in wrapped]
+    columns = max(map(len, rows))
+    sheet = Image.new(
+        "RGB",
+        (
+            GAP_PX + columns * (width + GAP_PX),
+            GAP_PX + sum(height + text + 2 * GAP_PX for text in text_heights),
+        ),
+        LIGHT,
+    )
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_PX)
+    top = GAP_PX
+    for row, words, text_height in zip(rows, wrapped, text_heights, strict=True):
+        for n, ((picture, _), lines) in enumerate(zip(row, words, strict=True)):
+            left = GAP_PX + n * (width + GAP_PX)
+            sheet.paste(Image.fromarray(picture), (left, top))
+            for m, line in enumerate(lines):
+                place = (left, top + height + GAP_PX // 2 + m * LINE_PX)
+                pen.text(place, line, fill=DARK, font=font)
+        top += height + text_height + 2 * GAP_PX
+    return np.asarray(sheet)
 
 
 Shade = tuple[float, float, float]  # lightness, chroma and hue in degrees, in OKLCH

@@ -1,18 +1,22 @@
-"""Pictures for the report: sizes, nested colours, and maps that have nothing to show."""
+"""Pictures: sizes, nested colours, maps that have nothing to show, and the panel of all."""
 
 import base64
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from tests_support import random_images, tiny_controls
 
-from pipelines.evaluate.pictures import (
+import caft
+from caft.pictures import (
     TARGET_SIDE_PX,
     data_url,
     draw_borders,
     draw_heat,
     draw_hierarchy,
     heat_colours,
+    save_picture,
     to_canvas,
 )
 
@@ -99,3 +103,33 @@ def test_a_constant_map_and_a_mask_are_drawn_without_complaint(recwarn):
     drawn = draw_heat(to_canvas(GREY), np.full((96, 96), 0.1, np.float32), mask)
     assert (drawn.reshape(-1, 3).max(axis=0) > 250).all()  # the outline is white
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(("name", "in_first_row"), [("caft", 5), ("clip", 2)])
+def test_a_panel_holds_every_picture_and_a_row_for_each_five_sentences(name, in_first_row):
+    torch.manual_seed(0)
+    model = caft.create_model(tiny_controls()[name]).eval()
+    image = random_images(1, 96)[0].permute(1, 2, 0).numpy()[:, :64]
+    canvas = to_canvas(image)
+    height, width = canvas.shape[:2]
+    sentences = [f"a red dog and {n} cats that sleep on a very wide sofa" for n in range(6)]
+    alone, whole = caft.draw_panel(model, image), caft.draw_panel(model, image, sentences)
+    assert alone.shape[1] // width == in_first_row
+    assert whole.shape[1] // width == 5
+    assert whole.shape[0] > alone.shape[0] + 2 * height
+    np.testing.assert_array_equal(whole[10 : 10 + height, 10 : 10 + width], canvas)
+    words = whole[10 + height : 10 + height + 20, 10 : 10 + width]
+    assert 0 < (words < 128).mean() < 0.2
+    below = whole[10 + height + 60 :, 10 : 10 + width]  # heat is warm, an image in greys
+    assert (below.max(axis=-1).astype(int) - below.min(axis=-1) > 60).mean() > 0.2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_pictures_are_saved_as_they_are(tmp_path, suffix):
+    path = tmp_path / f"panel{suffix}"
+    picture = np.tile(np.array([200, 100, 50], np.uint8), (40, 60, 1))
+    save_picture(picture, path)
+    read = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    assert abs(read.astype(int) - picture).max() < 6
+    with pytest.raises(ValueError, match=r"panel\.gif: pictures are saved as \.png or \.webp"):
+        save_picture(picture, tmp_path / "panel.gif")
