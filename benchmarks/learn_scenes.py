@@ -1,8 +1,8 @@
-"""What the losses and segments buy, on hard scenes: CAFT against a flat CLIP, equal time each.
+"""What the losses and segments buy, on hard scenes: CAFT against its controls, equal time each.
 
-Trains caft_xs, caft_xs without its part losses and a flat CLIP for the same seconds on the same
-hard scenes, then prints R@1 within groups of scenes that differ in one way only, and the overlap
-of sentence heat maps with masks. Ties count as misses.
+Trains caft_xs, caft_xs without its part losses and the flat clip_xs for the same seconds on the
+same hard scenes, then prints R@1 within groups of scenes that differ in one way only, and the
+overlap of sentence heat maps with masks. Ties count as misses.
 
     python benchmarks/learn_scenes.py [--seconds 480] [--scenes 6000]
 """
@@ -16,7 +16,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from flat_clip import FlatCLIP
 from torch import Tensor, nn
 
 import caft
@@ -39,6 +38,11 @@ LOCALISED_SCENES = 200
 KINDS = ("attribute", "position", "swap")
 TEST_SEED = 1_000_000
 OPTIMIZER = OptimizerConfig(lr=7e-4, weight_decay=0.05, warmup_steps=100, grad_clip=1.0)
+MODELS = {
+    "caft_xs": "caft_xs",
+    "caft_xs without part losses": {"base": "caft_xs", "losses": {"parts": False}},
+    "clip_xs": "clip_xs",
+}
 ScoreFn = Callable[[list[Scene]], Tensor]
 
 
@@ -49,33 +53,34 @@ def main() -> None:
     args = parser.parse_args()
     scenes = [render_scene(seed, HARD) for seed in range(args.scenes)]
     images = as_tensor(scenes)
-    superpixels = superpixel_labels(images, caft.create_model("caft_xs").config.image.superpixels)
+    superpixels = superpixel_labels(images, new_model("caft_xs").config.image.superpixels)
     data = (scenes, images, superpixels)
 
     rows, overlaps = [], {"centre box, no model": np.mean([*centre_overlaps()])}
-    untrained = new_caft()
-    overlaps["caft_xs untrained"] = mean_overlap(untrained)
-    for name, with_parts in (("caft_xs", True), ("caft_xs without part losses", False)):
-        model = new_caft()
-        steps = train(model, partial(caft_step, model, with_parts), data, args.seconds)
+    overlaps["caft_xs untrained"] = mean_overlap(new_model("caft_xs"))
+    for name, config in MODELS.items():
+        model = new_model(config)
+        steps = train(model, data, args.seconds)
         overlaps[name] = mean_overlap(model)
-        alphas = ((0.0, "whole"), (0.3, "blended")) if with_parts else ((0.0, "whole"),)
-        for alpha, kind in alphas:
-            scored = partial(caft_scores, model, alpha)
+        for kind, alpha in score_kinds(model).items():
+            scored = partial(scores, model, alpha)
             rows.append((f"{name}, {kind}", parameters(model), steps, evaluate(scored)))
-    torch.manual_seed(0)
-    flat = FlatCLIP(new_caft().config)
-    steps = train(flat, partial(flat_step, flat), data, args.seconds)
-    rows.append(("flat CLIP", parameters(flat), steps, evaluate(partial(flat_scores, flat))))
     print_tables(rows, overlaps, args)
 
 
-def new_caft() -> CAFT:
+def new_model(config: str | dict) -> CAFT:
     torch.manual_seed(0)
-    return caft.create_model("caft_xs")
+    return caft.create_model(config)
 
 
-def train(model: nn.Module, step: Callable, data: tuple, seconds: float) -> int:
+def score_kinds(model: CAFT) -> dict[str, float]:
+    """What a model can be scored with, and the alpha that asks for it."""
+    if not model.config.losses.parts:
+        return {"whole": 0.0}
+    return {"whole": 0.0, "blended": 0.3}
+
+
+def train(model: CAFT, data: tuple, seconds: float) -> int:
     """AdamW for `seconds`; the schedule runs on time, so that every model ends its cosine."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, OPTIMIZER.weight_decay), lr=0.0, betas=OPTIMIZER.betas
@@ -91,12 +96,11 @@ def train(model: nn.Module, step: Callable, data: tuple, seconds: float) -> int:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(steps, estimate, OPTIMIZER)
         optimizer.zero_grad()
-        step(data, rows, steps).backward()
+        loss(model, data, rows, steps).backward()
         assert OPTIMIZER.grad_clip is not None
         nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.grad_clip)
         optimizer.step()
-        if isinstance(model, CAFT):
-            model.clamp_scales_()
+        model.clamp_scales_()
         steps += 1
     model.eval()
     return steps
@@ -110,29 +114,23 @@ def batches(count: int) -> Iterator[np.ndarray]:
             yield order[start : start + BATCH]
 
 
-def caft_step(model: CAFT, with_parts: bool, data: tuple, rows: np.ndarray, step: int) -> Tensor:
+def loss(model: CAFT, data: tuple, rows: np.ndarray, step: int) -> Tensor:
     scenes, images, superpixels = data
-    rng = np.random.default_rng(step)
+    chunks, rng = model.config.text.chunks, np.random.default_rng(step)
     captions = [[{"kind": "long", "sentences": list(scenes[n].sentences)}] for n in rows]
-    parts = [part for caption in captions for part in sample_parts(caption, rng, 4, 0)]
-    tokens = model.tokenize(parts).view(len(rows), 4, -1)
+    parts = [part for caption in captions for part in sample_parts(caption, rng, chunks, 0)]
+    tokens = model.tokenize(parts).view(len(rows), chunks, -1)
     features, texts = model(images[rows], tokens, superpixels[rows])
-    loss = caft_loss(features, texts, model, seed=step)
-    return loss.total if with_parts else loss.whole
-
-
-def flat_step(model: FlatCLIP, data: tuple, rows: np.ndarray, step: int) -> Tensor:
-    scenes, images, _ = data
-    return model.loss(images[rows], [scenes[n].caption for n in rows])
+    return caft_loss(features, texts, model, seed=step).total
 
 
 @torch.inference_mode()
-def caft_scores(model: CAFT, alpha: float, scenes: list[Scene]) -> Tensor:
-    parts = []
+def scores(model: CAFT, alpha: float, scenes: list[Scene]) -> Tensor:
+    chunks, parts = model.config.text.chunks, []
     for start in range(0, len(scenes), 100):
         part = scenes[start : start + 100]
-        chunks = [c for scene in part for c in even_chunks(scene.sentences)]
-        texts = model.encode_text(model.tokenize(chunks).view(len(part), 4, -1))
+        cut = [chunk for scene in part for chunk in even_chunks(scene.sentences, chunks)]
+        texts = model.encode_text(model.tokenize(cut).view(len(part), chunks, -1))
         parts.append((model.encode_image(as_tensor(part)), texts))
     images = ImageFeatures(
         *(
@@ -146,12 +144,6 @@ def caft_scores(model: CAFT, alpha: float, scenes: list[Scene]) -> Tensor:
         *(torch.cat([getattr(t, n) for _, t in parts]) for n in ("parts", "whole"))
     )
     return model.score(images, texts, alpha=alpha)
-
-
-@torch.inference_mode()
-def flat_scores(model: FlatCLIP, scenes: list[Scene]) -> Tensor:
-    images = model.encode_image(as_tensor(scenes))
-    return model.scores(images, model.encode_text([scene.caption for scene in scenes]))
 
 
 def evaluate(scored: ScoreFn) -> dict[str, float]:

@@ -28,6 +28,7 @@ from torch import Tensor
 import caft
 from caft.captions import JOINER, split_sentences
 from caft.config import SuperpixelConfig
+from caft.describe import Workload, flops
 from caft.losses import caft_loss, draw_negatives
 from caft.superpixels import superpixel_labels
 from caft.tokenizer import load_tokenizer
@@ -261,9 +262,8 @@ def print_tables(
     memory: dict[str, float],
 ) -> None:
     device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-    flops = args.batch * step_flops(
-        caft.create_model("caft_b").config, args.parts, inputs.real_tokens
-    )
+    work = Workload(inputs.real_tokens, args.parts, args.batch, args.batch)
+    flop = args.batch * flops(caft.create_model("caft_b").config, work).training
     rates = {
         "float32": matrix_rate(args.device, torch.float32),
         "bfloat16": matrix_rate(args.device, torch.bfloat16),
@@ -289,13 +289,13 @@ def print_tables(
         "| text faster by | " + " | ".join(f"{text[baseline] / text[n]:.2f}" for n in times) + " |"
     )
     print("| images/s | " + " | ".join(f"{args.batch / total[n]:.2f}" for n in times) + " |")
-    useful = [flops / total[n] for n in times]
+    useful = [flop / total[n] for n in times]
     print("| useful GFLOP/s | " + " | ".join(f"{u / GIGA:,.0f}" for u in useful) + " |")
     shares = [u / rates[n.split()[-1]] for n, u in zip(times, useful, strict=True)]
     print("| of the matrix rate | " + " | ".join(f"{s:.0%}" for s in shares) + " |")
     print("| peak MiB | " + " | ".join(f"{memory[n] / MEBI:,.0f}" for n in times) + " |")
     print(
-        f"\nUseful: {flops / TERA:.2f} TFLOP a step on real tokens, forward and backward. Matrix "
+        f"\nUseful: {flop / TERA:.2f} TFLOP a step on real tokens, forward and backward. Matrix "
         f"rate of this machine: {rates['float32'] / GIGA:,.0f} GFLOP/s in float32, "
         f"{rates['bfloat16'] / GIGA:,.0f} in bfloat16. Peak: beyond inputs, weights and imports."
     )

@@ -289,3 +289,9 @@ def detach(features: ImageFeatures) -> ImageFeatures:
         assignments=[a.detach().cpu() for a in features.assignments],
         superpixels=features.superpixels.cpu(),
     )
+
+
+if __name__ == "__main__":
+    from caft.describe import main
+
+    raise SystemExit(main())

@@ -46,7 +46,7 @@ class WholeTextEncoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.chunks = config.chunks
-        hidden = max(MIN_ADAPTER_WIDTH, config.width * 2 // 3)
+        hidden = adapter_width(config.width)
         self.adapter = nn.Sequential(
             nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width)
         )
@@ -64,6 +64,11 @@ class WholeTextEncoder(nn.Module):
         cls = self.cls_token.expand(len(parts), -1, -1)
         hidden = torch.cat([adapted, cls], dim=1) + self.positions  # (B, chunks + 1, W)
         return self.norm(self.blocks(hidden, causal=True)[:, -1])
+
+
+def adapter_width(width: int) -> int:
+    """Hidden width of the residual adapter in front of the whole-text blocks."""
+    return max(MIN_ADAPTER_WIDTH, width * 2 // 3)
 
 
 def _causal_blocks(width: int, heads: int, layers: int) -> Blocks:
