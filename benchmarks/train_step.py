@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from caft.describe import step_flops
 from plain_caft import PlainCAFT
 from plain_weights import CAFT_B, random_state_dict
 from torch import Tensor
