@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from caft.attention_pool import AttentionPool
     from caft.model import CAFT, ImageFeatures, TextFeatures
 
 
@@ -70,59 +69,21 @@ def caft_loss(
     if count % block:
         raise ValueError(f"a batch of {count} is not a multiple of block_size {block}")
     device = text_features.parts.device
-    if negatives is None:
-        negatives = draw_negatives(count, parts, seed, block)
-    negatives = own_block(negatives, count, block).to(device)
     image = torch.arange(first_image, first_image + len(image_features.whole), device=device)
-    conditioned, multi_positive, whole = ([torch.zeros((), device=device)] for _ in range(3))
+    conditioned = multi_positive = whole = torch.zeros((), device=device)
     if losses.parts:
-        sub_captions = text_features.parts.flatten(0, 1)  # (N*K, D)
-        queries = model.attention_pool.queries(sub_captions)
-        targets = F.normalize(sub_captions.float(), dim=-1)
-        keys, values = model.attention_pool.keys_values(image_features.fine)
-        fine_cls = F.normalize(image_features.fine_cls.float(), dim=-1)  # (B, D)
-        part_scale = model.part_log_scale.exp()
-    if losses.has_whole:
-        whole_image = F.normalize(image_features.whole.float(), dim=-1)
-        whole_text = F.normalize(text_features.whole.float(), dim=-1)  # (N, D)
-        whole_scale = model.whole_log_scale.exp()
-
-    for start in range(0, count, block):
-        if losses.parts:
-            # Row r of every image block meets the selection that row r of this block made.
-            selected = select_sub_captions(start + image % block, start, block, parts, negatives)
-            own = selected // parts == image[:, None]  # (B, block+K-1)
-            for first in range(0, len(image), block):
-                rows = slice(first, first + block)
-                cosine = checkpoint(
-                    pooled_cosine,
-                    model.attention_pool,
-                    queries,
-                    targets,
-                    selected[rows],
-                    keys[rows],
-                    values[rows],
-                    use_reentrant=False,
-                )
-                conditioned.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own[rows]))
-
-            columns = torch.arange(start * parts, (start + block) * parts, device=device)
-            own = columns // parts == image[:, None]  # (B, block*K)
-            cosine = _cosine(fine_cls, targets[columns])
-            multi_positive.append(_sigmoid_loss(part_scale * cosine + model.part_bias, own))
-
-        if losses.whole == "sigmoid":
-            columns = torch.arange(start, start + block, device=device)
-            own = columns == image[:, None]  # (B, block)
-            cosine = _cosine(whole_image, whole_text[columns])
-            whole.append(_sigmoid_loss(whole_scale * cosine + model.whole_bias, own))
-
-    blocks = count // block
-    terms = [torch.stack(term).sum() / blocks for term in (conditioned, multi_positive, whole)]
-    if losses.whole == "softmax":
+        if negatives is None:
+            negatives = draw_negatives(count, parts, seed, block)
+        negatives = own_block(negatives, count, block).to(device)
+        conditioned, multi_positive = _part_losses(
+            image_features, text_features.parts, model, negatives, image, block
+        )
+    if losses.whole == "sigmoid":
+        whole = _whole_loss(image_features.whole, text_features.whole, model, image)
+    elif losses.whole == "softmax":
         others = image_features.whole if all_whole_images is None else all_whole_images
-        terms[2] = _softmax_loss(whole_image, others, whole_text, image, whole_scale)
-    return CAFTLoss(*terms)
+        whole = _softmax_loss(image_features.whole, others, text_features.whole, model, image)
+    return CAFTLoss(conditioned, multi_positive, whole)
 
 
 def draw_negatives(count: int, parts: int, seed: int, block: int) -> Tensor:
@@ -164,17 +125,69 @@ def select_sub_captions(
     return torch.cat([own, other * parts + negatives[reader]], dim=1)
 
 
-def pooled_cosine(
-    pool: AttentionPool,
-    queries: Tensor,
-    targets: Tensor,
-    selected: Tensor,
-    keys: Tensor,
-    values: Tensor,
+def _part_losses(
+    images: ImageFeatures, texts: Tensor, model: CAFT, negatives: Tensor, image: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """Text-conditioned and multi-positive loss of B images, the `image`-th (B,) of the batch, on
+    all sub-captions (N, K, D)."""
+    count, parts = texts.shape[:2]
+    pool = model.attention_pool
+    sub_captions = texts.flatten(0, 1)  # (N*K, D)
+    queries, targets = pool.queries(sub_captions), F.normalize(sub_captions.float(), dim=-1)
+    keys, values = pool.keys_values(images.fine)
+    fine_cls = F.normalize(images.fine_cls.float(), dim=-1)  # (B, D)
+    scale, bias = model.part_log_scale.exp(), model.part_bias
+
+    def pair_of_blocks(first: int, start: int) -> tuple[Tensor, Tensor]:
+        rows = slice(first, first + block)
+        mine = image[rows, None]
+        # Row r of every image block meets the selection that row r of this block of texts made.
+        reader = start + image[rows] % block
+        selected = select_sub_captions(reader, start, block, parts, negatives)  # (b, block+K-1)
+        pooled = F.normalize(pool(queries[selected], keys[rows], values[rows]).float(), dim=-1)
+        cosine = (pooled * targets[selected]).sum(dim=-1)
+        conditioned = _sigmoid_loss(scale * cosine + bias, selected // parts == mine)
+
+        columns = torch.arange(start * parts, (start + block) * parts, device=image.device)
+        cosine = _cosine(fine_cls[rows], targets[columns])  # (b, block*K)
+        return conditioned, _sigmoid_loss(scale * cosine + bias, columns // parts == mine)
+
+    pairs = [
+        checkpoint(pair_of_blocks, first, start, use_reentrant=False)
+        for start in range(0, count, block)
+        for first in range(0, len(image), block)
+    ]
+    conditioned, multi_positive = (torch.stack(terms).sum() for terms in zip(*pairs, strict=True))
+    return conditioned * block / count, multi_positive * block / count
+
+
+def _whole_loss(images: Tensor, texts: Tensor, model: CAFT, image: Tensor) -> Tensor:
+    """Whole loss of B images (B, D), the `image`-th (B,) of the batch, on all captions (N, D).
+
+    Every block has as many columns, so one sum over all captions is the sum over blocks.
+    """
+    cosine = _cosine(F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1))
+    own = torch.arange(len(texts), device=image.device) == image[:, None]  # (B, N)
+    return _sigmoid_loss(model.whole_log_scale.exp() * cosine + model.whole_bias, own)
+
+
+def _softmax_loss(
+    images: Tensor, all_images: Tensor, texts: Tensor, model: CAFT, image: Tensor
 ) -> Tensor:
-    """Cosine (B, C) of each image's selected sub-captions with what they gather from it."""
-    pooled = pool(queries[selected], keys, values)  # (B, C, D)
-    return (F.normalize(pooled.float(), dim=-1) * targets[selected]).sum(dim=-1)
+    """This worker's share of CLIP's symmetric cross-entropy over N images and captions: image to
+    text of its own B images, the `image`-th (B,), and text to image of their captions."""
+    if len(all_images) != len(texts):
+        raise ValueError(
+            f"softmax over {len(texts)} captions needs as many images, got {len(all_images)}; "
+            "pass all_whole_images"
+        )
+    images, all_images, texts = (
+        F.normalize(t.float(), dim=-1) for t in (images, all_images, texts)
+    )
+    scale = model.whole_log_scale.exp()
+    to_text, to_image = scale * _cosine(images, texts), scale * _cosine(texts[image], all_images)
+    entropies = [F.cross_entropy(logits, image, reduction="sum") for logits in (to_text, to_image)]
+    return torch.stack(entropies).sum() / (2 * len(texts))
 
 
 def _cosine(images: Tensor, texts: Tensor) -> Tensor:
@@ -188,25 +201,3 @@ def _sigmoid_loss(logits: Tensor, positive: Tensor) -> Tensor:
     """Sum of -log sigmoid(+-logit) over all pairs, divided by the number of columns."""
     signed = torch.where(positive, logits, -logits)
     return -F.logsigmoid(signed).sum() / logits.shape[1]
-
-
-def _softmax_loss(
-    whole_image: Tensor, all_images: Tensor, whole_text: Tensor, own: Tensor, scale: Tensor
-) -> Tensor:
-    """This worker's share of CLIP's symmetric cross-entropy: the image to text direction of its
-    images and the text to image direction of their captions, over the N of the batch.
-
-    Args:
-        whole_image: (B, D) normalised; `own` (B,) are their places in the batch.
-        all_images: (N, D) embeddings; whole_text: (N, D) normalised.
-    """
-    if len(all_images) != len(whole_text):
-        raise ValueError(
-            f"softmax over {len(whole_text)} captions needs as many images, got {len(all_images)}; "
-            "pass all_whole_images"
-        )
-    all_images = F.normalize(all_images.float(), dim=-1)
-    to_text = scale * _cosine(whole_image, whole_text)  # (B, N)
-    to_image = scale * _cosine(whole_text[own], all_images)
-    entropies = [F.cross_entropy(logits, own, reduction="sum") for logits in (to_text, to_image)]
-    return torch.stack(entropies).sum() / (2 * len(whole_text))

@@ -21,7 +21,7 @@ from caft.image_encoder import ImageEncoder
 from caft.layers import Blocks, projection
 from caft.packing import PackedTexts
 from caft.sfcn import SFCN, load_sfcn_weights, read_sfcn_weights
-from caft.superpixels import complete_labels
+from caft.superpixels import superpixel_labels
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
 from caft.tokenizer import Tokenizer, load_tokenizer
 from caft.transforms import normalise
@@ -104,25 +104,30 @@ class CAFT(nn.Module):
         """Token ids (N, T) of N texts, padded to the longest and cut at the context length."""
         return self.tokenizer(texts, self.config.text.context_length)
 
+    def superpixel_labels(self, images: Tensor) -> Tensor:
+        """Label maps (B, H, W) int64 of images as `encode_image` takes them, cut in the way that
+        the configuration names. A flat encoder has its patches."""
+        if isinstance(self.image_encoder, FlatImageEncoder):
+            return self.image_encoder.patch_labels(images)
+        return superpixel_labels(images, self.config.image.superpixels, self.superpixel_network)
+
     def encode_image(self, images: Tensor, superpixels: Tensor | None = None) -> ImageFeatures:
         """Encode images.
 
         Args:
             images: (B, 3, H, W), uint8 RGB or float normalised by `caft.transforms.normalise`.
             superpixels: (B, H, W) integer labels, below the number of cells in such an image.
-                None, or rows of -1: computed as the configuration says. A flat encoder has its
-                patches, whatever is given.
+                None: as `superpixel_labels` cuts them. A flat encoder has its patches, whatever
+                is given.
 
         Raises:
             DataError: the images have fewer superpixels than the model makes segments of them.
         """
-        if isinstance(self.image_encoder, FlatImageEncoder):
-            superpixels = self.image_encoder.patch_labels(images)
-        else:
-            config = self.config.image.superpixels
-            superpixels = complete_labels(images, superpixels, config, self.superpixel_network)
+        if superpixels is None or isinstance(self.image_encoder, FlatImageEncoder):
+            superpixels = self.superpixel_labels(images)
         if images.dtype == torch.uint8:
             images = normalise(images)
+        superpixels = superpixels.long()
         tokens = self.image_encoder(images, superpixels)
         losses = self.config.losses
         if losses.parts:

@@ -3,14 +3,15 @@ Train and evaluate share it: stored maps first, SEEDS where rows are decoded, SF
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from caft.config import SuperpixelConfig
-from caft.superpixels import complete_labels
+from caft.superpixels import superpixel_labels
 
 MISSING = -1  # the label of a map that the model is to compute
 
@@ -31,7 +32,8 @@ def pack_superpixels(
     empty = torch.full((side, side), MISSING)
     labels = torch.stack([empty if one is None else one for one in stored])
     if config.method != "sfcn":
-        labels = complete_labels(images, None if side == 1 else labels, config)
+        cut = partial(superpixel_labels, config=config)
+        labels = complete_superpixels(images, None if side == 1 else labels, cut)
     return labels.to(torch.int16).numpy()
 
 
@@ -42,3 +44,21 @@ def unpack_superpixels(rows: Iterable[np.ndarray]) -> Tensor | None:
     if side == 1:
         return None
     return torch.stack([labels.expand(side, side) for labels in maps]).long()
+
+
+def complete_superpixels(
+    images: Tensor, given: Tensor | None, cut: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Whole label maps (B, S, S) on the images' device; what `given` lacks, `cut` makes.
+
+    `given` lies on the host, as it was loaded: asking a device what it lacks would make it wait.
+    """
+    if given is None:
+        return cut(images)
+    missing = given[:, 0, 0] == MISSING
+    if not missing.any():
+        return given.long().to(images.device)
+    computed = cut(images[missing.to(images.device)])
+    labels = given.long().to(images.device)
+    labels[missing.to(images.device)] = computed
+    return labels

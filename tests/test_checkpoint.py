@@ -50,7 +50,7 @@ def folder(tmp_path):
 @pytest.fixture
 def released(tmp_path):
     """A small released file as training wrote it, and the weights in it."""
-    weights = random_state_dict(SMALL_CAFT_B, 1) | network_weights()
+    weights = random_state_dict(SMALL_CAFT_B, 2) | network_weights()
     write_released(tmp_path / "CAFT-small.pt", weights)
     return tmp_path / "CAFT-small.pt", weights
 

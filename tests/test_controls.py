@@ -9,6 +9,7 @@ import caft
 from caft.caption_sampling import sample_parts
 from caft.captions import even_chunks
 from caft.checkpoint import save_weights, write_manifest
+from caft.losses import draw_negatives
 from pipelines.demo.scenes import SceneConfig, render_scene
 from pipelines.train.distributed import LossMeter, TrainingModel
 from pipelines.train.schedule import parameter_groups
@@ -38,7 +39,8 @@ def test_every_parameter_learns_in_the_trainer_s_own_step(name):
     chunks = CONTROLS[name].text.chunks
     tokens = model.tokenize((2 * TEXTS)[: 2 * (chunks + 1)]).view(2, chunks + 1, -1)  # one extra
     grid = torch.arange(16).view(4, 4).repeat_interleave(8, 0).repeat_interleave(8, 1)
-    loss = TrainingModel(model, 2)(random_images(2), grid.expand(2, -1, -1), tokens, seed=0)
+    negatives = draw_negatives(2, chunks + 1, seed=0, block=2)
+    loss = TrainingModel(model, 2)(random_images(2), grid.expand(2, -1, -1), tokens, negatives)
     loss.total.backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert idle == []
@@ -71,11 +73,13 @@ def test_a_handful_of_scenes_is_learned(name, one_thread):
     images = pixels.permute(0, 3, 1, 2)
     parts = [part for scene in scenes for part in even_chunks(scene.sentences, text.chunks)]
     tokens = model.tokenize(parts).view(len(scenes), text.chunks, -1)
+    superpixels = model.superpixel_labels(images)
     training = TrainingModel(model, block_size=len(scenes))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=7e-4)
     for step in range(220):
         optimizer.zero_grad()
-        training(images, None, tokens, seed=step).total.backward()
+        negatives = draw_negatives(len(scenes), text.chunks, step, len(scenes))
+        training(images, superpixels, tokens, negatives).total.backward()
         optimizer.step()
         model.clamp_scales_()
     model.eval()

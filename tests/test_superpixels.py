@@ -11,7 +11,7 @@ from caft.errors import ConfigError, DataError
 from caft.label_maps import encode_label_map
 from caft.superpixels import cell_grid, stored_labels, superpixel_labels
 from caft.transforms import normalise
-from pipelines.superpixels import pack_superpixels, unpack_superpixels
+from pipelines.superpixels import complete_superpixels, pack_superpixels, unpack_superpixels
 
 METHODS = ("sfcn", "seeds", "grid")
 
@@ -94,8 +94,9 @@ def test_stored_maps_come_first_and_the_rest_is_computed(method):
     packed = pack_superpixels(images, [None, stored, None], config)
     assert packed.shape == (3, 96, 96)
     expected = torch.stack([computed[0], stored, computed[2]])
-    features = model.encode_image(images, unpack_superpixels(packed))
-    assert torch.equal(features.superpixels, expected)
+    whole = complete_superpixels(images, unpack_superpixels(packed), model.superpixel_labels)
+    assert torch.equal(model.encode_image(images, whole).superpixels, expected)
+    assert torch.equal(complete_superpixels(images, None, model.superpixel_labels), computed)
 
 
 def test_loaders_leave_everything_to_the_network_unless_a_row_has_its_map():

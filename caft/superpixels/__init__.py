@@ -3,7 +3,6 @@ They are the tokens of the image encoder's first group, and the pixels of its se
 
 from caft.superpixels.labels import (
     cell_grid,
-    complete_labels,
     seeds_labels,
     stored_labels,
     superpixel_labels,
@@ -12,7 +11,6 @@ from caft.superpixels.pooling import nearest_live, pool_superpixels
 
 __all__ = [
     "cell_grid",
-    "complete_labels",
     "nearest_live",
     "pool_superpixels",
     "seeds_labels",

@@ -94,20 +94,6 @@ def stretch_labels(labels: Tensor, height: int, width: int) -> Tensor:
     return labels[:, y[:, None], x]
 
 
-def complete_labels(
-    images: Tensor, given: Tensor | None, config: SuperpixelConfig, network: SFCN | None = None
-) -> Tensor:
-    """The label maps in `given` (B, H, W), int64; rows of -1 and None are computed, as
-    `superpixel_labels` does."""
-    if given is None:
-        return superpixel_labels(images, config, network)
-    missing = given[:, 0, 0] < 0
-    if missing.any():
-        computed = superpixel_labels(images[missing], config, network)
-        given = given.long().index_put((missing,), computed)
-    return given.long()
-
-
 def stored_labels(data: bytes | None, count: int) -> np.ndarray | None:
     """The map (h, w) in a dataset's `superpixels` column, None where the row has none.
 

@@ -31,7 +31,11 @@ from pipelines.evaluate.benchmarks import (
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.localisation import one_image, region_overlaps
 from pipelines.progress import Progress
-from pipelines.superpixels import pack_superpixels, unpack_superpixels
+from pipelines.superpixels import (
+    complete_superpixels,
+    pack_superpixels,
+    unpack_superpixels,
+)
 
 
 @dataclass
@@ -136,11 +140,11 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Columns over the batch's rows: what `Embedded` is gathered from."""
-        superpixels = unpack_superpixels(batch["superpixels"])
-        images = self._model.encode_image(
-            torch.from_numpy(batch["images"]).to(self._device),
-            None if superpixels is None else superpixels.to(self._device),
+        pixels = torch.from_numpy(batch["images"]).to(self._device)
+        superpixels = complete_superpixels(
+            pixels, unpack_superpixels(batch["superpixels"]), self._model.superpixel_labels
         )
+        images = self._model.encode_image(pixels, superpixels)
         tokens = torch.from_numpy(batch["tokens"]).to(self._device).long()
         texts = self._model.encode_text(tokens)
         overlaps = [

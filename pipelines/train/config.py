@@ -36,12 +36,16 @@ class IngestConfig(Config):
 
 
 class ScalingConfig(Config):
-    """What each Ray Train worker gets."""
+    """What each Ray Train worker gets, and what it trades: speed and memory, not the result."""
 
     num_workers: int = Field(1, gt=0)
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
     threads_per_worker: int | None = Field(None, gt=0, description="None: torch's own choice")
+    compile: bool = Field(False, description="torch.compile; the first steps take minutes")
+    recompute_activations: bool = Field(
+        False, description="run every block again in backward: less memory, a third more work"
+    )
     max_failures: int = Field(3, ge=0, description="worker-group restarts before giving up")
 
 

@@ -3,6 +3,7 @@ The only tensor communication of a step beside DeepSpeed's own gradient reductio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from caft.config import LossConfig
 from caft.losses import CAFTLoss, caft_loss
 from caft.model import CAFT, TextFeatures
+from caft.packing import PackedTexts
 
 PART_TERMS = ("part_text_conditioned", "part_multi_positive")
 
@@ -20,34 +22,40 @@ PART_TERMS = ("part_text_conditioned", "part_multi_positive")
 class TrainingModel(nn.Module):
     """CAFT and its loss as one module, so that DeepSpeed sees every parameter's use."""
 
-    def __init__(self, model: CAFT, block_size: int) -> None:
+    def __init__(self, model: CAFT, block_size: int, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self.block_size = block_size
+        # Two graphs: the exchange of texts between workers stands between them.
+        self._encode: Any = _compiled(model.forward) if compiled else model.forward
+        self._loss: Any = _compiled(caft_loss) if compiled else caft_loss
 
     def forward(
-        self, images: Tensor, superpixels: Tensor | None, tokens: Tensor, seed: int
+        self, images: Tensor, superpixels: Tensor, texts: Tensor | PackedTexts, negatives: Tensor
     ) -> CAFTLoss:
         """The part of the global loss that belongs to this worker's images.
 
         Args:
-            images: (B, 3, H, W) uint8, superpixels (B, H, W) or None for the model's own, tokens
-                (B, K, T): this worker's.
-            seed: same on every worker; draws the negatives of the global batch.
+            images: (B, 3, H, W) uint8, superpixels (B, H, W), texts of B captions: this worker's.
+            negatives: of the global batch, the same on every worker; see `caft_loss`.
         """
-        image_features, local = self.model(images, tokens, superpixels)
-        texts = TextFeatures(gather_rows(local.parts), gather_rows(local.whole))
+        image_features, local = self._encode(images, texts, superpixels)
+        texts_of_all = TextFeatures(gather_rows(local.parts), gather_rows(local.whole))
         softmax = self.model.config.losses.whole == "softmax"
         rank = dist.get_rank() if dist.is_initialized() else 0
-        return caft_loss(
+        return self._loss(
             image_features,
-            texts,
+            texts_of_all,
             self.model,
+            negatives,
             block_size=self.block_size,
             first_image=rank * len(images),
-            seed=seed,
             all_whole_images=gather_rows(image_features.whole) if softmax else None,
         )
+
+
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def gather_rows(local: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ import torch.distributed as dist
 
 from caft.checkpoint import WEIGHTS, load_weights, save_weights, write_manifest
 from caft.config import ModelConfig
+from caft.losses import draw_negatives
 from caft.model import CAFT, create_model
 from pipelines.progress import Progress
+from pipelines.superpixels import complete_superpixels
 from pipelines.tracking import Tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import LossMeter, TrainingModel
@@ -24,6 +26,7 @@ from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import learning_rate, parameter_groups
 
 CHECKPOINTS, FINAL = "checkpoints", "final"
+ROW_MULTIPLE = 16  # rows of packed text come in few counts, so few graphs are compiled
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
     resume = _from_first_worker(lambda: newest_checkpoint(output / CHECKPOINTS, job.model))
     if resume is not None:
         load_weights(model, resume / WEIGHTS)
-    engine = _start_engine(TrainingModel(model, config.block_size), config)
+    model.recompute_activations(config.scaling.recompute_activations)
+    trained = TrainingModel(model, config.block_size, config.scaling.compile)
+    engine = _start_engine(trained, config)
     step = restore_moments(resume, engine, model) if resume is not None else 0
     device = engine.device
     rank, workers = dist.get_rank(), dist.get_world_size()
@@ -115,11 +120,22 @@ def _train_step(engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     torch.manual_seed(hash((config.seed, step, rank)))  # dropout
+    images = batch.images.to(device, non_blocking=True)
+    superpixels = complete_superpixels(images, batch.superpixels, model.superpixel_labels)
+    texts = model.part_text_encoder.pack(
+        batch.tokens, ROW_MULTIPLE if config.scaling.compile else 1
+    )
+    negatives = draw_negatives(
+        config.global_batch,
+        batch.tokens.shape[1],
+        config.seed * job.total_steps + step,
+        min(config.block_size, config.global_batch),
+    )
     loss = engine(
-        batch.images.to(device),
-        None if batch.superpixels is None else batch.superpixels.to(device),
-        batch.tokens.to(device),
-        seed=config.seed * job.total_steps + step,
+        images,
+        superpixels,
+        texts.to(device, non_blocking=True),
+        negatives.to(device, non_blocking=True),
     )
     engine.backward(loss.total * dist.get_world_size())  # DeepSpeed averages, the loss is a sum
     engine.step()
@@ -139,6 +155,7 @@ def _start_engine(model: TrainingModel, config: TrainConfig) -> Any:
         lr=0.0,  # set before every step
         betas=config.optimizer.betas,
         eps=config.optimizer.eps,
+        fused=True,
     )
     settings = {
         "train_batch_size": config.global_batch,
