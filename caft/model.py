@@ -147,19 +147,23 @@ class CAFT(nn.Module):
             superpixels=superpixels,
         )
 
+    def pack_texts(self, tokens: Tensor, row_multiple: int = 1) -> PackedTexts:
+        """Token ids (B, K, T) as `encode_text` reads them; see `caft.packing.pack_texts`. Without
+        part losses nothing needs the sub-captions beyond the chunks, and they are left out."""
+        if not self.config.losses.parts:
+            tokens = tokens[:, : self.config.text.chunks]
+        return self.part_text_encoder.pack(tokens, row_multiple)
+
     def encode_text(self, tokens: Tensor | PackedTexts) -> TextFeatures:
         """Encode captions of K sub-captions each, K >= configured chunks.
 
         Args:
-            tokens: ids (B, K, T), or the same packed by `part_text_encoder.pack`: a training
-                loop packs on the host, so that the device never waits for lengths.
+            tokens: ids (B, K, T), or the same packed by `pack_texts`: a training loop packs on
+                the host, so that the device never waits for lengths.
         """
         losses, chunks = self.config.losses, self.config.text.chunks
-        if not isinstance(tokens, PackedTexts):
-            read = tokens if losses.parts else tokens[:, :chunks]  # nothing needs the others
-            tokens = self.part_text_encoder.pack(read)
-        embedded = self.part_text_encoder(tokens)
-        embedded = embedded.view(tokens.captions, tokens.parts, -1)  # (B, K, W)
+        texts = tokens if isinstance(tokens, PackedTexts) else self.pack_texts(tokens)
+        embedded = self.part_text_encoder(texts).view(texts.captions, texts.parts, -1)  # (B, K, W)
         if losses.parts:
             parts = embedded @ self.part_projection
         if losses.has_whole:

@@ -135,6 +135,7 @@ def test_a_model_with_one_kind_of_logit_scores_with_it_whatever_alpha(models, na
 def test_without_part_losses_the_other_sub_captions_are_not_read(models):
     model = models["caft_no_parts"]
     tokens = model.tokenize(TEXTS).view(1, 8, -1)
+    assert model.pack_texts(tokens).parts == 4
     torch.testing.assert_close(
         model.encode_text(tokens).whole, model.encode_text(tokens[:, :4]).whole
     )

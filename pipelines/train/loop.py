@@ -122,9 +122,7 @@ def _train_step(engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob
     torch.manual_seed(hash((config.seed, step, rank)))  # dropout
     images = batch.images.to(device, non_blocking=True)
     superpixels = complete_superpixels(images, batch.superpixels, model.superpixel_labels)
-    texts = model.part_text_encoder.pack(
-        batch.tokens, ROW_MULTIPLE if config.scaling.compile else 1
-    )
+    texts = model.pack_texts(batch.tokens, ROW_MULTIPLE if config.scaling.compile else 1)
     negatives = draw_negatives(
         config.global_batch,
         batch.tokens.shape[1],
