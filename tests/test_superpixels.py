@@ -6,7 +6,7 @@ import torch
 from tests_support import random_images, tiny_config
 
 import caft
-from caft.config import ImageConfig, SuperpixelConfig
+from caft.config import ImageConfig, SuperpixelConfig, load_model_config
 from caft.errors import ConfigError, DataError
 from caft.label_maps import encode_label_map
 from caft.superpixels import cell_grid, stored_labels, superpixel_labels
@@ -115,8 +115,10 @@ def test_loaders_leave_everything_to_the_network_unless_a_row_has_its_map():
 
 def test_a_stored_map_of_another_model_is_refused():
     labels = np.arange(36).reshape(6, 6)
-    assert stored_labels(None, 196) is None
-    assert stored_labels(b"", 196) is None
-    np.testing.assert_array_equal(stored_labels(encode_label_map(labels), 36), labels)
+    image = ImageConfig()
+    small = load_model_config("caft_xs").image
+    assert stored_labels(None, image) is None
+    assert stored_labels(b"", image) is None
+    np.testing.assert_array_equal(stored_labels(encode_label_map(labels), small), labels)
     with pytest.raises(DataError, match="the map has 36 of them, the model takes 196"):
-        stored_labels(encode_label_map(labels), 196)
+        stored_labels(encode_label_map(labels), image)

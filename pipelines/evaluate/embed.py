@@ -122,7 +122,7 @@ class Preparer:
     def _stored(self, row: dict[str, Any]) -> Tensor | None:
         config = self.model.image
         try:
-            labels = stored_labels(row.get("superpixels"), config.superpixel_count)
+            labels = stored_labels(row.get("superpixels"), config)
         except DataError as error:
             raise DataError(f"{row['url']}: {error}") from None
         return None if labels is None else eval_labels(labels, config.image_size_px)
@@ -154,7 +154,7 @@ class Embedder:
         return {
             "position": batch["position"],
             "whole": _numpy(images.whole),
-            "fine": _numpy(images.fine),
+            "fine": _numpy(images.fine if self._model.config.losses.parts else images.fine[:, :0]),
             "parts": _numpy(texts.parts),
             "text_whole": _numpy(texts.whole),
             "overlaps": [overlap.ravel().tolist() for overlap in overlaps],

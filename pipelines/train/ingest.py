@@ -52,6 +52,11 @@ class Loader:
     model: ModelConfig
     ingest: IngestConfig
 
+    @property
+    def extra_parts(self) -> int:
+        """Sub-captions beside the chunks: the part losses alone read them."""
+        return self.ingest.extra_parts if self.model.losses.parts else 0
+
     def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """Decode one window (as `asdict` spells it) to arrays over its n rows, in the order in
         which steps consume them."""
@@ -68,18 +73,17 @@ class Loader:
         )
         padded = torch.zeros(len(tokens), text.context_length, dtype=torch.int32)
         padded[:, : tokens.shape[1]] = tokens
-        parts = text.chunks + self.ingest.extra_parts
         return {
             "images": images.numpy(),
             "superpixels": pack_superpixels(images, stored, self.model.image.superpixels),
-            "tokens": padded.view(len(samples), parts, -1).numpy(),
+            "tokens": padded.view(len(samples), text.chunks + self.extra_parts, -1).numpy(),
         }
 
     def _sample(self, row: dict[str, Any], epoch: int) -> tuple[Tensor, Tensor | None, list[str]]:
         digest = hashlib.sha256(f"{epoch}/{row['key']}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         try:
-            stored = stored_labels(row.get("superpixels"), self.model.image.superpixel_count)
+            stored = stored_labels(row.get("superpixels"), self.model.image)
         except DataError as error:
             raise DataError(f"{self.dataset}: key {row['key']}: {error}") from None
         image, labels = train_image(
@@ -90,7 +94,7 @@ class Loader:
             stored,
             self.ingest.flip_probability,
         )
-        parts = sample_parts(row["captions"], rng, self.model.text.chunks, self.ingest.extra_parts)
+        parts = sample_parts(row["captions"], rng, self.model.text.chunks, self.extra_parts)
         return image, labels, parts
 
 

@@ -46,7 +46,7 @@ def load(folder, stored: list[bytes | None], method: str, ingest: IngestConfig =
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-@pytest.mark.parametrize("method", ["sfcn", "grid"])
+@pytest.mark.parametrize("method", ["sfcn", "seeds"])
 def test_stored_maps_are_cropped_and_flipped_with_their_images(tmp_path, method, flip):
     ingest = INGEST.model_copy(update={"flip_probability": flip})
     arrays = load(tmp_path, [encode_label_map(LABELS, 36)] * 4, method, ingest)
@@ -56,6 +56,14 @@ def test_stored_maps_are_cropped_and_flipped_with_their_images(tmp_path, method,
         assert (nearest == labels).mean() > 0.9
     leftmost = arrays["superpixels"][0][:, 0].min() % 6
     assert leftmost >= 3 if flip else leftmost < 3
+
+
+def test_squares_stay_squares_whatever_is_stored(tmp_path):
+    bands = np.arange(36).repeat(100).reshape(60, 60)
+    arrays = load(tmp_path, [encode_label_map(bands, 36)], "grid")
+    images = torch.from_numpy(arrays["images"])
+    squares = superpixel_labels(images, SuperpixelConfig(method="grid"))
+    np.testing.assert_array_equal(arrays["superpixels"], squares)
 
 
 def test_without_maps_seeds_run_in_the_loader_and_sfcn_in_the_model(tmp_path):
