@@ -32,11 +32,11 @@ from caft.losses import caft_loss, draw_negatives
 from caft.superpixels import superpixel_labels
 from caft.tokenizer import load_tokenizer
 from caft.transforms import normalise
+from pipelines.train.loop import ROW_MULTIPLE
 
 CAPTIONS = Path(__file__).parent / "data" / "iiw_docci_test.jsonl"
 CONTEXT = CAFT_B["text_cfg"]["context_length"]
 PARTS = ("image forward", "text forward", "loss", "backward", "optimiser")
-ROW_MULTIPLE = 16
 LR = 1e-6
 MATRIX = 4096  # edge of the matrices whose product gives the machine's rate
 GIGA, TERA, MEBI = 1e9, 1e12, 2**20
@@ -149,6 +149,7 @@ class OurStep:
         self.model = caft.from_reference(weights, CAFT_B).to(device).train()
         self.model.image_encoder.stem.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
+        self.row_multiple = ROW_MULTIPLE if compiled else 1
         wrap = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if compiled else id_of
         self.encode_image = wrap(self.model.encode_image)
         self.encode_text = wrap(self.model.encode_text)
@@ -177,7 +178,7 @@ class OurStep:
         (texts.parts.float().sum() + texts.whole.float().sum()).backward()
 
     def pack(self, inputs: Inputs):
-        packed = self.model.part_text_encoder.pack(inputs.tokens, ROW_MULTIPLE)
+        packed = self.model.pack_texts(inputs.tokens, self.row_multiple)
         return packed.to(self.device, non_blocking=True)
 
 

@@ -9,10 +9,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from caft.errors import DataError
 
@@ -21,7 +20,7 @@ CHECKSUM = struct.Struct("<I")  # CRC-32 of all that follows it
 HEADER = struct.Struct("<HHHI")  # height, width, count, bytes of the body before compression
 MAX_SIDE_PX = 2048  # no header can ask for more memory than such a map takes
 COARSEST_STEP_PX = 16  # a power of two, about one superpixel
-CODEC = pa.Codec("brotli", 11)
+COMPRESSION, EFFORT = "brotli", 11
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def encode_label_map(labels: np.ndarray, count: int | None = None) -> bytes:
     writer = _Writer(labels.astype(np.int32).ravel(), count)
     _traverse(height, width, count, writer)
     body = writer.body()
-    sealed = HEADER.pack(height, width, count, len(body)) + CODEC.compress(body, asbytes=True)
+    sealed = HEADER.pack(height, width, count, len(body)) + _codec().compress(body, asbytes=True)
     return MAGIC + CHECKSUM.pack(zlib.crc32(sealed)) + sealed
 
 
@@ -72,7 +71,7 @@ def decode_label_map(data: bytes) -> np.ndarray:
     """
     header, size, packed = _open(data)
     try:
-        body = CODEC.decompress(packed, size, asbytes=True)
+        body = _codec().decompress(packed, size, asbytes=True)
     except OSError as error:
         raise DataError(f"label map of {len(data)} bytes: damaged: {error}") from None
     labels = _traverse(header.height, header.width, header.count, _Reader(body, header.count))
@@ -82,6 +81,13 @@ def decode_label_map(data: bytes) -> np.ndarray:
 def label_map_header(data: bytes) -> LabelMapHeader:
     """Size and number of labels of a stored map; raises DataError as `decode_label_map` does."""
     return _open(data)[0]
+
+
+@lru_cache
+def _codec() -> Any:
+    import pyarrow  # slow to import, and few models meet stored maps
+
+    return pyarrow.Codec(COMPRESSION, EFFORT)
 
 
 def _open(data: bytes) -> tuple[LabelMapHeader, int, bytes]:

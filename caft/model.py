@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -280,19 +280,6 @@ def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:
     if isinstance(config.image, FlatImageConfig):
         return FlatImageEncoder(config.image)
     return ImageEncoder(config.image, config.mask_dead_superpixels, with_fine=config.losses.parts)
-
-
-def detach(features: ImageFeatures) -> ImageFeatures:
-    """The same features on the CPU and without gradient history."""
-    return replace(
-        features,
-        whole=features.whole.detach().cpu(),
-        fine=features.fine.detach().cpu(),
-        fine_cls=features.fine_cls.detach().cpu(),
-        coarse=features.coarse.detach().cpu(),
-        assignments=[a.detach().cpu() for a in features.assignments],
-        superpixels=features.superpixels.cpu(),
-    )
 
 
 if __name__ == "__main__":

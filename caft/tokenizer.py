@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-import ftfy
 import torch
 from torch import Tensor
 
@@ -74,5 +73,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def clean_text(text: str) -> str:
     """CLIP's cleaning: repaired Unicode, HTML entities resolved, single spaces, lower case."""
+    import ftfy  # slow to import, and a model without text to read needs none of it
+
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
