@@ -29,10 +29,10 @@ from caft.captions import JOINER, split_sentences
 from caft.config import SuperpixelConfig
 from caft.describe import Workload, flops
 from caft.losses import caft_loss, draw_negatives
+from caft.packing import COMPILED_ROW_MULTIPLE
 from caft.superpixels import superpixel_labels
 from caft.tokenizer import load_tokenizer
 from caft.transforms import normalise
-from pipelines.train.loop import ROW_MULTIPLE
 
 CAPTIONS = Path(__file__).parent / "data" / "iiw_docci_test.jsonl"
 CONTEXT = CAFT_B["text_cfg"]["context_length"]
@@ -149,7 +149,7 @@ class OurStep:
         self.model = caft.from_reference(weights, CAFT_B).to(device).train()
         self.model.image_encoder.stem.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, fused=True)
-        self.row_multiple = ROW_MULTIPLE if compiled else 1
+        self.row_multiple = COMPILED_ROW_MULTIPLE if compiled else 1
         wrap = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if compiled else id_of
         self.encode_image = wrap(self.model.encode_image)
         self.encode_text = wrap(self.model.encode_text)

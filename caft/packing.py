@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+COMPILED_ROW_MULTIPLE = 16  # rows then come in few counts, so few graphs are compiled
 EMPTY = -1  # the text that a place left over at a row's end belongs to
 
 

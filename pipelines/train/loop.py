@@ -16,6 +16,7 @@ from caft.checkpoint import WEIGHTS, load_weights, save_weights, write_manifest
 from caft.config import ModelConfig
 from caft.losses import draw_negatives
 from caft.model import CAFT, create_model
+from caft.packing import COMPILED_ROW_MULTIPLE
 from pipelines.progress import Progress
 from pipelines.superpixels import complete_superpixels
 from pipelines.tracking import Tracker
@@ -26,7 +27,6 @@ from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import learning_rate, parameter_groups
 
 CHECKPOINTS, FINAL = "checkpoints", "final"
-ROW_MULTIPLE = 16  # rows of packed text come in few counts, so few graphs are compiled
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _train_step(engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob
     torch.manual_seed(hash((config.seed, step, rank)))  # dropout
     images = batch.images.to(device, non_blocking=True)
     superpixels = complete_superpixels(images, batch.superpixels, model.superpixel_labels)
-    texts = model.pack_texts(batch.tokens, ROW_MULTIPLE if config.scaling.compile else 1)
+    texts = model.pack_texts(batch.tokens, COMPILED_ROW_MULTIPLE if config.scaling.compile else 1)
     negatives = draw_negatives(
         config.global_batch,
         batch.tokens.shape[1],
