@@ -1,70 +1,158 @@
-"""Typed configuration of the data stage: where rows come from and what is asked of them."""
+"""Typed configuration of the data stage: where rows come from and what is asked of them.
+Read before anything starts; its resolved form is stored with the dataset."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from caft.config import Config
+from caft.config import Config, SuperpixelConfig
 from pipelines.config import StageConfig
 
 CaptionKind = Literal["raw", "short", "long"]
-
-# DreamLIP's published columns: seven captions of one image.
-DREAMLIP_URL_COLUMN = "Image Path"
-DREAMLIP_CAPTION_COLUMNS: dict[str, CaptionKind] = {
-    "raw_caption": "raw",
-    "shortIB_captions": "short",
-    "longIB_captions": "long",
-    "shortSV_captions": "short",
-    "longSV_captions": "long",
-    "shortLLA_captions": "short",
-    "longLLA_captions": "long",
-}
+SourceKind = Literal[
+    "auto", "table", "cc3m", "cc12m", "sharegpt4v", "webdataset", "folder", "dataset"
+]
 
 
 class SourceConfig(Config):
-    """One list of image URLs with captions: CSV, TSV or Parquet."""
+    """One list of image URLs with captions, or one collection of images with captions."""
 
     name: str
-    path: str
+    path: str = Field(description="file, folder or glob; local, s3:// or another fsspec URL")
+    kind: SourceKind = "auto"
     split: str = "train"
     licence: str = Field("", description="a note that travels into the manifest")
-    url_column: str = DREAMLIP_URL_COLUMN
-    caption_columns: dict[str, CaptionKind] = Field(
-        default_factory=lambda: dict(DREAMLIP_CAPTION_COLUMNS),
-        description="column -> kind; columns a file lacks are passed over, but one must be there",
+    weight: float = Field(
+        1.0, gt=0, le=1, description="share of the rows that is taken, always the same ones"
+    )
+    url_column: str | None = Field(None, description="None: found by its name")
+    caption_columns: dict[str, CaptionKind] | None = Field(
+        None,
+        description="column -> kind; columns a file lacks are passed over, but one must be "
+        "there; None: found by their names",
+    )
+    image_root: str | None = Field(
+        None, description="folder or URL before relative image paths; None: the file's folder"
     )
 
 
 class DownloadConfig(Config):
     """How images are fetched."""
 
-    threads: int = Field(32, gt=0, description="concurrent requests of one task")
-    timeout_s: float = Field(10.0, gt=0, description="for connecting and for each read")
-    deadline_s: float = Field(60.0, gt=0, description="for a whole image, redirects included")
-    retries: int = Field(1, ge=0, description="further tries after a transient failure")
+    connections: int = Field(64, gt=0, description="concurrent requests of one task")
+    connections_per_host: int = Field(16, gt=0, description="of one task to one host")
+    timeout_s: float = Field(10.0, gt=0, description="for connecting, and without a byte")
+    deadline_s: float = Field(
+        60.0, gt=0, description="for a row: names, redirects, retries and waiting included"
+    )
+    retries: int = Field(2, ge=0, description="further tries after a transient failure")
+    backoff_s: float = Field(
+        1.0, ge=0, description="before the first retry, then doubled; Retry-After goes before it"
+    )
     max_bytes: int = Field(64 * 2**20, gt=0)
     max_redirects: int = Field(5, ge=0)
     user_agent_token: str = Field("caft", description="named in requests and in robots rules")
+    respect_robots_tag: bool = Field(
+        True, description="refuse what X-Robots-Tag forbids: noai, noimageai, noindex"
+    )
     allow_private_hosts: tuple[str, ...] = Field(
         (), description="hosts that may resolve to private or loopback addresses"
     )
 
 
 class ImageConfig(Config):
-    """What an image must be, and how it is stored."""
+    """What can be decoded, and how it is stored."""
 
     max_side_px: int = Field(512, gt=0, description="longer images are shrunk, aspect kept")
-    min_side_px: int = Field(32, gt=0)
     max_pixels: int = Field(100_000_000, gt=0, description="more is a decompression bomb")
     jpeg_quality: int = Field(92, ge=1, le=100, description="for images that were shrunk")
+    decode_timeout_s: float = Field(
+        30.0, gt=0, description="for one image; the decoding process is then replaced"
+    )
 
 
 class CaptionConfig(Config):
+    """How captions become lists of sentences."""
+
     split_mode: Literal["default", "reference"] = "default"
     min_chars: int = Field(3, ge=1, description="shorter sentences are dropped")
+
+
+class ColumnFilter(Config):
+    """What a column of the source must hold; a row without a value passes."""
+
+    min: float | None = None
+    max: float | None = None
+    refuse: tuple[str, ...] = Field((), description="values that are refused, as text")
+
+
+class SimilarityFilter(Config):
+    """The least whole-image similarity of image and captions, by one of our checkpoints."""
+
+    checkpoint: str
+    min_cosine: float = Field(ge=-1, le=1)
+    batch_size: int = Field(64, gt=0)
+    actors: int = Field(1, gt=0)
+    gpus_per_actor: float = Field(0.0, ge=0)
+
+
+class FilterConfig(Config):
+    """Thresholds; None leaves a filter out. See docs/data.md for each one's reject reason."""
+
+    min_side_px: int = Field(32, gt=0)
+    max_aspect_ratio: float | None = Field(None, gt=1, description="long side / short side")
+    min_contrast: float | None = Field(
+        2.0, gt=0, description="standard deviation of grey levels; less is near-constant"
+    )
+    min_caption_chars: int | None = Field(None, gt=0, description="of the longest caption")
+    min_sentences: int | None = Field(None, gt=0, description="of all captions together")
+    max_repeated_share: float | None = Field(
+        None, gt=0, le=1, description="share of a caption's sentences that repeat earlier ones"
+    )
+    refuse_patterns: tuple[str, ...] = Field(
+        (), description="regular expressions of templated captions; one match refuses a row"
+    )
+    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes; empty: any")
+    columns: dict[str, ColumnFilter] = Field(
+        {}, description="column of the source -> what it must hold, such as NSFW scores"
+    )
+    similarity: SimilarityFilter | None = None
+
+
+class DuplicateConfig(Config):
+    """What counts as the same image twice. Equal URLs always do."""
+
+    same_bytes: bool = True
+    near_distance: int | None = Field(
+        2, ge=0, le=16, description="bits in which perceptual hashes may differ; None: not asked"
+    )
+    partition_rows: int = Field(
+        20_000_000, gt=0, description="rows that one task compares: bounds its memory"
+    )
+
+
+class EvaluationSet(Config):
+    """Images that must not be trained on."""
+
+    name: str
+    path: str = Field(description="folder of images, WebDataset tars or a dataset of this stage")
+
+
+class DecontaminationConfig(Config):
+    """Removes near-duplicates of evaluation images, mirrored ones too."""
+
+    sets: tuple[EvaluationSet, ...] = ()
+    distance: int = Field(4, ge=0, le=16, description="bits in which perceptual hashes may differ")
+
+
+class StoredSuperpixels(Config):
+    """Superpixels computed here once, so that training spends nothing on them."""
+
+    segmenter: SuperpixelConfig = SuperpixelConfig()
+    image_size_px: int = Field(224, gt=0, description="the model's input size")
+    map_size_px: int = Field(112, gt=0, description="the stored map's: half costs half the bytes")
 
 
 class DataConfig(StageConfig):
@@ -72,9 +160,27 @@ class DataConfig(StageConfig):
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     output: str
-    chunk_rows: int = Field(10_000, gt=0, description="rows per part file and unit of recovery")
+    chunk_rows: int = Field(10_000, gt=0, description="rows per unit of work and of recovery")
+    file_mb: int = Field(512, gt=0, description="size of a part file, reached by whole chunks")
     row_group_rows: int = Field(128, gt=0)
-    concurrency: int = Field(4, gt=0, description="chunks in work at a time")
+    concurrency: int | None = Field(
+        None, gt=0, description="chunks in work at a time; None: two per CPU of the cluster"
+    )
+    stall_timeout_s: float = Field(
+        300.0, gt=0, description="a chunk of which no row moves for so long is started again"
+    )
     download: DownloadConfig = DownloadConfig()
     image: ImageConfig = ImageConfig()
     captions: CaptionConfig = CaptionConfig()
+    filters: FilterConfig = FilterConfig()
+    duplicates: DuplicateConfig = DuplicateConfig()
+    decontamination: DecontaminationConfig = DecontaminationConfig()
+    superpixels: StoredSuperpixels | None = None
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataConfig:
+        names = [source.name for source in self.sources]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"sources: two are named {repeated[0]!r}; give each its own name")
+        return self
