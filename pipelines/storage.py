@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,6 +17,9 @@ from urllib.parse import urlparse
 import pyarrow.fs as pafs
 
 from caft.errors import ConfigError, StorageError
+
+TEMPORARY = "tmp"  # ends the names of files that are not whole yet
+COPY_BYTES = 8 * 2**20
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -57,20 +62,35 @@ def write_bytes(path: str, data: bytes) -> None:
     Raises:
         StorageError: no space left, no permission, or an unreachable bucket.
     """
+    with staged(path) as file:
+        file.write_bytes(data)
+
+
+@contextmanager
+def staged(path: str) -> Iterator[Path]:
+    """A local file to write into, moved or uploaded to `path` when the block ends without error.
+
+    Raises:
+        StorageError: as `write_bytes`.
+    """
     fs, inner = filesystem(path)
     local = isinstance(fs, pafs.LocalFileSystem)
-    target = f"{inner}.{os.getpid()}.tmp" if local else inner
+    folder, name = os.path.split(inner)
+    if not local:
+        folder = tempfile.gettempdir()
+    file = Path(folder, f".{name}.{os.getpid()}.{TEMPORARY}")
     try:
+        os.makedirs(folder, exist_ok=True)
+        yield file
         if local:
-            os.makedirs(os.path.dirname(inner), exist_ok=True)
-        with fs.open_output_stream(target) as stream:
-            stream.write(data)
-        if local:
-            os.replace(target, inner)
+            os.replace(file, inner)
+        else:
+            with open(file, "rb") as source, fs.open_output_stream(inner) as stream:
+                shutil.copyfileobj(source, stream, COPY_BYTES)
     except OSError as error:
-        if local:
-            Path(target).unlink(missing_ok=True)
         raise write_error(path, error) from None
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def write_error(path: str, error: OSError) -> StorageError:
@@ -97,6 +117,13 @@ def list_files(path: str, suffix: str = "") -> list[str]:
     infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     names = [info.base_name for info in infos if info.type == pafs.FileType.File]
     return sorted(name for name in names if name.endswith(suffix))
+
+
+def delete_file(path: str) -> None:
+    """Delete a file if it is there."""
+    fs, inner = filesystem(path)
+    if fs.get_file_info(inner).is_file:
+        fs.delete_file(inner)
 
 
 def delete_folder(path: str) -> None:
