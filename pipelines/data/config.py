@@ -120,8 +120,8 @@ class FilterConfig(Config):
     )
     refuse_patterns: tuple[str, ...] = Field(
         (),
-        description="regular expressions of templated captions, searched for in each; one match "
-        "refuses a row",
+        description="regular expressions of templated captions; a row is refused if one matches "
+        "anywhere in a caption, its sentences joined by '. '",
     )
     languages: tuple[str, ...] = Field(
         (), description="ISO 639-1 codes, of the longest caption; empty: any"

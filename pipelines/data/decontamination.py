@@ -14,7 +14,7 @@ from caft.errors import DataError
 SCHEMA = pa.schema([("name", pa.string()), ("phash", pa.uint64())])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvaluationHashes:
     """Perceptual hashes of evaluation images; an image has one plain and one mirrored."""
 
