@@ -115,7 +115,9 @@ def test_some_band_holds_any_two_hashes_within_the_distance(seed, distance, coun
 def test_every_pair_of_a_crowded_bucket_is_found_once(size):
     rng = np.random.default_rng(size)
     bands = choose_bands(1000, 2)
-    hashes = rng.permutation(2**12)[:size].astype(np.uint64)  # 12 bits: most share a band
+    in_first_band = [1 << bit for bit in range(64) if bands[0] >> bit & 1][:12]
+    bits = rng.permutation(2**12)[:size, None] >> np.arange(12) & 1
+    hashes = bits.astype(np.uint64) @ np.array(in_first_band, np.uint64)  # other bands: one bucket
     rows = np.arange(size)
     one, other = joined(near_pairs(hashes, rows, 2, bands, band) for band in range(len(bands)))
     differing = np.bitwise_count(hashes[:, None] ^ hashes)
