@@ -12,12 +12,13 @@ from typing import Any
 from pipelines import storage
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig
-from pipelines.data.decontamination import EvaluationHashes
 from pipelines.data.drops import drops_path, find_drops
+from pipelines.data.evaluation_images import all_evaluation_hashes, check_evaluation_sets
 from pipelines.data.filters import check_filters
 from pipelines.data.finish import group_chunks, write_files
 from pipelines.data.layout import Chunk, Layout
 from pipelines.data.plan import Plan, url_duplicates
+from pipelines.data.similarity_pass import refuse_dissimilar
 from pipelines.data.sources import check_source
 from pipelines.progress import Progress
 from pipelines.workers import cluster_cpus, run_tasks
@@ -79,21 +80,19 @@ def _process_chunks(
     todo = [chunk for chunk in plan.chunks if chunk.number not in receipts]
     if todo:
         places = url_duplicates(plan, config, layout, concurrency)
-        evaluation = evaluation_hashes(config.decontamination, layout)
+        evaluation = all_evaluation_hashes(config.decontamination, layout, concurrency)
         items = [[asdict(chunk), places.get(chunk.number, [])] for chunk in todo]
 
         def work(item: list[Any]) -> dict[str, Any]:
             chunk, duplicates = item
             return process_chunk(Chunk(**chunk), duplicates, config, layout, evaluation)
 
-        total = sum(chunk.rows or 0 for chunk in plan.chunks)
-        progress = Progress("data", total, "rows", config.progress_every_s)
-        rejected: Counter[str] = Counter()
+        reported = _Reported(plan, config.progress_every_s)
         for receipt in receipts.values():
-            _count(progress, receipt, rejected)
+            reported.add(receipt)
         for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS):
             receipts[receipt["chunk"]] = receipt
-            _count(progress, receipt, rejected)
+            reported.add(receipt)
     return {chunk.number: receipts[chunk.number] for chunk in plan.chunks}
 
 
@@ -124,6 +123,17 @@ def _receipts(layout: Layout, step: str) -> dict[int, dict[str, Any]]:
     }
 
 
-def _count(progress: Progress, receipt: dict[str, Any], rejected: Counter[str]) -> None:
-    rejected.update(receipt["reasons"])
-    progress.update(receipt["input_rows"], **rejected)
+class _Reported:
+    """Progress in rows, or in chunks where some do not know their rows before they are read."""
+
+    def __init__(self, plan: Plan, every_s: float) -> None:
+        self._in_rows = all(chunk.rows is not None for chunk in plan.chunks)
+        total = sum(chunk.rows or 0 for chunk in plan.chunks)
+        size, unit = (total, "rows") if self._in_rows else (len(plan.chunks), "chunks")
+        self._progress = Progress("data", size, unit, every_s)
+        self._rejected: Counter[str] = Counter()
+
+    def add(self, receipt: dict[str, Any]) -> None:
+        self._rejected.update(receipt["reasons"])
+        done = receipt["input_rows"] if self._in_rows else 1
+        self._progress.update(done, **self._rejected)

@@ -19,10 +19,10 @@ from pipelines.data.captions import split_captions
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.decoder import Decoder
-from pipelines.data.decontamination import EvaluationHashes
+from pipelines.data.decontamination import EvaluationHashes, contaminated
 from pipelines.data.download import download
 from pipelines.data.drops import INDEX_SCHEMA
-from pipelines.data.filters import after_decode, before_download
+from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
 from pipelines.data.images import ImageRefused
 from pipelines.data.layout import Chunk, Layout
 from pipelines.data.reasons import REASONS
@@ -116,7 +116,7 @@ def refuse_before_download(
         if row["reason"] is None:
             split_captions(row, config.captions)
         if row["reason"] is None:
-            before_download(row, config.filters)
+            apply_filters(row, config.filters, BEFORE_DOWNLOAD)
         yield row
 
 
@@ -140,11 +140,11 @@ def prepare(
     except ImageRefused as refusal:
         row["reason"], row["detail"] = refusal.args
         return
-    after_decode(row, config.filters)
+    apply_filters(row, config.filters, AFTER_DECODE)
     if row["reason"] is None and evaluation is not None:
-        nearest = evaluation.nearest(row["phash"], config.decontamination.distance)
-        if nearest is not None:
-            row["reason"], row["detail"] = "evaluation_image", nearest
+        found = contaminated(row["phash"], evaluation, config.decontamination.distance)
+        if found is not None:
+            row["reason"], row["detail"] = "evaluation_image", found
 
 
 def index_row(row: dict[str, Any]) -> dict[str, Any]:
