@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 REFERENCE_MIN_CHARS = 3  # training data of the reference drops shorter pieces
@@ -19,23 +20,28 @@ def _words(text: str) -> frozenset[str]:
 # Abbreviations, by what may follow their stop. Never the end of a sentence:
 _NEVER = _words(
     "mr mrs ms dr prof messrs mme mlle gen col capt lt sgt maj cpl rev hon gov sen pres mt fr sra"
-    " dra srta sig dott dhr mevr ee vs cf e.g i.e approx ca incl esp resp viz z.b d.h u.a bzw inkl"
-    " ggf evtl geb p.ej p.ex aprox env bijv np ul bl.a ул им"
+    " dra srta sig dott dhr mevr ee vs cf a.k.a e.g i.e approx incl esp resp viz z.b d.h u.a bzw"
+    " inkl ggf evtl geb p.ej p.ex aprox env bijv np ul bl.a ул им"
 )
 # The end only before a usual beginning of sentences, as in "Main St. The car":
-_SELDOM = _words("st sr jr ave blvd rd inc ltd co corp bros dept est al a.k.a")
+_SELDOM = _words("st sr jr ave blvd rd inc ltd co corp bros dept est al")
 # The end only before a capital:
 _LISTS = _words("etc usw ecc enz")
 # Not the end before a number, as in "No. 5"; words of their own elsewhere:
 _NUMBERED = _words(
-    "no nos nr nrs vol fig figs p pp ch sec art op ed eds str num pág núm рис стр"
-    " jan feb mar apr jun jul aug sep sept oct okt nov dec dez"
+    "ca no nos nr nrs n° nº mk vol fig figs p pp ch sec art op ed eds str num pág núm рис стр"
+    " mon tue tues wed thu thur thurs fri jan feb mar apr jun jul aug sep sept oct okt nov dec dez"
 )
 # As _SELDOM after a number, as in "4.5 in. wide"; words of their own elsewhere:
 _UNITS = _words(
     "in ft yd mi oz lb lbs hr hrs min mins sec secs cm mm km m kg g l ml dl sq deg mph fl г гг"
 )
 _SPECIAL = _NEVER | _SELDOM | _LISTS | _NUMBERED | _UNITS
+_TIMES = _words("a.m p.m")  # the end before a capital too, unless a date follows
+_DATES = _words(
+    "monday tuesday wednesday thursday friday saturday sunday january february march april may june"
+    " july august september october november december"
+)
 _BRANDS = _words("yahoo jeopardy ahoy guess wham joomla")  # as _SELDOM, before "!"
 # Words that begin sentences and seldom continue a name; these also where all is lower case:
 _SUBJECTS = _words(
@@ -43,10 +49,10 @@ _SUBJECTS = _words(
 )
 _BEGINNINGS = _SUBJECTS | _words(
     "i in on at some one two three four several many most all each another no not my our your what"
-    " who where when while as if but and so then next here behind beside between before after"
-    " above below under over around across along near inside outside beneath to from with by for"
-    " also however overall der die das ein eine es er sie im le les la un une il elle el los las"
-    " una o os он она оно они это в на"
+    " how why which did does is are was who where when while as if but and so then next here behind"
+    " beside between before after above below under over around across along near inside outside"
+    " beneath to from with by for also however overall der die das ein eine es er sie im le les la"
+    " un une il elle el los las una o os он она оно они это в на"
 )
 # What makes a number with a stop an ordinal: "3. Oktober", "das 2. Bild".
 _MONTHS = _words(
@@ -62,6 +68,7 @@ _FILE_ENDINGS = _words(
 _MARKS = ".!?…"
 _FULL_STOPS = "。．｡।॥۔։።။។"
 _UNSPACED = _FULL_STOPS + "！？؟"  # marks after which no space is needed
+_DOTS = "•‣▪●◦"
 _CLOSERS = "\"'”’»」』)）\\]*_"
 _OPENERS = '"“«([「『（'
 _EMOJI = "\u2600-\u27bf\u2b50\ufe0f\u200d\U0001f1e6-\U0001faff"
@@ -96,11 +103,11 @@ _CANDIDATE = re.compile(
           | (?<=[{_EMOJI}]) (?<![{_EMOJI}][{_EMOJI}]) [{_EMOJI}]*+
           | (?<=[\u0370-\u03ff];)  # the Greek question mark
         )
-        (?P<close>[{_CLOSERS}]*+(?:\ ?[{_EMOJI}]++)*+)
+        (?P<close>[{_CLOSERS}]*+(?:\ ?[{_EMOJI}]++){{0,4}}+)
         (?P<gap>
             \s++
           | (?<=[{_UNSPACED}]) | (?<=[{_UNSPACED}][{_CLOSERS}])
-          | (?=(?:[{_CAPITAL}](?=\s)|[{_CAPITAL}][^\W\d_{_CAPITAL}]++)(?!\.?\w))
+          | (?=(?:[{_CAPITAL}](?=\s)|[{_CAPITAL}](?:[{_CAPITAL}]++|[^\W\d_]++))(?!\.?\w))
           | (?=(?:the|there|this|these|they|an?|it|he|she)\s)
         )
       | {_ENCLOSED}
@@ -113,9 +120,11 @@ _SPEECH = re.compile(
 )
 _INITIALS = re.compile(r"[^\W\d_]|[^\W\d_]{1,2}(?:\.[^\W\d_]{1,2})++")
 _LIST_MARK = re.compile(r"\d{1,3}|\d[\d.]*+|[^\W\d_]|[IVX]++")
+_NUMBER_MARK = r"(?:\.\)|[.)])"
+_FIRST_ITEM = re.compile(rf"(?:^|(?<=:\s))(\(?)(1|[aA](?=\)))({_NUMBER_MARK})\s")
 _BULLET = re.compile(
-    r"(?:[-*–—]++\s|#{1,6}\s|[•‣▪●◦✓✔➤]++|\(?[a-zA-Z]\)\s"
-    rf"|\(?\d{{1,2}}[.)]\s(?!\s*(?:{'|'.join(sorted(_MONTHS))})\b))\s*+"
+    rf"(?:[-*–—]++\s|#{{1,6}}\s|[{_DOTS}✓✔➤]++|\(?[a-zA-Z]\)\s"
+    rf"|\(?\d{{1,2}}{_NUMBER_MARK}(?:\s|(?=[A-Z]))(?!\s*(?:{'|'.join(sorted(_MONTHS))})\b))\s*+"
 )
 _WORD_CHARACTER = re.compile(r"\w")
 
@@ -137,7 +146,9 @@ def split_sentences(
         pieces = [piece.strip() for piece in re.split(r"\.|\n|</s>", text)]
     else:
         lines = text.replace("</s>", "\n").splitlines()
-        pieces = [piece for line in lines for piece in _split_line(line.strip())]
+        pieces = [
+            piece for line in lines for item in _items(line.strip()) for piece in _split_item(item)
+        ]
     return [piece for piece in pieces if piece and len(piece) >= min_chars]
 
 
@@ -166,8 +177,28 @@ def even_chunks(sentences: Sequence[str], chunks: int = 4) -> list[str]:
     return parts
 
 
-def _split_line(line: str) -> list[str]:
-    """Sentences of a line; a line that is one quotation may hold several."""
+def _items(line: str) -> list[str]:
+    """The items of a list that is written on one line, or the line."""
+    if line and line[0] in _DOTS:
+        return [part.strip() for part in line.split(line[0])]
+    first = _FIRST_ITEM.search(line) if "2" in line or "b)" in line.lower() else None
+    if not first:
+        return [line]
+    opening, mark, closing = first.groups()
+    starts = [0, first.start()]
+    while True:
+        mark = str(len(starts)) if mark.isdigit() else chr(ord(mark) + 1)
+        start = line.find(f" {opening}{mark}{closing} ", starts[-1])
+        if start < 0:
+            break
+        starts.append(start + 1)
+    if len(starts) == 2:
+        return [line]
+    return [line[a:b].strip() for a, b in pairwise([*starts, len(line)])]
+
+
+def _split_item(line: str) -> list[str]:
+    """Sentences of a line or list item; one that is a quotation may hold several."""
     bullet = _BULLET.match(line)
     if bullet:
         line = line[bullet.end() :]
@@ -186,8 +217,11 @@ def _cut(text: str) -> list[str]:
     sentences, start = [], 0
     for match in _CANDIDATE.finditer(text):
         if match["gap"] is not None and _ends_sentence(text, start, match, lower_case):
-            sentences.append(_without_stop(text[start : match.end("close")]))
-            start = match.end()
+            end, next_start = match.end("close"), match.end()
+            if end == next_start and text[end - 1] == '"' and text.count('"', start, end) % 2:
+                end = next_start = end - 1  # steps."The: this quote opens
+            sentences.append(_without_stop(text[start:end]))
+            start = next_start
     sentences.append(_without_stop(text[start:]))
     return [sentence for sentence in sentences if _WORD_CHARACTER.search(sentence)]
 
@@ -211,6 +245,7 @@ class _Place(NamedTuple):
     glued: bool  # no space follows
     opens: bool  # the words are all of the sentence
     next_word: str
+    abbreviated: bool  # a stop follows the next word
     subject: bool  # the next word is one of _SUBJECTS
     usual: bool  # the next word is a usual beginning, written as one
     lower_case: bool  # of the whole caption
@@ -232,7 +267,11 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], lower_case: bool
     words = before.split()
     if not words:
         return False
-    word, next_word, glued = words[-1].lstrip(_OPENERS), following[1], match["gap"] == ""
+    word, next_word, glued = (
+        words[-1].rpartition("—")[2].lstrip(_OPENERS),
+        following[1],
+        match["gap"] == "",
+    )
     if mark[-1] in _UNSPACED:
         return not (glued and text[match.end() - 1] in "」』" and text[match.end()] in _PARTICLES)
     if quoted and _SPEECH.match(text, match.end()):
@@ -251,7 +290,19 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], lower_case: bool
     usual = name in _BEGINNINGS if next_word[0].isupper() else subject and lower_case
     opens = len(words) == 1 and start >= begin - _WINDOW_CHARS
     return _ends_at(
-        _Place(words, word, mark, quoted, glued, opens, next_word, subject, usual, lower_case)
+        _Place(
+            words,
+            word,
+            mark,
+            quoted,
+            glued,
+            opens,
+            next_word,
+            bool(following[2]),
+            subject,
+            usual,
+            lower_case,
+        )
     )
 
 
@@ -264,7 +315,7 @@ def _ends_at(place: _Place) -> bool:
         return False
     if place.mark == "!" and place.word.lower() in _BRANDS:
         return place.usual
-    ellipsis = place.mark[-1] == "…" or place.mark.endswith("..")
+    ellipsis = place.mark[-1] == "…" or place.mark.endswith("..") or not place.word.strip(".")
     if place.next_word.islower() and not place.next_word[0].isdigit():
         if ellipsis:
             return False
@@ -293,7 +344,9 @@ def _is_full_stop(place: _Place) -> bool:
     if (place.opens or before.endswith(":")) and _LIST_MARK.fullmatch(word):
         return False
     if name in _NEVER:
-        return False
+        return word.isupper() and place.usual  # "Butte, MT. The sky"
+    if name in _TIMES and next_word.istitle() and not place.abbreviated:
+        return next_word.lower() not in _DATES
     if name in _SELDOM or (_INITIALS.fullmatch(word) and name != word.upper()):
         return place.usual
     if name in _LISTS:
@@ -302,7 +355,7 @@ def _is_full_stop(place: _Place) -> bool:
     if name in _NUMBERED and numeral and not place.usual:
         return False
     unit = name.lstrip("0123456789.,")
-    if unit in _UNITS and (unit != name or before[-1:].isdigit() or word[0].isupper()):
+    if unit in _UNITS and (unit != name or before[-1:].isdigit() or word.istitle()):
         return place.usual
     if word.isdigit() and len(word) < 3 and not place.usual:
         return before.lower() not in _ARTICLES and next_word not in _MONTHS
