@@ -99,7 +99,7 @@ _CANDIDATE = re.compile(
         (?:
             (?:{_ENCLOSED}) (?<=[{_MARKS}{_UNSPACED}].)
           | (?<=[{_MARKS}]) (?<![{_MARKS}][{_MARKS}]) [{_MARKS}]*+
-          | (?<=[{_UNSPACED}]) [{_MARKS}{_UNSPACED}]*+
+          | (?<=[{_UNSPACED}]) (?!(?<=\d．)\d) [{_MARKS}{_UNSPACED}]*+
           | (?<=[{_EMOJI}]) (?<![{_EMOJI}][{_EMOJI}]) [{_EMOJI}]*+
           | (?<=[\u0370-\u03ff];)  # the Greek question mark
         )
@@ -181,7 +181,7 @@ def _items(line: str) -> list[str]:
     """The items of a list that is written on one line, or the line."""
     if line and line[0] in _DOTS:
         return [part.strip() for part in line.split(line[0])]
-    first = _FIRST_ITEM.search(line) if "2" in line or "b)" in line.lower() else None
+    first = _FIRST_ITEM.search(line) if any(m in line for m in ("2", "b)", "B)")) else None
     if not first:
         return [line]
     opening, mark, closing = first.groups()
@@ -267,11 +267,8 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], lower_case: bool
     words = before.split()
     if not words:
         return False
-    word, next_word, glued = (
-        words[-1].rpartition("—")[2].lstrip(_OPENERS),
-        following[1],
-        match["gap"] == "",
-    )
+    word = words[-1].rpartition("—")[2].lstrip(_OPENERS)
+    next_word, abbreviated, glued = following[1], following[2] != "", match["gap"] == ""
     if mark[-1] in _UNSPACED:
         return not (glued and text[match.end() - 1] in "」』" and text[match.end()] in _PARTICLES)
     if quoted and _SPEECH.match(text, match.end()):
@@ -285,7 +282,7 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], lower_case: bool
         and word.lower() not in _SPECIAL
     ):
         return True  # most stops, soon decided
-    name = "" if following[2] and len(next_word) == 1 else next_word.lower()
+    name = "" if abbreviated and len(next_word) == 1 else next_word.lower()
     subject = name in _SUBJECTS
     usual = name in _BEGINNINGS if next_word[0].isupper() else subject and lower_case
     opens = len(words) == 1 and start >= begin - _WINDOW_CHARS
@@ -298,7 +295,7 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], lower_case: bool
             glued,
             opens,
             next_word,
-            bool(following[2]),
+            abbreviated,
             subject,
             usual,
             lower_case,
@@ -347,11 +344,11 @@ def _is_full_stop(place: _Place) -> bool:
         return word.isupper() and place.usual  # "Butte, MT. The sky"
     if name in _TIMES and next_word.istitle() and not place.abbreviated:
         return next_word.lower() not in _DATES
-    if name in _SELDOM or (_INITIALS.fullmatch(word) and name != word.upper()):
+    if name in _SELDOM or _is_initials(word):
         return place.usual
     if name in _LISTS:
         return place.usual or next_word[0].isupper()
-    numeral = next_word[0].isdigit() or (next_word.isupper() and len(next_word) < 5)
+    numeral = next_word[0].isdigit() or not next_word.strip("IVXLC") or len(next_word) == 1
     if name in _NUMBERED and numeral and not place.usual:
         return False
     unit = name.lstrip("0123456789.,")
@@ -360,3 +357,8 @@ def _is_full_stop(place: _Place) -> bool:
     if word.isdigit() and len(word) < 3 and not place.usual:
         return before.lower() not in _ARTICLES and next_word not in _MONTHS
     return not (name.endswith("str") and numeral)
+
+
+def _is_initials(word: str) -> bool:
+    """ "J", "U.S" and "Ph.D", but no single letter of a script without capitals: a word there."""
+    return bool(_INITIALS.fullmatch(word)) and ("." in word or word.lower() != word.upper())
