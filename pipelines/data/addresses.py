@@ -23,7 +23,7 @@ REFUSED_NETWORKS = (
 HOST = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,252}")
 NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 SPACE_AND_CONTROLS = "".join(map(chr, range(0x21)))
-PATH_SAFE = "%/:=&?~+!$,;'@()*[]|^#"  # what browsers leave as it is, escapes included
+LEFT_AS_IS = "%/:=&~+!$,;'@()*[]|^"  # by browsers too, escapes included
 
 
 class Target(NamedTuple):
@@ -57,7 +57,9 @@ def parse_target(text: object) -> Target:
     else:
         place += f":{port}"
     url = f"{parts.scheme}://{place}{_quoted(parts.path) or '/'}"
-    return Target(f"{url}?{_quoted(parts.query)}" if parts.query else url, host, port)
+    if parts.query:
+        url += f"?{_quoted(parts.query, '?')}"
+    return Target(url, host, port)
 
 
 def normal_host(host: str) -> str:
@@ -110,5 +112,5 @@ def _is_public(address: IPv4 | IPv6) -> bool:
     return address in GLOBAL_UNICAST and address.is_global
 
 
-def _quoted(text: str) -> str:
-    return quote(text, safe=PATH_SAFE, errors="replace")
+def _quoted(text: str, more_left: str = "") -> str:
+    return quote(text, safe=LEFT_AS_IS + more_left, errors="replace")

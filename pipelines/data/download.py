@@ -48,9 +48,11 @@ class _Thread:
 
     def __init__(self, config: DownloadConfig) -> None:
         self._config = config
-        self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._gate = asyncio.Event()
+        self._gate.set()
+        self._fetcher = Fetcher(config, self._gate)
+        self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._done: SimpleQueue[Row | BaseException] = SimpleQueue()
         self._waiting_rows = self._waiting_bytes = 0  # both of the loop's thread alone
@@ -83,8 +85,6 @@ class _Thread:
             self._done.put(error)
 
     async def _main(self) -> None:
-        self._gate.set()
-        self._fetcher = Fetcher(self._config, self._gate)
         try:
             await self._stop.wait()
         finally:

@@ -74,15 +74,12 @@ class Fetcher:
             backoff_s *= 2
 
     async def _follow(self, url: object, limit: asyncio.Timeout) -> bytes:
-        try:
-            target = parse_target(url)
-            for _ in range(self._config.max_redirects + 1):
-                answer = await self._request(target, limit)
-                if answer.location is None:
-                    return answer.body
-                target = parse_target(urljoin(target.url, answer.location))
-        except ValueError as error:
-            raise Failure("bad_url", f"{error} ({url!s})") from error
+        target = _target("", url)
+        for _ in range(self._config.max_redirects + 1):
+            answer = await self._request(target, limit)
+            if answer.location is None:
+                return answer.body
+            target = _target(target.url, answer.location)
         raise Failure("http_other", f"more than {self._config.max_redirects} redirects")
 
     async def _request(self, target: Target, limit: asyncio.Timeout) -> Answer:
@@ -110,3 +107,10 @@ class Fetcher:
             return await transfer.get(self._multi, target, addresses)
         finally:
             self._idle.append(transfer)
+
+
+def _target(base: str, place: object) -> Target:
+    try:
+        return parse_target(urljoin(base, place) if isinstance(place, str) else place)
+    except ValueError as error:
+        raise Failure("bad_url", f"{error} ({place})") from error
