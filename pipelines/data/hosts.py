@@ -38,7 +38,7 @@ class Host:
 
         Raises:
             Failure: the host asked for a pause that ends after `deadline`; or, without one, it
-                has been refusing, and goes on to, for longer than a row may take.
+                has refused all requests for longer than a row may take.
         """
         while True:
             async with self._places:
@@ -62,10 +62,12 @@ class Host:
         return pause_s
 
     def refused(self, refusal: Failure) -> None:
-        """The host answered that it wants no requests for `refusal.retry_after_s`."""
+        """The host answered that it wants no requests for `refusal.retry_after_s`. It gets
+        none for as long as a row may take at most: more may be meant for one URL alone."""
         assert refusal.retry_after_s is not None
         now = asyncio.get_running_loop().time()
-        self._paused_until = max(self._paused_until, now + refusal.retry_after_s)
+        pause_s = min(refusal.retry_after_s, self._patience_s)
+        self._paused_until = max(self._paused_until, now + pause_s)
         self._refusal = refusal
         if self._refusing_since is None:
             self._refusing_since = now

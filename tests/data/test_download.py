@@ -174,13 +174,21 @@ def test_a_host_that_asks_for_a_pause_gets_it(server, date):
     assert len(refusals) == 1
 
 
-def test_rows_of_a_host_that_asks_for_a_long_pause_do_not_wait(server):
+def test_a_host_that_refuses_everything_is_given_up(server):
     server.script["/"] = status(503, Retry_After="86400")
     urls = [server.url("/", "a.localhost")] * 12
-    rows = list(download(rows_of(*urls), config(connections_per_host=1, retries=5)))
+    one = config(connections_per_host=1, retries=5, deadline_s=0.5)
+    rows = list(download(rows_of(*urls), one))
     assert {row["reason"] for row in rows} == {"http_5xx"}
     assert "wait" in rows[-1]["detail"]
-    assert len(server.requests) == 1
+    assert len(server.requests) == 2
+
+
+def test_a_refusal_of_one_url_does_not_cost_its_host_the_others(server):
+    server.script = {"/refused": status(429, Retry_After="86400"), "/": body()}
+    urls = [server.url("/refused"), *[server.url("/")] * 12]
+    one = config(connections_per_host=1, retries=5, deadline_s=0.5)
+    assert [row["reason"] for row in download(rows_of(*urls), one)] == ["http_429"] + [None] * 12
 
 
 def test_transient_failures_are_tried_again_and_others_not(server):
