@@ -1,5 +1,6 @@
 """Superpixels of every method through one door: how many, of any image size, stored or computed."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,9 +9,11 @@ from tests_support import random_images, tiny_config
 import caft
 from caft.config import ImageConfig, SuperpixelConfig, load_model_config
 from caft.errors import ConfigError, DataError
-from caft.label_maps import encode_label_map
-from caft.superpixels import cell_grid, stored_labels, superpixel_labels
-from caft.transforms import normalise
+from caft.label_maps import LabelMapHeader, encode_label_map, label_map_header
+from caft.superpixels import cell_grid, encode_superpixels, stored_labels, superpixel_labels
+from caft.superpixels.stored import shrink_labels
+from caft.transforms import eval_image, eval_labels, normalise, train_image
+from pipelines.demo.scenes import SceneConfig, render_scene
 from pipelines.superpixels import complete_superpixels, pack_superpixels, unpack_superpixels
 
 METHODS = ("sfcn", "seeds", "grid")
@@ -122,3 +125,57 @@ def test_a_stored_map_of_another_model_is_refused():
     np.testing.assert_array_equal(stored_labels(encode_label_map(labels), small), labels)
     with pytest.raises(DataError, match="the map has 36 of them, the model takes 196"):
         stored_labels(encode_label_map(labels), image)
+
+
+@pytest.mark.parametrize("method", ["sfcn", "seeds"])
+def test_stored_superpixels_are_small_and_none_is_lost(method):
+    config, image = SuperpixelConfig(method=method), load_model_config("caft_b").image
+    network = model_with(method).superpixel_network
+    scenes = [render_scene(n, SceneConfig(hard=True)).image for n in range(4)]
+    images = torch.stack([eval_image(scene, 224) for scene in scenes])
+    full = superpixel_labels(images, config, network)
+    stored = encode_superpixels(images, config, 112, network)
+    assert np.mean([len(data) for data in stored]) < 1500
+    exact = encode_superpixels(images, config, 224, network)
+    for data, same, labels in zip(stored, exact, full, strict=True):
+        assert label_map_header(data) == LabelMapHeader(112, 112, 196)
+        np.testing.assert_array_equal(stored_labels(same, image), labels)
+        read = eval_labels(stored_labels(data, image), 224)
+        assert (read == labels).float().mean() > 0.9
+        assert set(read.unique().tolist()) == set(labels.unique().tolist())
+
+
+def test_a_smaller_map_has_the_most_frequent_label_of_each_block():
+    full = torch.randint(0, 3, (2, 8, 12), generator=torch.Generator().manual_seed(0))
+    for factor in (1, 2, 4):
+        smaller = shrink_labels(full, factor)
+        assert smaller.shape == (2, 8 // factor, 12 // factor)
+        for b, y, x in np.ndindex(*smaller.shape):
+            block = full[b, y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
+            counts = block.flatten().bincount(minlength=3)
+            assert counts[smaller[b, y, x]] == counts.max()
+
+
+def test_a_superpixel_one_pixel_thin_stays():
+    full = torch.zeros(1, 8, 8, dtype=torch.long)
+    full[:, 5], full[:, :, 2] = 2, 1
+    smaller = shrink_labels(full, 2)
+    assert smaller.unique().tolist() == [0, 1, 2]
+
+
+def test_a_crop_of_a_smaller_map_lies_where_that_of_the_whole_map_does():
+    pixels = render_scene(1, SceneConfig(hard=True)).image.repeat(3, 0).repeat(3, 1)
+    data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
+    full = superpixel_labels(eval_image(data, 224)[None], SuperpixelConfig(method="seeds"))
+    smaller = shrink_labels(full, 2)[0].numpy()
+    for seed in range(5):
+        ours, theirs = (
+            train_image(data, 224, 0.4, np.random.default_rng(seed), labels, 0.5)[1]
+            for labels in (smaller, full[0].numpy())
+        )
+        assert (ours == theirs).float().mean() > 0.88
+
+
+def test_a_stored_map_of_another_fraction_of_the_image_is_refused():
+    with pytest.raises(ConfigError, match=r"map_size_px 100: images of 224 px .* set 224 or 112"):
+        encode_superpixels(photograph(224, 224), SuperpixelConfig(), 100)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caft.config import FlatImageConfig, ImageConfig, SuperpixelConfig
+from caft.config import SuperpixelConfig
 from caft.errors import ConfigError, DataError
-from caft.label_maps import decode_label_map, label_map_header
 from caft.sfcn import RGB_MEAN, SFCN, decode_labels
 from caft.transforms import channel_statistics, denormalise, normalise
 
@@ -92,25 +91,6 @@ def stretch_labels(labels: Tensor, height: int, width: int) -> Tensor:
         for source, target in zip(labels.shape[-2:], (height, width), strict=True)
     )
     return labels[:, y[:, None], x]
-
-
-def stored_labels(data: bytes | None, image: ImageConfig | FlatImageConfig) -> np.ndarray | None:
-    """The map (h, w) in a dataset's `superpixels` column, None where the row has none, and where
-    the model is to see squares: a control must not read what it is a control of.
-
-    Raises:
-        DataError: a damaged map, or one of another number of superpixels than the model's.
-    """
-    if not data or image.superpixels.method == "grid":
-        return None
-    count = image.superpixel_count
-    header = label_map_header(data)
-    if header.count != count:
-        raise DataError(
-            f"stored superpixels: the map has {header.count} of them, the model takes {count}; "
-            "write the column again for this model, or leave it empty"
-        )
-    return decode_label_map(data)
 
 
 def _fit_cells(images: Tensor, height: int, width: int) -> Tensor:

@@ -1,115 +1,269 @@
-"""Downloaded bytes into stored images: checked, shrunk if large, measured and hashed.
-A batch of rows in, the same rows with image columns or with the reason for refusal."""
+"""One downloaded image into what is stored: checked, shrunk if large, measured and hashed.
+The chunk step calls it for every row, through decoder.py, so it imports no torch and no Ray."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
-import warnings
-from typing import Any
-
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # img2dataset's resizer would ask the network
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from img2dataset.resizer import Resizer
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from pipelines.data.config import ImageConfig
+from pipelines.data.phash import perceptual_hash, small_grey
 
-STORED_FORMATS = ("JPEG", "PNG", "WEBP")  # kept as they came when nothing else asks for a change
+if TYPE_CHECKING:
+    from pipelines.data.config import ImageConfig
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG file with further pictures behind the first
+STORED_FORMATS = (*JPEG_FORMATS, "PNG", "WEBP")
+PNG_BIT_DEPTH_AT = 24
 EXIF_ORIENTATION = 0x0112
+HASHED_SIDE_PX = 64  # a JPEG that is kept as it came is decoded no further than to this
+HARMLESS = (  # warnings of libjpeg about files of which every pixel is there
+    "extraneous bytes before marker 0xd9",
+    "unknown JFIF revision number",
+    "Unknown Adobe color transform code",
+)
+UNUSUAL = "subsampling level"  # of colours, which libjpeg decodes and its short interface does not
+LITTLE = 1.25  # shrunk less, linear interpolation is as good as averaging, and five times as fast
+MAX_DETAIL_CHARS = 200
+
+Image.MAX_IMAGE_PIXELS = None  # config.max_pixels decides, before anything is decoded
 
 
 class ImageRefused(Exception):
     """An image that is not kept: reject reason and detail."""
 
-
-def prepare_images(rows: list[dict[str, Any]], config: ImageConfig) -> list[dict[str, Any]]:
-    """Replace `data` by `image`, sizes and hashes in every row that has no `reason` yet."""
-    resize = Resizer(
-        config.max_side_px,
-        "keep_ratio_largest",
-        resize_only_if_bigger=True,
-        encode_quality=config.jpeg_quality,
-        skip_reencode=True,
-    )
-    phash = cv2.img_hash.PHash.create()
-    prepared = []
-    for row in rows:
-        if row["reason"] is None:
-            data = row.pop("data")
-            try:
-                row |= _prepare(data, config, resize, phash)
-            except ImageRefused as refusal:
-                reason, detail = refusal.args
-                row |= {"reason": reason, "detail": detail}
-        prepared.append(row)
-    return prepared
+    def __init__(self, reason: str, detail: object) -> None:
+        super().__init__(reason, " ".join(str(detail).split())[:MAX_DETAIL_CHARS])
 
 
-def _prepare(data: bytes, config: ImageConfig, resize: Resizer, phash: Any) -> dict[str, Any]:
-    width, height = _check(data, config)
-    stored = data
-    if max(width, height) > config.max_side_px or _must_reencode(data):
-        stored, _, _, _, _, error = resize(io.BytesIO(_upright(data)))
-        if error is not None:
-            raise ImageRefused("not_an_image", error[:200])
-    pixels = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise ImageRefused("not_an_image", "decodes with one library and not with the other")
-    return {
-        "image": stored,
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
+def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
+    """What is stored of an encoded image.
+
+    JPEG, PNG and WEBP files that are small enough, upright, opaque and of 8 bits stay as they
+    came. All else becomes a JPEG without metadata, its colours those of sRGB: shrunk, turned as
+    its EXIF says, on white where it is transparent, the first frame where it moves.
+
+    Returns:
+        image (bytes), width and height of it; original_width and original_height of `data` as
+        shown, that is after turning; sha256 (hex) of `data`; phash (64 bits); contrast, the
+        standard deviation of grey levels of a 32-px version (0 .. 127).
+
+    Raises:
+        ImageRefused: whatever else is wrong with the bytes.
+    """
+    return _guarded(_prepare, data, config)
+
+
+def hash_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
+    """phash of an encoded image, and mirrored_phash, that of the image mirrored left and right.
+
+    Raises:
+        ImageRefused: as `prepare_image` does.
+    """
+    return _guarded(_hash, data, config)
+
+
+def _guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
+    try:
+        return work(data, config)
+    except ImageRefused:
+        raise
+    except MemoryError:
+        raise ImageRefused("decoder_crash", "out of memory") from None
+    except Exception as error:  # over damaged data decoders raise nearly anything
+        raise ImageRefused("truncated_image", error) from None
+
+
+def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
+    picture = _open(data, config)
+    pixels, orientation, stored = _decode(picture, data, config.max_side_px)
+    width, height = picture.size
+    if orientation >= 5:
+        width, height = height, width
+    grey = small_grey(pixels)
+    result = {
+        "image": data,
+        "width": width,
+        "height": height,
         "original_width": width,
         "original_height": height,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": int.from_bytes(phash.compute(pixels).tobytes(), "big"),
+        "phash": perceptual_hash(grey),
+        "contrast": float(cv2.meanStdDev(grey)[1][0, 0]),
     }
+    if not stored:
+        result |= {
+            "image": _encode(pixels, config.jpeg_quality),
+            "width": pixels.shape[1],
+            "height": pixels.shape[0],
+        }
+    return result
 
 
-def _check(data: bytes, config: ImageConfig) -> tuple[int, int]:
-    """Width and height as shown, after the header was trusted with nothing and the body read."""
+def _hash(data: bytes, config: ImageConfig) -> dict[str, Any]:
+    grey = small_grey(_decode(_open(data, config), data, config.max_side_px)[0])
+    return {"phash": perceptual_hash(grey), "mirrored_phash": perceptual_hash(grey[:, ::-1])}
+
+
+def _open(data: bytes, config: ImageConfig) -> Image.Image:
+    """The picture with its header read and its pixels not."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs, this refuses them
-            image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        start = data[:16].decode("ascii", "replace")
-        raise ImageRefused("not_an_image", f"starts with {start!r}: {error}"[:200]) from None
-    except Image.DecompressionBombError as error:
-        raise ImageRefused("decompression_bomb", str(error)[:200]) from None
-    if image.width * image.height > config.max_pixels:
-        raise ImageRefused("decompression_bomb", f"{image.width} x {image.height} pixels")
-    if min(image.size) < config.min_side_px:
-        raise ImageRefused("too_small", f"{image.width} x {image.height} pixels")
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageRefused("not_an_image", f"starts with {data[:16]!r}") from None
+    width, height = picture.size
+    if width * height > config.max_pixels:
+        raise ImageRefused("decompression_bomb", f"{width} x {height} pixels")
+    return picture
+
+
+def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.ndarray, int, bool]:
+    """Pixels, EXIF orientation, and whether the file is stored as it came.
+
+    Pixels are grey (H, W) or RGB (H, W, 3), upright, no longer than `max_side_px`; those of a
+    JPEG file that is stored as it came are smaller and grey, enough for its hash.
+    """
+    is_jpeg = picture.format in JPEG_FORMATS
+    if not is_jpeg:
+        picture.load()
+    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    longest = max(picture.size)
+    stored = longest <= max_side_px and orientation == 1 and _is_plain(picture, data)
+    if stored and is_jpeg:
+        grey = _decode_jpeg(picture, data, "L", (HASHED_SIDE_PX, HASHED_SIDE_PX))
+        return grey, orientation, True
+    if longest > max_side_px:  # rounded up, as libjpeg does where it shrinks
+        width, height = (-(-side * max_side_px // longest) for side in picture.size)
+    else:
+        width, height = picture.size
+    if is_jpeg:
+        pixels = _decode_jpeg(picture, data, picture.mode, (width, height))
+    else:
+        pixels = _pixels(picture, (width, height))
+    if stored:
+        return pixels, orientation, True
+    pixels = _to_srgb(_shrink(pixels, width, height), picture.info.get("icc_profile"))
+    return _turn(pixels, orientation), orientation, False
+
+
+def _is_plain(picture: Image.Image, data: bytes) -> bool:
+    """Whether every reader shows the file as one opaque picture of 8-bit RGB or grey."""
+    if picture.format not in STORED_FORMATS or picture.mode not in ("RGB", "L"):
+        return False
+    if picture.format in JPEG_FORMATS:
+        return True
+    deep = picture.format == "PNG" and data[PNG_BIT_DEPTH_AT] != 8
+    moves = getattr(picture, "is_animated", False)
+    return not (deep or moves or picture.has_transparency_data)
+
+
+def _decode_jpeg(
+    picture: Image.Image, data: bytes, mode: str, least: tuple[int, int]
+) -> np.ndarray:
+    """Pixels of a JPEG file in a mode of Pillow's, shrunk by a power of two while they are decoded
+    if they stay at least of the size `least`, width and height."""
+    colours = {"L": "GRAY"}.get(mode, mode)
+    factor = 8
+    while factor > 1 and any(
+        -(-side // factor) < low for side, low in zip(picture.size, least, strict=True)
+    ):
+        factor //= 2
+
+    def decode(strict: bool) -> np.ndarray:
+        width, height = (-(-side // factor) for side in picture.size)
+        return simplejpeg.decode_jpeg(
+            data, colours, min_width=width, min_height=height, strict=strict
+        )
+
     try:
-        image.load()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageRefused("truncated_image", str(error)[:200]) from None
-    turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    return (image.height, image.width) if turned else image.size
+        pixels = decode(strict=True)
+    except ValueError as error:
+        if UNUSUAL in str(error):
+            return np.asarray(picture.convert(mode))
+        if not any(warning in str(error) for warning in HARMLESS):
+            raise
+        pixels = decode(strict=False)
+    if mode == "CMYK":
+        return 255 - pixels  # all write it as Adobe does, inverted
+    return pixels[:, :, 0] if mode == "L" else pixels
 
 
-def _must_reencode(data: bytes) -> bool:
-    image = Image.open(io.BytesIO(data))
-    turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
-    plain = image.mode in ("RGB", "L") and not getattr(image, "is_animated", False)
-    return turned or not plain or image.format not in STORED_FORMATS
+def _pixels(picture: Image.Image, least: tuple[int, int]) -> np.ndarray:
+    """Grey, RGB or CMYK pixels of a picture that is loaded, averaged by a whole number if they stay
+    at least of the size `least`: memory then holds few large copies."""
+    if picture.mode.startswith("I"):  # 16 bits
+        picture = Image.fromarray((np.asarray(picture).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+    mode = picture.mode if picture.mode in ("L", "RGB", "CMYK") else "RGB"
+    mode = "L" if picture.mode in ("1", "F") else mode
+    opaque = not picture.has_transparency_data
+    picture = _in_mode(picture, mode if opaque else "RGBA")
+    factor = min(side // low for side, low in zip(picture.size, least, strict=True))
+    if factor > 1:
+        picture = picture.reduce(factor)
+    if not opaque:
+        canvas = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(canvas, picture).convert("RGB")
+    return np.asarray(picture)
 
 
-def _upright(data: bytes) -> bytes:
-    """Bytes that decode to upright 8-bit RGB on white; unchanged where they already do."""
-    if not _must_reencode(data):
-        return data
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    canvas = Image.new("RGB", image.size, "white")
-    rgba = image.convert("RGBA")
-    canvas.paste(rgba, mask=rgba.getchannel("A"))
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    little = pixels.shape[1] <= LITTLE * width and pixels.shape[0] <= LITTLE * height
+    method = cv2.INTER_LINEAR if little else cv2.INTER_AREA
+    return cv2.resize(pixels, (width, height), interpolation=method)
+
+
+def _to_srgb(pixels: np.ndarray, profile: bytes | None) -> np.ndarray:
+    """RGB of RGB or CMYK pixels, by their colour profile if it can be used; grey stays grey."""
+    if pixels.ndim == 2:
+        return pixels
+    mode = "CMYK" if pixels.shape[2] == 4 else "RGB"
+    transform = _srgb_transform(profile, mode) if profile else None
+    if transform is None and mode == "RGB":
+        return pixels
+    picture = Image.fromarray(pixels, mode)
+    if transform is None:
+        return np.asarray(picture.convert("RGB"))
+    return np.asarray(ImageCms.applyTransform(picture, transform))
+
+
+@lru_cache(maxsize=16)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """None: the profile is sRGB itself, or damaged, or of other colours than the pixels."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright pixels of an EXIF orientation, 1 .. 8."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _encode(pixels: np.ndarray, quality: int) -> bytes:
+    if pixels.ndim == 2:
+        return simplejpeg.encode_jpeg(pixels[:, :, None], quality, "GRAY", "Gray")
+    return simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
