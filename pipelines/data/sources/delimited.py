@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -17,10 +17,10 @@ from caft.errors import DataError
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
 from pipelines.data.sources.columns import choose_columns
-from pipelines.data.sources.quoting import QuoteCheck, WithEnd
+from pipelines.data.sources.quoting import QuoteCheck
 from pipelines.data.sources.raw import HTTP, bad_rows, to_raw
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 4 * 2**20
 HEADERLESS = {"cc3m": ["caption", "url"], "cc12m": ["url", "caption"]}
 
 
@@ -95,7 +95,7 @@ def read_delimited(
 
 
 def parse_delimited(
-    stream: BinaryIO | pa.NativeFile,
+    stream: pa.NativeFile,
     path: str,
     source: SourceConfig,
     layout: Layout,
@@ -105,9 +105,8 @@ def parse_delimited(
     columns = choose_columns(source, path, layout.names, extra)
     root = source.image_root or paths.parent(path)
     quotes = QuoteCheck(path, layout.delimiter, layout.header, layout.names.index(columns.url))
-    with_end = WithEnd(stream)
-    for batch in _batches(with_end, layout, quotes):
-        fine, swallowed = quotes.split(pa.Table.from_batches([batch]), with_end.end)
+    for batch in _batches(stream, layout, quotes):
+        fine, swallowed = quotes.split(pa.Table.from_batches([batch]))
         bad = quotes.take_invalid() + swallowed
         if fine.num_rows:
             yield to_raw(fine, columns, root, path)
@@ -119,7 +118,7 @@ def parse_delimited(
         yield bad_rows(bad)
 
 
-def _batches(stream: WithEnd, layout: Layout, quotes: QuoteCheck) -> Iterator[pa.RecordBatch]:
+def _batches(stream: pa.NativeFile, layout: Layout, quotes: QuoteCheck) -> Iterator[pa.RecordBatch]:
     try:
         yield from pacsv.open_csv(
             stream,

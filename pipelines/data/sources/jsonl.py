@@ -3,10 +3,9 @@ One of the readers of lists; a line that is no JSON object becomes a row of its 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as pajson
@@ -18,7 +17,7 @@ from pipelines.data.sources.columns import Columns, choose_columns
 from pipelines.data.sources.raw import TEXTS, bad_rows, to_raw
 from pipelines.data.sources.texts import clean, clean_texts, shorten
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 64 * 2**20
 
 
@@ -49,7 +48,7 @@ def field_types(path: str) -> dict[str, pa.DataType]:
 
 
 def parse_jsonl(
-    stream: BinaryIO | pa.NativeFile,
+    stream: pa.NativeFile,
     path: str,
     source: SourceConfig,
     seen: dict[str, pa.DataType],
@@ -64,7 +63,7 @@ def parse_jsonl(
         bad: list[str] = []
         try:
             table = pajson.read_json(
-                io.BytesIO(block),
+                pa.BufferReader(block),
                 read_options=pajson.ReadOptions(use_threads=False, block_size=len(block) + 1),
                 parse_options=pajson.ParseOptions(
                     explicit_schema=schema, unexpected_field_behavior="ignore"
@@ -79,7 +78,7 @@ def parse_jsonl(
             yield bad_rows(bad)
 
 
-def _blocks(stream: BinaryIO | pa.NativeFile, path: str) -> Iterator[bytes]:
+def _blocks(stream: pa.NativeFile, path: str) -> Iterator[bytes]:
     """The stream's bytes, cut behind line breaks."""
     rest = b""
     while data := stream.read(BLOCK_BYTES):

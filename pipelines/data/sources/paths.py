@@ -101,6 +101,20 @@ def head(path: str, size: int = HEAD_BYTES) -> bytes:
     return data
 
 
+def tail(path: str, size: int = 64) -> bytes:
+    """The last bytes of a file, uncompressed; reads all of a compressed one."""
+    if not is_compressed(path):
+        fs, inner = storage.filesystem(path)
+        with reading(path), fs.open_input_file(inner) as file:
+            file.seek(max(file.size() - size, 0))
+            return file.read()
+    end = b""
+    with open_stream(path) as stream:
+        while data := stream.read(HEAD_BYTES):
+            end = (end + data)[-size:]
+    return end
+
+
 @contextmanager
 def open_stream(path: str) -> Iterator[pa.NativeFile]:
     """A file from its start, uncompressed on the way; errors as in `reading`."""

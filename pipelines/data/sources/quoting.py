@@ -3,34 +3,16 @@ Stands between the CSV parser, which goes on at the next quote, and the rows tha
 
 from __future__ import annotations
 
-from typing import BinaryIO
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from caft.errors import DataError
+from pipelines.data.sources import paths
 from pipelines.data.sources.texts import shorten
 
 # A row of more lines is not a caption with line breaks, but a quote that nothing closes.
 MAX_ROW_LINES = 1000
-
-
-class WithEnd:
-    """A stream that knows the last bytes that were read from it."""
-
-    def __init__(self, stream: BinaryIO | pa.NativeFile) -> None:
-        self._stream = stream
-        self.end = b""
-        self.closed = False
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._stream.read(size)
-        self.end = data[-4:] if data else self.end
-        return data
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class QuoteCheck:
@@ -43,6 +25,7 @@ class QuoteCheck:
         self._invalid: list[str] = []
         self._error: DataError | None = None
         self._at_end: DataError | None = None  # what is wrong if no row follows
+        self._ends_with_break = False
         mark = r"\t" if delimiter == "\t" else delimiter
         url = rf'"?https?://[^\s{mark}"]+"?'
         # A URL that fills a cell, inside of a cell that has line breaks.
@@ -74,7 +57,7 @@ class QuoteCheck:
         taken, self._invalid = self._invalid, []
         return taken
 
-    def split(self, table: pa.Table, end: bytes) -> tuple[pa.Table, list[str]]:
+    def split(self, table: pa.Table) -> tuple[pa.Table, list[str]]:
         """The rows that are whole, and details for the lines of those that hold other rows.
 
         Raises:
@@ -96,7 +79,7 @@ class QuoteCheck:
             if number != self._url_index:
                 broken = broken.filter(self._swallows(cells))
             swallowing.update(broken.to_pylist())
-        self._look_at_last(table, swallowing, end)
+        self._look_at_last(table, swallowing)
         if not swallowing:
             return table, []
         details: list[str] = []
@@ -110,6 +93,9 @@ class QuoteCheck:
         """Raises DataError if the list's last row swallowed others."""
         if self._at_end is not None:
             raise self._at_end
+        # The parser ends an open quote with the file, whose last line break is then in the cell.
+        if self._ends_with_break and not paths.tail(self._path).rstrip().endswith(b'"'):
+            raise self.unclosed("to the end of the file", self._rows)
 
     def unclosed(self, extent: str, row: int | None = None) -> DataError:
         return DataError(
@@ -117,13 +103,12 @@ class QuoteCheck:
             f"{extent}: a quote is not closed; mend the quoting there"
         )
 
-    def _look_at_last(self, table: pa.Table, swallowing: set[int], end: bytes) -> None:
+    def _look_at_last(self, table: pa.Table, swallowing: set[int]) -> None:
         if not table.num_rows:
             return
         last = table.num_rows - 1
-        # The parser ends an open quote with the file, whose last line break is then in the cell.
-        is_open = table.column(-1)[last].as_py().endswith(b"\n") and not end.rstrip().endswith(b'"')
-        if is_open or last in swallowing:
+        self._ends_with_break = table.column(-1)[last].as_py().endswith(b"\n")
+        if last in swallowing:
             self._at_end = self.unclosed("to the end of the file", self._rows)
         elif not self._invalid:
             self._at_end = None

@@ -3,7 +3,6 @@ What `estimate` probes; lists in plain CSV, TSV, JSON Lines or Parquet are read 
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -130,7 +129,7 @@ def _at_random_place(
         start = block.find(b"\n") + 1 if offset else 0
         end = len(block) if at_end else block.rfind(b"\n") + 1
         block = block[start:end]
-        tables = list(parse_jsonl(io.BytesIO(block), path, source, field_types(path), ()))
+        tables = list(parse_jsonl(pa.BufferReader(block), path, source, field_types(path), ()))
         return tables, float(len(block))
     layout = layout_of(path, kind)
     header = layout.header and offset == 0
@@ -138,7 +137,9 @@ def _at_random_place(
     end = len(block) if at_end else _row_start(block, layout, source, path, from_end=True)
     block = block[start:end]
     inside = Layout(layout.names, layout.delimiter, layout.quote, header)
-    tables = list(parse_delimited(io.BytesIO(block), path, source, inside, ())) if block else []
+    tables = (
+        list(parse_delimited(pa.BufferReader(block), path, source, inside, ())) if block else []
+    )
     return tables, float(len(block))
 
 

@@ -4,7 +4,7 @@ One of the readers of lists; the first answer of a conversation is the image's c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import ijson
 import pyarrow as pa
@@ -31,7 +31,7 @@ def read_sharegpt4v(path: str, source: SourceConfig, extra: Sequence[str]) -> It
 
 
 def parse_sharegpt4v(
-    stream: BinaryIO | pa.NativeFile, path: str, source: SourceConfig, extra: Sequence[str]
+    stream: pa.NativeFile, path: str, source: SourceConfig, extra: Sequence[str]
 ) -> Iterator[pa.Table]:
     root = source.image_root or paths.parent(path)
     for entries in in_batches(_entries(stream, path), BATCH_ROWS):
@@ -39,7 +39,7 @@ def parse_sharegpt4v(
         yield pa.Table.from_pylist(rows, RAW_SCHEMA)
 
 
-def _entries(stream: BinaryIO | pa.NativeFile, path: str) -> Iterator[tuple[int, Any]]:
+def _entries(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         for number, entry in enumerate(ijson.items(stream, "item", use_float=True), 1):

@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
+
+import pyarrow as pa
 
 from caft.errors import DataError
 from pipelines.data.config import SourceConfig
@@ -31,7 +33,7 @@ def read_tar(path: str, source: SourceConfig, extra: Sequence[str]) -> Iterator[
 
 
 def _samples(
-    stream: BinaryIO, path: str
+    stream: pa.NativeFile, path: str
 ) -> Iterator[tuple[str, dict[str, tuple[str, bytes | None]]]]:
     """(name, ending -> (member, bytes)) of each sample; no bytes: too many to read."""
     name: str | None = None
@@ -52,7 +54,7 @@ def _samples(
         yield name, members
 
 
-def _members(stream: BinaryIO, path: str) -> Iterator[tuple[str, bytes | None]]:
+def _members(stream: pa.NativeFile, path: str) -> Iterator[tuple[str, bytes | None]]:
     """(name, bytes) of the plain files in a tar, in its order."""
     count = 0
     try:
