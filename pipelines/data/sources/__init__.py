@@ -13,16 +13,13 @@ from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
 from pipelines.data.sources.columns import DREAMLIP_CAPTION_COLUMNS, DREAMLIP_URL_COLUMN
 from pipelines.data.sources.datasets import read_part
-from pipelines.data.sources.delimited import read_delimited
 from pipelines.data.sources.detect import detect_kind, source_files, source_identity
 from pipelines.data.sources.files import fetch_file, is_file
 from pipelines.data.sources.folder import read_folder
-from pipelines.data.sources.jsonl import read_jsonl
-from pipelines.data.sources.parquet import read_parquet
+from pipelines.data.sources.lists import read_list
 from pipelines.data.sources.raw import RAW_SCHEMA
 from pipelines.data.sources.rows import parse_rows
 from pipelines.data.sources.sample import sample_rows
-from pipelines.data.sources.sharegpt4v import read_sharegpt4v
 from pipelines.data.sources.tars import read_tar
 
 __all__ = [
@@ -94,15 +91,7 @@ def read_tables(source: SourceConfig, extra_columns: Sequence[str] = ()) -> Iter
         yield from read_folder(source, extra_columns)
         return
     for file in source_files(source):
-        path, ending = file.path, paths.suffix(file.path)
-        if kind == "sharegpt4v":
-            yield from read_sharegpt4v(path, source, extra_columns)
-        elif ending == ".parquet":
-            yield from read_parquet(path, source, extra_columns)
-        elif ending in (".jsonl", ".ndjson", ".json"):
-            yield from read_jsonl(path, source, extra_columns)
-        else:
-            yield from read_delimited(path, source, kind, extra_columns)
+        yield from read_list(file.path, source, kind, extra_columns)
 
 
 def list_containers(source: SourceConfig) -> list[str]:

@@ -119,7 +119,8 @@ def tail(path: str, size: int = 64) -> bytes:
 def open_stream(path: str) -> Iterator[pa.NativeFile]:
     """A file from its start, uncompressed on the way; errors as in `reading`."""
     fs, inner = storage.filesystem(path)
-    with reading(path), fs.open_input_stream(inner) as stream:
+    compression = "gzip" if path.lower().endswith(".tgz") else "detect"
+    with reading(path), fs.open_input_stream(inner, compression=compression) as stream:
         yield stream
 
 

@@ -24,8 +24,9 @@ class QuoteCheck:
         self._rows = int(header)
         self._invalid: list[str] = []
         self._error: DataError | None = None
-        self._at_end: DataError | None = None  # what is wrong if no row follows
-        self._ends_with_break = False
+        self._last_invalid = 0
+        self._swallowing = 0  # the last row that swallowed others
+        self._open = 0  # the last row that ends a block with a line break in its last cell
         mark = r"\t" if delimiter == "\t" else delimiter
         url = rf'"?https?://[^\s{mark}"]+"?'
         # A URL that fills a cell, inside of a cell that has line breaks.
@@ -35,11 +36,11 @@ class QuoteCheck:
         """Take a row with another number of columns, as the parser's handler of such rows."""
         self._rows += 1
         breaks = row.text.count("\n")
-        self._at_end = None
+        self._last_invalid = row.number
         if breaks > MAX_ROW_LINES:
             self._error = self._error or self.unclosed(f"over {breaks:,} lines", row.number)
         elif breaks and self._swallows(pa.array([row.text]))[0].as_py():
-            self._at_end = self.unclosed("to the end of the file", row.number)
+            self._swallowing = row.number
             self._invalid += self._parts(row.text, row.number)
         else:
             counts = f"{row.actual_columns} columns, {row.expected_columns} are due"
@@ -79,7 +80,12 @@ class QuoteCheck:
             if number != self._url_index:
                 broken = broken.filter(self._swallows(cells))
             swallowing.update(broken.to_pylist())
-        self._look_at_last(table, swallowing)
+        if table.num_rows and self._last_invalid < self._rows:
+            last = table.num_rows - 1
+            if last in swallowing:
+                self._swallowing = self._rows
+            if table.column(-1)[last].as_py().endswith(b"\n"):
+                self._open = self._rows
         if not swallowing:
             return table, []
         details: list[str] = []
@@ -91,10 +97,9 @@ class QuoteCheck:
 
     def check_end(self) -> None:
         """Raises DataError if the list's last row swallowed others."""
-        if self._at_end is not None:
-            raise self._at_end
         # The parser ends an open quote with the file, whose last line break is then in the cell.
-        if self._ends_with_break and not paths.tail(self._path).rstrip().endswith(b'"'):
+        is_open = self._open == self._rows and not _ends_with_quote(self._path)
+        if is_open or self._swallowing >= self._rows:
             raise self.unclosed("to the end of the file", self._rows)
 
     def unclosed(self, extent: str, row: int | None = None) -> DataError:
@@ -103,16 +108,6 @@ class QuoteCheck:
             f"{extent}: a quote is not closed; mend the quoting there"
         )
 
-    def _look_at_last(self, table: pa.Table, swallowing: set[int]) -> None:
-        if not table.num_rows:
-            return
-        last = table.num_rows - 1
-        self._ends_with_break = table.column(-1)[last].as_py().endswith(b"\n")
-        if last in swallowing:
-            self._at_end = self.unclosed("to the end of the file", self._rows)
-        elif not self._invalid:
-            self._at_end = None
-
     def _swallows(self, cells: pa.Array | pa.ChunkedArray) -> pa.Array:
         found = pc.match_substring_regex(cells, self._pattern)
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
@@ -120,3 +115,7 @@ class QuoteCheck:
     def _parts(self, text: str, row: int) -> list[str]:
         note = "of a row that a broken quote runs over several lines"
         return [f"near row {row}: {note}: {shorten(line)}" for line in text.split("\n") if line]
+
+
+def _ends_with_quote(path: str) -> bool:
+    return paths.tail(path).rstrip().endswith(b'"')

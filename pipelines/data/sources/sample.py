@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from random import Random
 from typing import Any
@@ -20,7 +21,9 @@ from pipelines.data.sources.delimited import Layout, layout_of, parse_delimited,
 from pipelines.data.sources.detect import detect_kind, source_files
 from pipelines.data.sources.folder import count_images, read_folder
 from pipelines.data.sources.jsonl import field_types, parse_jsonl
+from pipelines.data.sources.lists import JSON_LINES, read_list
 from pipelines.data.sources.parquet import open_parquet, parse_parquet
+from pipelines.data.sources.raw import RAW_SCHEMA
 from pipelines.data.sources.rows import parse_rows
 from pipelines.data.sources.sharegpt4v import parse_sharegpt4v
 from pipelines.data.sources.tars import read_tar
@@ -29,6 +32,7 @@ MIN_PLACES = 16
 ROWS_PER_PLACE = 64
 MAX_CONTAINERS = 16
 BLOCK_BYTES = 2**20
+SMALL_BYTES = 8 * 2**20
 # What a tar holds for a sample beside its image: headers, padding, captions.
 TAR_OVERHEAD_BYTES = 4096
 
@@ -45,7 +49,7 @@ def sample_rows(source: SourceConfig, n: int, seed: int) -> tuple[list[dict[str,
     if kind in ("webdataset", "dataset"):
         return _from_containers(source, kind, n, random)
     if kind == "folder":
-        tables, total = _first(read_folder(source, ()), n), float(count_images(source))
+        tables, total = [_first(read_folder(source, ()), n)], float(count_images(source))
     else:
         tables, total = _from_lists(source, kind, n, random)
     table = pa.concat_tables(tables)
@@ -78,69 +82,79 @@ def _from_containers(
 def _from_lists(
     source: SourceConfig, kind: str, n: int, random: Random
 ) -> tuple[list[pa.Table], float]:
-    """Tables of rows from places that are drawn by bytes over all files."""
+    """Tables of rows from blocks that are drawn from those of all files."""
     files = source_files(source)
     all_bytes = sum(file.bytes for file in files)
-    places = max(MIN_PLACES, n // ROWS_PER_PLACE)
-    share = -(-n // places)
-    tables: list[pa.Table] = []
-    read_bytes = 0.0
-    read_rows = 0
-    firsts = set()
-    for file in random.choices(files, [file.bytes for file in files], k=places):
-        if _is_seekable(file, kind):
-            found, size = _at_random_place(file, source, kind, random)
-        elif file.path not in firsts:
-            firsts.add(file.path)
-            found, size = _first_of_file(file, source, kind, -(-n // len(files)))
+    if all_bytes <= SMALL_BYTES:
+        tables = [table for file in files for table in read_list(file.path, source, kind, ())]
+        return tables, float(sum(table.num_rows for table in tables))
+    blocks = [(file, number) for file in files for number in range(-(-file.bytes // BLOCK_BYTES))]
+    places = min(max(MIN_PLACES, n // ROWS_PER_PLACE), len(blocks))
+    tables = []
+    read_bytes, read_rows = 0.0, 0
+    seen: set[tuple[str, int]] = set()
+    for file, number in random.sample(blocks, places):
+        if kind == "sharegpt4v" or paths.is_compressed(file.path):
+            place, share = (file.path, 0), -(-n // len(files))
+            found = _first_of_file(file, source, kind, share) if place not in seen else None
+        elif paths.suffix(file.path) == ".parquet":
+            place, share = _row_group(file, number), -(-n // places)
+            found = _of_row_group(file, source, place[1]) if place not in seen else None
         else:
+            place, share = (file.path, number), -(-n // places)
+            found = _of_block(file, source, kind, number * BLOCK_BYTES)
+        if found is None:
             continue
-        rows = sum(table.num_rows for table in found)
-        read_bytes, read_rows = read_bytes + size, read_rows + rows
-        if rows > share and _is_seekable(file, kind):
-            table = pa.concat_tables(found)
-            found = [table.take(sorted(random.sample(range(rows), share)))]
-        tables += found
+        seen.add(place)
+        table, size = found
+        read_bytes, read_rows = read_bytes + size, read_rows + table.num_rows
+        if table.num_rows > share:
+            table = table.take(sorted(random.sample(range(table.num_rows), share)))
+        tables.append(table)
     return tables, read_rows * all_bytes / max(read_bytes, 1.0)
 
 
-def _is_seekable(file: paths.File, kind: str) -> bool:
-    return kind != "sharegpt4v" and not paths.is_compressed(file.path)
+def _row_group(file: paths.File, block: int) -> tuple[str, int]:
+    """The row group of a Parquet file at about that block of its bytes."""
+    with open_parquet(file.path) as parquet:
+        groups: int = parquet.num_row_groups
+    return file.path, block * groups // -(-file.bytes // BLOCK_BYTES)
 
 
-def _at_random_place(
-    file: paths.File, source: SourceConfig, kind: str, random: Random
-) -> tuple[list[pa.Table], float]:
-    """Rows somewhere in a file, and how many of its bytes hold them."""
-    path, ending = file.path, paths.suffix(file.path)
-    if ending == ".parquet":
-        with open_parquet(path) as parquet:
-            group = random.randrange(max(parquet.num_row_groups, 1))
-            tables = _first(parse_parquet(parquet, path, source, (), [group]), 1)
-            rows = sum(table.num_rows for table in tables)
-            return tables, rows * file.bytes / max(parquet.metadata.num_rows, 1)
-    offset = random.randrange(max(file.bytes - BLOCK_BYTES, 1))
+def _of_row_group(
+    file: paths.File, source: SourceConfig, group: int
+) -> tuple[pa.Table, float] | None:
+    """The first rows of a row group, and what share of the file's bytes they are."""
+    with open_parquet(file.path) as parquet:
+        if not parquet.metadata.num_rows:
+            return None
+        table = _first(parse_parquet(parquet, file.path, source, (), [group]), 1)
+        return table, table.num_rows * file.bytes / parquet.metadata.num_rows
+
+
+def _of_block(
+    file: paths.File, source: SourceConfig, kind: str, offset: int
+) -> tuple[pa.Table, float]:
+    """The rows that are wholly inside of a block of bytes, and how many bytes they are."""
+    path = file.path
     fs, inner = storage.filesystem(path)
     with paths.reading(path), fs.open_input_file(inner) as stream:
         stream.seek(offset)
         block = stream.read(BLOCK_BYTES)
     at_end = offset + len(block) >= file.bytes
-    if ending in (".jsonl", ".ndjson", ".json"):
+    if paths.suffix(path) in JSON_LINES:
         start = block.find(b"\n") + 1 if offset else 0
-        end = len(block) if at_end else block.rfind(b"\n") + 1
+        block = block[start:] if at_end else block[start : block.rfind(b"\n") + 1]
+        tables = parse_jsonl(pa.BufferReader(block), path, source, field_types(path), ())
+    else:
+        layout = layout_of(path, kind)
+        start = _row_start(block, layout, source, path, from_end=False) if offset else 0
+        end = len(block) if at_end else _row_start(block, layout, source, path, from_end=True)
         block = block[start:end]
-        tables = list(parse_jsonl(pa.BufferReader(block), path, source, field_types(path), ()))
-        return tables, float(len(block))
-    layout = layout_of(path, kind)
-    header = layout.header and offset == 0
-    start = 0 if offset == 0 else _row_start(block, layout, source, path, from_end=False)
-    end = len(block) if at_end else _row_start(block, layout, source, path, from_end=True)
-    block = block[start:end]
-    inside = Layout(layout.names, layout.delimiter, layout.quote, header)
-    tables = (
-        list(parse_delimited(pa.BufferReader(block), path, source, inside, ())) if block else []
-    )
-    return tables, float(len(block))
+        layout = replace(layout, header=layout.header and offset == 0)
+        tables = parse_delimited(pa.BufferReader(block), path, source, layout, ())
+    rows = list(tables) if block else []
+    return pa.concat_tables([RAW_SCHEMA.empty_table(), *rows]), float(len(block))
 
 
 def _row_start(
@@ -162,34 +176,30 @@ def _row_start(
 
 def _first_of_file(
     file: paths.File, source: SourceConfig, kind: str, n: int
-) -> tuple[list[pa.Table], float]:
+) -> tuple[pa.Table, float]:
     """The first rows of a file that cannot be entered in its middle."""
-    path, ending = file.path, paths.suffix(file.path)
+    path = file.path
     fs, inner = storage.filesystem(path)
-    with (
-        paths.reading(path),
-        fs.open_input_stream(inner, compression=None) as packed,
-        pa.CompressedInputStream(packed, _codec(path))
-        if paths.is_compressed(path)
-        else packed as stream,
-    ):
+    with paths.reading(path), fs.open_input_file(inner) as packed:
+        is_packed = paths.is_compressed(path)
+        stream = pa.CompressedInputStream(packed, _codec(path)) if is_packed else packed
         if kind == "sharegpt4v":
-            reader = parse_sharegpt4v(stream, path, source, ())
-        elif ending in (".jsonl", ".ndjson", ".json"):
-            reader = parse_jsonl(stream, path, source, field_types(path), ())
+            tables = parse_sharegpt4v(stream, path, source, ())
+        elif paths.suffix(path) in JSON_LINES:
+            tables = parse_jsonl(stream, path, source, field_types(path), ())
         else:
-            reader = parse_delimited(stream, path, source, layout_of(path, kind), ())
-        return _first(reader, n), float(packed.tell())
+            tables = parse_delimited(stream, path, source, layout_of(path, kind), ())
+        return _first(tables, n), float(packed.tell())
 
 
-def _first(tables: Iterator[pa.Table], n: int) -> list[pa.Table]:
-    """Tables until they have `n` rows."""
-    taken: list[pa.Table] = []
+def _first(tables: Iterator[pa.Table], n: int) -> pa.Table:
+    """At least `n` rows, if there are so many."""
+    taken = [RAW_SCHEMA.empty_table()]
     for table in tables:
         taken.append(table)
-        if sum(len(one) for one in taken) >= n:
+        if sum(one.num_rows for one in taken) >= n:
             break
-    return taken
+    return pa.concat_tables(taken)
 
 
 def _codec(path: str) -> str:

@@ -3,6 +3,7 @@ One of the readers of containers. Nothing is extracted, so no member's name can 
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,8 @@ def _members(stream: pa.NativeFile, path: str) -> Iterator[tuple[str, bytes | No
     """(name, bytes) of the plain files in a tar, in its order."""
     count = 0
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", errors="replace") as tar:
+        end = _End(stream)
+        with tarfile.open(fileobj=end, mode="r|", errors="replace") as tar:
             for info in tar:
                 # A link or a sparse file may claim any size, and no writer of samples makes one.
                 if info.isreg() and not info.issparse():
@@ -67,11 +69,31 @@ def _members(stream: pa.NativeFile, path: str) -> Iterator[tuple[str, bytes | No
                     yield info.name, content.read() if info.size <= _limit(info.name) else None
                     count += 1
                 tar.members = []  # type: ignore[attr-defined]  # it would remember each, for the whole of a large tar
+        if not end.is_marked():
+            raise tarfile.ReadError("it ends early")
     except (tarfile.TarError, EOFError, OverflowError, UnicodeError) as error:
         raise DataError(
             f"{path}: not a whole tar: {paths.one_line(error)} after {count:,} files; "
             "fetch it again or take it out of the source"
         ) from None
+
+
+class _End(io.BufferedIOBase):
+    """A tar's stream that tells whether the tar's end mark was there: tarfile does not ask."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream = stream
+        self._end = b""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._end = (self._end + data)[-tarfile.BLOCKSIZE :]
+        return data
+
+    def is_marked(self) -> bool:
+        while self.read(tarfile.RECORDSIZE):
+            pass
+        return self._end == bytes(tarfile.BLOCKSIZE)
 
 
 def _limit(name: str) -> int:
