@@ -76,7 +76,7 @@ def read_bytes(path: str) -> bytes:
     """Raises StorageError when there is no such file or it cannot be read."""
     fs, inner = filesystem(path)
     try:
-        with fs.open_input_stream(inner) as stream:
+        with fs.open_input_stream(inner, compression=None) as stream:
             return stream.read()
     except FileNotFoundError:
         raise StorageError(f"{path}: no such file") from None
@@ -96,7 +96,7 @@ def write_bytes(path: str, data: bytes) -> None:
     try:
         if local:
             os.makedirs(os.path.dirname(inner), exist_ok=True)
-        with fs.open_output_stream(target) as stream:
+        with fs.open_output_stream(target, compression=None) as stream:
             stream.write(data)
         if local:
             os.replace(target, inner)

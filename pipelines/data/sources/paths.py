@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 from caft.errors import DataError
 from pipelines import storage
 
-COMPRESSIONS = (".gz", ".zst", ".bz2")
+CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".tgz": "gzip"}
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 HEAD_BYTES = 2**20
@@ -34,13 +34,15 @@ class File:
 def suffix(path: str) -> str:
     """The file's suffix in lower case, without that of a compression: `.csv` of `a.CSV.gz`."""
     name = path.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    return os.path.splitext(name)[1]
+    ending = os.path.splitext(name)[1]
+    if ending in CODECS and ending != ".tgz":
+        ending = os.path.splitext(name.removesuffix(ending))[1]
+    return ending
 
 
-def is_compressed(path: str) -> bool:
-    return path.lower().endswith(COMPRESSIONS)
+def codec(path: str) -> str | None:
+    """How a file is compressed, by its name."""
+    return CODECS.get(os.path.splitext(path.lower())[1])
 
 
 def is_folder(path: str) -> bool:
@@ -103,7 +105,7 @@ def head(path: str, size: int = HEAD_BYTES) -> bytes:
 
 def tail(path: str, size: int = 64) -> bytes:
     """The last bytes of a file, uncompressed; reads all of a compressed one."""
-    if not is_compressed(path):
+    if codec(path) is None:
         fs, inner = storage.filesystem(path)
         with reading(path), fs.open_input_file(inner) as file:
             file.seek(max(file.size() - size, 0))
@@ -119,8 +121,7 @@ def tail(path: str, size: int = 64) -> bytes:
 def open_stream(path: str) -> Iterator[pa.NativeFile]:
     """A file from its start, uncompressed on the way; errors as in `reading`."""
     fs, inner = storage.filesystem(path)
-    compression = "gzip" if path.lower().endswith(".tgz") else "detect"
-    with reading(path), fs.open_input_stream(inner, compression=compression) as stream:
+    with reading(path), fs.open_input_stream(inner, compression=codec(path)) as stream:
         yield stream
 
 

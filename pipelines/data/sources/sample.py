@@ -94,7 +94,7 @@ def _from_lists(
     read_bytes, read_rows = 0.0, 0
     seen: set[tuple[str, int]] = set()
     for file, number in random.sample(blocks, places):
-        if kind == "sharegpt4v" or paths.is_compressed(file.path):
+        if kind == "sharegpt4v" or paths.codec(file.path) is not None:
             place, share = (file.path, 0), -(-n // len(files))
             found = _first_of_file(file, source, kind, share) if place not in seen else None
         elif paths.suffix(file.path) == ".parquet":
@@ -136,22 +136,27 @@ def _of_block(
     file: paths.File, source: SourceConfig, kind: str, offset: int
 ) -> tuple[pa.Table, float]:
     """The rows that are wholly inside of a block of bytes, and how many bytes they are."""
-    path = file.path
-    fs, inner = storage.filesystem(path)
-    with paths.reading(path), fs.open_input_file(inner) as stream:
+    fs, inner = storage.filesystem(file.path)
+    with paths.reading(file.path), fs.open_input_file(inner) as stream:
         stream.seek(offset)
         block = stream.read(BLOCK_BYTES)
     at_end = offset + len(block) >= file.bytes
+    return _parse_block(block, file.path, source, kind, offset == 0, at_end)
+
+
+def _parse_block(
+    block: bytes, path: str, source: SourceConfig, kind: str, at_start: bool, at_end: bool
+) -> tuple[pa.Table, float]:
     if paths.suffix(path) in JSON_LINES:
-        start = block.find(b"\n") + 1 if offset else 0
+        start = 0 if at_start else block.find(b"\n") + 1
         block = block[start:] if at_end else block[start : block.rfind(b"\n") + 1]
         tables = parse_jsonl(pa.BufferReader(block), path, source, field_types(path), ())
     else:
         layout = layout_of(path, kind)
-        start = _row_start(block, layout, source, path, from_end=False) if offset else 0
+        start = 0 if at_start else _row_start(block, layout, source, path, from_end=False)
         end = len(block) if at_end else _row_start(block, layout, source, path, from_end=True)
         block = block[start:end]
-        layout = replace(layout, header=layout.header and offset == 0)
+        layout = replace(layout, header=layout.header and at_start)
         tables = parse_delimited(pa.BufferReader(block), path, source, layout, ())
     rows = list(tables) if block else []
     return pa.concat_tables([RAW_SCHEMA.empty_table(), *rows]), float(len(block))
@@ -177,19 +182,17 @@ def _row_start(
 def _first_of_file(
     file: paths.File, source: SourceConfig, kind: str, n: int
 ) -> tuple[pa.Table, float]:
-    """The first rows of a file that cannot be entered in its middle."""
-    path = file.path
+    """The first rows of a file that cannot be entered in its middle, and how many of the file's
+    bytes they are."""
+    path, codec = file.path, paths.codec(file.path)
     fs, inner = storage.filesystem(path)
     with paths.reading(path), fs.open_input_file(inner) as packed:
-        is_packed = paths.is_compressed(path)
-        stream = pa.CompressedInputStream(packed, _codec(path)) if is_packed else packed
+        stream = packed if codec is None else pa.CompressedInputStream(packed, codec)
         if kind == "sharegpt4v":
-            tables = parse_sharegpt4v(stream, path, source, ())
-        elif paths.suffix(path) in JSON_LINES:
-            tables = parse_jsonl(stream, path, source, field_types(path), ())
-        else:
-            tables = parse_delimited(stream, path, source, layout_of(path, kind), ())
-        return _first(tables, n), float(packed.tell())
+            return _first(parse_sharegpt4v(stream, path, source, ()), n), float(packed.tell())
+        block = stream.read(BLOCK_BYTES)
+        table, used = _parse_block(block, path, source, kind, True, len(block) < BLOCK_BYTES)
+        return table, used / max(len(block), 1) * packed.tell()
 
 
 def _first(tables: Iterator[pa.Table], n: int) -> pa.Table:
@@ -200,10 +203,6 @@ def _first(tables: Iterator[pa.Table], n: int) -> pa.Table:
         if sum(one.num_rows for one in taken) >= n:
             break
     return pa.concat_tables(taken)
-
-
-def _codec(path: str) -> str:
-    return {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[path[path.rfind(".") :].lower()]
 
 
 def _tar_bytes(row: dict[str, Any]) -> int:
