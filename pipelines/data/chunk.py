@@ -26,7 +26,7 @@ from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
 from pipelines.data.images import ImageRefused
 from pipelines.data.layout import Chunk, Layout
 from pipelines.data.reasons import REASONS
-from pipelines.data.sources import fetch_file, parse_rows, read_container
+from pipelines.data.sources import fetch_file, is_file, parse_rows, read_container
 from pipelines.data.write import ParquetSink, read_table
 
 # Candidates and rejects know their place in the chunk, in which order the dataset has them.
@@ -203,14 +203,7 @@ def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     rows = iter(rows)
     with ThreadPoolExecutor(FILE_READERS) as readers:
         while batch := list(islice(rows, 4 * FILE_READERS)):
-            waiting = [row for row in batch if _is_file(row)]
+            waiting = [row for row in batch if row["reason"] is None and is_file(row)]
             list(readers.map(fetch_file, waiting))
             yield from batch
 
-
-def _is_file(row: dict[str, Any]) -> bool:
-    return (
-        row["reason"] is None
-        and row["data"] is None
-        and not row["url"].startswith(("http://", "https://"))
-    )

@@ -10,12 +10,17 @@ import pyarrow as pa
 
 from caft.errors import ConfigError, DataError
 from pipelines import storage
-from pipelines.data.config import DecontaminationConfig, EvaluationSet, SourceConfig
+from pipelines.data.config import (
+    DecontaminationConfig,
+    EvaluationSet,
+    ImageConfig,
+    SourceConfig,
+)
 from pipelines.data.decontamination import SCHEMA, EvaluationHashes, evaluation_hashes
-from pipelines.data.images import image_hashes
+from pipelines.data.images import ImageRefused, hash_image
 from pipelines.data.layout import Layout
 from pipelines.data.sources import (
-    CONTAINER_KINDS,
+    CONTAINERS,
     detect_kind,
     fetch_file,
     list_containers,
@@ -31,7 +36,7 @@ def check_evaluation_sets(config: DecontaminationConfig) -> None:
     """Raises ConfigError where a set is no folder of images, tars or dataset of this stage."""
     for number, evaluation_set in enumerate(config.sets):
         kind = detect_kind(_source(evaluation_set))
-        if kind not in (*CONTAINER_KINDS, "folder"):
+        if kind not in (*CONTAINERS, "folder"):
             raise ConfigError(
                 f"decontamination.sets.{number}.path: {evaluation_set.path} is a list of URLs "
                 f"({kind}); give a folder of images, WebDataset tars or a dataset of this stage"
@@ -54,7 +59,7 @@ def all_evaluation_hashes(
     ]
 
     def work(number: int) -> None:
-        hashed = evaluation_hashes(_images(config.sets[number]), image_hashes)
+        hashed = evaluation_hashes(_images(config.sets[number]), _hashes)
         if not len(hashed.hashes):
             raise DataError(
                 f"decontamination.sets.{number}: no image in {config.sets[number].path}"
@@ -66,6 +71,15 @@ def all_evaluation_hashes(
         pass
     tables = [read_table(path) for path in paths]
     return EvaluationHashes.from_table(pa.concat_tables([SCHEMA.empty_table(), *tables]))
+
+
+def _hashes(data: bytes) -> tuple[int, int]:
+    try:
+        found = hash_image(data, ImageConfig())
+    except ImageRefused as refusal:
+        reason, detail = refusal.args
+        raise DataError(f"{reason}: {detail}; remove it from the set, or mend it") from None
+    return found["phash"], found["mirrored_phash"]
 
 
 def _images(evaluation_set: EvaluationSet) -> Iterator[tuple[str, bytes]]:
@@ -81,7 +95,7 @@ def _images(evaluation_set: EvaluationSet) -> Iterator[tuple[str, bytes]]:
 
 
 def _rows(source: SourceConfig) -> Iterator[dict[str, Any]]:
-    if detect_kind(source) in CONTAINER_KINDS:
+    if detect_kind(source) in CONTAINERS:
         for path in list_containers(source):
             yield from read_container(path, source, ())
     else:

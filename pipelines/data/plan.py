@@ -18,8 +18,7 @@ from pipelines.data.config import DataConfig, SourceConfig
 from pipelines.data.duplicates import exact_duplicates, in_partition
 from pipelines.data.layout import ROWS_PER_CHUNK, Chunk, Layout
 from pipelines.data.sources import (
-    CONTAINER_KINDS,
-    caption_characters,
+    CONTAINERS,
     detect_kind,
     list_containers,
     read_tables,
@@ -76,7 +75,7 @@ def plan_source(config: DataConfig, layout: Layout, number: int) -> dict[str, An
         return storage.read_json(receipt)
     fingerprint = hashlib.sha256()
     chunks: list[dict[str, Any]] = []
-    if detect_kind(source) in CONTAINER_KINDS:
+    if detect_kind(source) in CONTAINERS:
         for path in list_containers(source):
             fingerprint.update(path.encode())
             chunks.append({"path": path, "rows": None, "container": True})
@@ -147,6 +146,17 @@ def _chunk_tables(source: SourceConfig, config: DataConfig) -> Iterator[pa.Table
             waiting, count = [joined.slice(config.chunk_rows)], count - config.chunk_rows
     if count:
         yield pa.concat_tables(waiting)
+
+
+def caption_characters(table: pa.Table) -> pa.Array:
+    """Characters of all captions of each planned row, int32."""
+    captions = table["captions"].combine_chunks()
+    texts = captions.flatten().field("text")
+    ends = np.cumsum(pc.utf8_length(texts.flatten()).to_numpy(zero_copy_only=False))
+    for lists in (texts, captions):  # totals up to the end of each cell, then of each row
+        lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy()
+        ends = np.concatenate([[0], ends])[np.cumsum(lengths)]
+    return pa.array(np.diff(ends, prepend=0), pa.int32())
 
 
 def _sample(table: pa.Table, keys: np.ndarray, weight: float) -> pa.Table:

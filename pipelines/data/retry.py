@@ -20,9 +20,8 @@ from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntr
 from pipelines.data.drops import INDEX_SCHEMA
 from pipelines.data.finish import REJECTS_ROW_GROUP
 from pipelines.data.layout import Chunk, Layout
-from pipelines.data.plan import Plan, load_plan, url_keys, write_plan
+from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, write_plan
 from pipelines.data.reasons import REASONS
-from pipelines.data.sources import caption_characters
 from pipelines.data.stage import finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.tracking import Tracker
