@@ -33,9 +33,9 @@ def test_every_shipped_configuration_is_valid_and_round_trips(path, tmp_path):
 
 def test_overrides_reach_into_sections_and_lists():
     path = CONFIGS / "data" / "demo.yaml"
-    config = load_config(DataConfig, path, ["sources.1.path=/a.csv", "download.threads=7"])
+    config = load_config(DataConfig, path, ["sources.1.path=/a.csv", "download.connections=7"])
     assert config.sources[1].path == "/a.csv"
-    assert config.download.threads == 7
+    assert config.download.connections == 7
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ The work that a Ray task does; a chunk without a receipt is simply done again.""
 from __future__ import annotations
 
 import faulthandler
-import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -54,7 +53,7 @@ def process_chunk(
     rows = read_chunk(chunk, config, layout)
     rows = refuse_before_download(rows, frozenset(duplicates), config)
     reasons: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     count = 0
     with (
         watchdog,
@@ -164,7 +163,7 @@ def reject_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed(
-    rows: Iterator[dict[str, Any]], step: str, seconds: Counter[str]
+    rows: Iterator[dict[str, Any]], step: str, seconds: defaultdict[str, float]
 ) -> Iterator[dict[str, Any]]:
     """The same rows; adds the time spent waiting for them."""
     while True:
@@ -189,7 +188,7 @@ class Watchdog:
         now = time.monotonic()
         if now - self._armed > min(1.0, self._timeout_s / 10):
             self._armed = now
-            faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._timeout_s, exit=True)
 
     def __enter__(self) -> None:
         self.moved()
@@ -203,7 +202,10 @@ def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     rows = iter(rows)
     with ThreadPoolExecutor(FILE_READERS) as readers:
         while batch := list(islice(rows, 4 * FILE_READERS)):
-            waiting = [row for row in batch if row["reason"] is None and is_file(row)]
+            waiting = [
+                row
+                for row in batch
+                if row["reason"] is None and row["data"] is None and is_file(row["url"])
+            ]
             list(readers.map(fetch_file, waiting))
             yield from batch
-

@@ -30,7 +30,7 @@ def refuse_dissimilar(
             context.enable_progress_bars = False
             context.raise_original_map_exception = True
             ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-                ChunkScorer,
+                ChunkScorer,  # type: ignore[arg-type]
                 fn_constructor_args=(config, layout),
                 compute=ray.data.ActorPoolStrategy(size=config.actors),
                 num_gpus=config.gpus_per_actor,

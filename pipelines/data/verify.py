@@ -4,11 +4,13 @@ Run as `python -m pipelines.data verify PATH`; exits with 1 and names what is wr
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from caft.errors import CAFTError
 from pipelines import storage
@@ -20,7 +22,6 @@ from pipelines.data.dataset import (
     open_dataset,
 )
 from pipelines.data.duplicates import exact_duplicates
-from pipelines.data.images import image_size
 from pipelines.data.reasons import REASONS
 from pipelines.data.write import read_table
 from pipelines.workers import cluster_cpus, run_tasks
@@ -99,11 +100,19 @@ def _row_problems(batch: pa.RecordBatch) -> list[str]:
     for row in batch.to_pylist():
         if row["key"] != hashlib.sha256(row["url"].encode()).hexdigest()[:32]:
             problems.append(f"key {row['key']}: is not that of its URL")
-        if image_size(row["image"]) != (row["width"], row["height"]):
+        if _size(row["image"]) != (row["width"], row["height"]):
             problems.append(f"key {row['key']}: its image is not {row['width']}x{row['height']}")
         if not any(entry["sentences"] for entry in row["captions"]):
             problems.append(f"key {row['key']}: no sentence")
     return problems
+
+
+def _size(image: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            return picture.size
+    except (OSError, ValueError):
+        return None
 
 
 def _strays(path: str, listed: set[str]) -> list[str]:

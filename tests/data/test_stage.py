@@ -14,7 +14,8 @@ import pytest
 from caft.config import to_yaml
 from caft.errors import ConfigError, DataError, StorageError
 from pipelines import storage
-from pipelines.data.dataset import DATASET_SCHEMA, REASONS, open_dataset
+from pipelines.data.dataset import DATASET_SCHEMA, open_dataset
+from pipelines.data.reasons import REASONS
 from pipelines.data.stage import run, summary
 from pipelines.demo.sample import FAULTS
 
@@ -78,7 +79,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("data/receipts/*.json")):
+    while not list(tmp_path.glob("data/work/chunk-*.json")):
         assert time.monotonic() < deadline
         assert driver.poll() is None
         time.sleep(0.05)
