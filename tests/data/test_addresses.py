@@ -1,5 +1,7 @@
 """Which URLs and addresses the downloader accepts, under all the names they can be given."""
 
+import socket
+
 import pytest
 from download_support import config, fetch, reason, rows_of
 from scripted_server import body, redirect, serving
@@ -88,6 +90,19 @@ def test_allowed_hosts_are_compared_as_names(server):
     assert not any("Authorization" in headers for _, _, headers in server.requests)
     with pytest.raises(ConfigError, match="allow_private_hosts"):
         fetch(server.url("/"), allow_private_hosts=("http://localhost/",))
+
+
+def test_names_are_looked_up():
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        pytest.skip("this machine's name has no address")
+    with serving(address=address) as server:
+        server.script = {"/": redirect("/image"), "/image": body()}
+        rows = rows_of(*[server.url("/", name)] * 10)
+        assert all(row["data"] for row in download(rows, config(allow_private_hosts=(name,))))
+        assert {host for host, _, _ in server.requests} == {name.lower()}
 
 
 def test_a_connection_of_an_allowed_host_serves_no_other(server):
