@@ -294,7 +294,7 @@ def load_config(
     """
     raw = read_yaml(path) if path is not None else {}
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return validate(schema, raw, source=str(path) if path is not None else "command line")
 
 
@@ -331,7 +331,7 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override '{override}': write it as key=value or key.sub=value")

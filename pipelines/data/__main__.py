@@ -1,11 +1,88 @@
-"""Command line of the data stage.
-Run as `python -m pipelines.data CONFIG [key=value ...]`, most often as a Ray job."""
+"""Command line of the data stage: builds a dataset, most often as a Ray job, and looks after it.
+Run as `python -m pipelines.data CONFIG [key=value ...]`, or with one of the commands below."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
 
+from caft.errors import CAFTError
 from pipelines.config import stage_main
 from pipelines.data.config import DataConfig
 from pipelines.data.stage import run
 
+COMMANDS = ("retry", "verify", "stats", "estimate")
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] not in COMMANDS:
+        return stage_main(DataConfig, run, list(argv))
+    args = _parser().parse_args(argv)
+    try:
+        return args.call(args)
+    except CAFTError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from pipelines.data.retry import retry
+
+    retry(args.dataset, args.reason.split(","), args.overrides)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipelines.data.verify import verify
+
+    problems = verify(args.dataset)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{args.dataset}: {len(problems)} problems" if problems else f"{args.dataset}: whole")
+    return 1 if problems else 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from pipelines.data.stats import write_stats
+
+    print(write_stats(args.dataset, args.page))
+    return 0
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from pipelines.data.estimate import estimate
+
+    print(estimate(args.config, args.overrides, args.rows))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.data", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    retry = commands.add_parser("retry", help="try rejected rows of a finished dataset again")
+    retry.add_argument("dataset")
+    retry.add_argument("--reason", required=True, help="such as timeout,dns,http_5xx")
+    retry.add_argument("overrides", nargs="*", metavar="download.key=value")
+    retry.set_defaults(call=_retry)
+
+    verify = commands.add_parser("verify", help="check every file, row and count again")
+    verify.add_argument("dataset")
+    verify.set_defaults(call=_verify)
+
+    stats = commands.add_parser("stats", help="write a page about what was kept and rejected")
+    stats.add_argument("dataset")
+    stats.add_argument("--page", default="stats.html", help="where to write it")
+    stats.set_defaults(call=_stats)
+
+    estimate = commands.add_parser("estimate", help="probe a sample, predict the whole")
+    estimate.add_argument("config")
+    estimate.add_argument("overrides", nargs="*", metavar="key=value")
+    estimate.add_argument("--rows", type=int, default=2000, help="of the sample")
+    estimate.set_defaults(call=_estimate)
+    return parser
+
+
 if __name__ == "__main__":
-    sys.exit(stage_main(DataConfig, run))
+    sys.exit(main(sys.argv[1:]))

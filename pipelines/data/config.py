@@ -3,9 +3,10 @@ Read before anything starts; its resolved form is stored with the dataset."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from caft.config import Config, SuperpixelConfig
 from pipelines.config import StageConfig
@@ -87,6 +88,12 @@ class ColumnFilter(Config):
     max: float | None = None
     refuse: tuple[str, ...] = Field((), description="values that are refused, as text")
 
+    @model_validator(mode="after")
+    def _some_value_fits(self) -> ColumnFilter:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: no row would pass")
+        return self
+
 
 class SimilarityFilter(Config):
     """The least whole-image similarity of image and captions, by one of our checkpoints."""
@@ -112,13 +119,27 @@ class FilterConfig(Config):
         None, gt=0, le=1, description="share of a caption's sentences that repeat earlier ones"
     )
     refuse_patterns: tuple[str, ...] = Field(
-        (), description="regular expressions of templated captions; one match refuses a row"
+        (),
+        description="regular expressions of templated captions; a row is refused if one matches "
+        "anywhere in a caption, its sentences joined by '. '",
     )
-    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes; empty: any")
+    languages: tuple[str, ...] = Field(
+        (), description="ISO 639-1 codes, of the longest caption; empty: any"
+    )
     columns: dict[str, ColumnFilter] = Field(
         {}, description="column of the source -> what it must hold, such as NSFW scores"
     )
     similarity: SimilarityFilter | None = None
+
+    @field_validator("refuse_patterns")
+    @classmethod
+    def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return patterns
 
 
 class DuplicateConfig(Config):

@@ -1,4 +1,4 @@
-"""The dataset on disk: schemas, closed vocabulary of reject reasons, manifest, and its reader.
+"""The dataset on disk: schemas, entries of the manifest, and its reader.
 The data stage writes it; train and evaluate open it here and nowhere else."""
 
 from __future__ import annotations
@@ -41,28 +41,6 @@ REJECT_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "url", "stage", "reason", "detail")]
 )
 
-# Every reason a row can be rejected for. `retryable` reasons may succeed on another day.
-REASONS = {
-    "bad_url": "not an http(s) URL with a host",
-    "duplicate_url": "an earlier row has the same URL",
-    "duplicate_image": "an earlier row has the same image bytes",
-    "no_caption": "no caption with a sentence in it",
-    "caption_not_a_list": "a string where a list of captions is due",
-    "private_address": "the host resolves to a private, loopback or link-local address",
-    "dns": "the host name does not resolve",
-    "connection": "the connection was refused or broke off",
-    "timeout": "no complete answer within the time limit",
-    "http_4xx": "the server refused: 400 to 499",
-    "http_5xx": "the server failed: 500 to 599",
-    "http_other": "too many redirects, or another answer that is no image",
-    "noai": "the server forbids use for training (X-Robots-Tag)",
-    "too_large": "more bytes than download.max_bytes",
-    "not_an_image": "the bytes are no image in a supported format",
-    "truncated_image": "the image ends early or is damaged",
-    "decompression_bomb": "more pixels than image.max_pixels",
-    "too_small": "a side is shorter than image.min_side_px",
-}
-
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -72,6 +50,15 @@ class FileEntry:
     rows: int
     bytes: int
     sha256: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RejectsEntry(FileEntry):
+    """One file of rejected rows; `plan` names the file that holds their captions, for a retry."""
+
+    plan: str | None
+    reasons: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -81,6 +68,7 @@ class Dataset:
     path: str
     manifest: dict[str, Any]
     files: tuple[FileEntry, ...]
+    rejects: tuple[RejectsEntry, ...]
 
     @property
     def rows(self) -> int:
@@ -106,13 +94,14 @@ def open_dataset(path: str) -> Dataset:
     try:
         manifest = storage.read_json(storage.join(path, MANIFEST))
         files = tuple(FileEntry(**entry) for entry in manifest["files"])
+        rejects = tuple(RejectsEntry(**entry) for entry in manifest["rejects"])
     except (StorageError, KeyError, TypeError) as error:
         raise DataError(
             f"{storage.join(path, MANIFEST)}: not a dataset manifest: {error}"
         ) from None
     for entry in files:
         _check_part(storage.join(path, entry.name), entry)
-    return Dataset(path, manifest, files)
+    return Dataset(path, manifest, files, rejects)
 
 
 def _check_part(path: str, entry: FileEntry) -> None:

@@ -1,0 +1,77 @@
+"""Where a dataset keeps its files while it is made, and the units of work it is made in.
+Shared by plan, chunks, duplicates and writing, so that a run taken up again finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines import storage
+
+CONFIG_COPY, IDENTITY = "data.yaml", "config.sha256"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one generation: the first makes a dataset, each retry adds to it.
+
+    `plan` stays, because a retry reads the captions of rejected rows from it; `work` is deleted
+    once the manifest is written.
+    """
+
+    output: str
+    generation: int = 0
+
+    @property
+    def plan(self) -> str:
+        return storage.join(self.output, f"plan{self._suffix}")
+
+    @property
+    def work(self) -> str:
+        return storage.join(self.output, f"work{self._suffix}")
+
+    def part(self, number: int) -> str:
+        return f"part{self._suffix}-{number:05d}.parquet"
+
+    def rejects(self, number: int) -> str:
+        return f"rejects/part{self._suffix}-{number:05d}.parquet"
+
+    def candidate(self, chunk: int) -> str:
+        return storage.join(self.work, f"candidate-{chunk:05d}.parquet")
+
+    def candidate_rejects(self, chunk: int) -> str:
+        return storage.join(self.work, f"rejects-{chunk:05d}.parquet")
+
+    def index(self, chunk: int) -> str:
+        return storage.join(self.work, f"index-{chunk:05d}.parquet")
+
+    def receipt(self, step: str, number: int) -> str:
+        return storage.join(self.work, f"{step}-{number:05d}.json")
+
+    def relative(self, path: str) -> str:
+        """A path below the output, without it: what a manifest holds, so that a set can move."""
+        return path.removeprefix(f"{self.output}/")
+
+    @property
+    def _suffix(self) -> str:
+        return f"-r{self.generation}" if self.generation else ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of rows of one source that is fetched, checked and committed together.
+
+    Attributes:
+        source: number of the source in the configuration.
+        path: the plan file with its rows, relative to the output; or a tar or dataset part.
+        rows: None until a container has been read.
+    """
+
+    number: int
+    source: int
+    path: str
+    rows: int | None
+    container: bool = False
+
+
+# A row's number in the whole set: its chunk's number times this, plus its place in the chunk.
+ROWS_PER_CHUNK = 2**32

@@ -1,0 +1,179 @@
+"""Tries rejected rows of a finished dataset again, and adds those that now succeed to it.
+Run as `python -m pipelines.data retry PATH --reason timeout,dns,http_5xx`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caft.config import apply_override, validate
+from caft.errors import ConfigError, DataError
+from pipelines import storage
+from pipelines.data.build import Entries, build
+from pipelines.data.config import DataConfig
+from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
+from pipelines.data.drops import INDEX_SCHEMA
+from pipelines.data.finish import REJECTS_ROW_GROUP
+from pipelines.data.layout import Chunk, Layout
+from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, write_plan
+from pipelines.data.reasons import REASONS
+from pipelines.data.stage import finish, make_manifest
+from pipelines.data.write import ParquetSink, read_table, write_table
+from pipelines.tracking import Tracker
+
+FIRST_KNOWN = 2**24  # numbers of the indices of what the dataset holds, beyond those of chunks
+LONGEST = np.iinfo(np.int32).max  # captions that long are kept against any other's
+
+
+def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> None:
+    """Fetch again what was rejected for one of `reasons`.
+
+    Rows that are kept go into new parts; those already in the dataset stay whatever is found.
+
+    Args:
+        overrides: `download.key=value`, for instance longer time-outs.
+
+    Raises:
+        ConfigError: an unknown reason, an override of what decides the rows, or an unfinished
+            retry for other reasons.
+        DataError: no finished dataset, or no row to try again.
+    """
+    path = storage.require_absolute(path, "dataset").rstrip("/")
+    dataset = open_dataset(path)
+    config = _configuration(dataset, reasons, overrides)
+    layout = Layout(path, dataset.manifest["generation"] + 1)
+    plan = _plan(dataset, config, layout, reasons)
+    rows = sum(chunk.rows or 0 for chunk in plan.chunks)
+    print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
+    name = f"{path.rsplit('/', 1)[-1]} retry"
+    with Tracker.start(config.tracking, "data", name, config) as tracker:
+        known = _index_known(dataset, layout)
+        added = build(config, layout, plan, known)
+        merged = Entries(
+            files=[*map(asdict, dataset.files), *added.files],
+            rejects=[*_rest(dataset, layout, set(reasons)), *added.rejects],
+            input_rows=dataset.manifest["counts"]["input_rows"],
+        )
+        fingerprint = dataset.manifest["input_fingerprint"]
+        manifest = make_manifest(config, fingerprint, merged, layout.generation, tracker.run_id)
+        assert manifest["counts"]["input_rows"] == merged.input_rows, "rows were lost or doubled"
+        finish(layout, manifest, tracker)
+
+
+def _configuration(
+    dataset: Dataset, reasons: Sequence[str], overrides: Sequence[str]
+) -> DataConfig:
+    for reason in reasons:
+        if reason not in REASONS:
+            raise ConfigError(f"--reason: '{reason}' is none of {', '.join(REASONS)}")
+    for override in overrides:
+        if not override.startswith(("download.", "tracking.", "concurrency=", "progress_every_s=")):
+            raise ConfigError(f"{override}: a retry changes only how rows are downloaded")
+    stored = dataset.manifest["config"] | {"output": dataset.path}
+    for override in overrides:
+        apply_override(stored, override)
+    return validate(DataConfig, stored, source=f"{dataset.path}/{MANIFEST}")
+
+
+def _plan(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequence[str]) -> Plan:
+    asked = storage.join(layout.plan, "reasons.json")
+    if storage.exists(asked) and (begun := storage.read_json(asked)) != sorted(reasons):
+        raise ConfigError(
+            f"{layout.plan}: a retry with --reason {','.join(begun)} has not finished; run that "
+            "again first, or delete the folder"
+        )
+    if not storage.exists(storage.join(layout.plan, "plan.json")):
+        storage.write_json(asked, sorted(reasons))
+        names = [source.name for source in config.sources]
+        chunks: list[Chunk] = []
+        for source, table in _rejected_rows(dataset, set(reasons), config.chunk_rows):
+            path = storage.join(layout.plan, f"{len(chunks):05d}.parquet")
+            write_table(path, table)
+            number = names.index(source)
+            chunks.append(Chunk(len(chunks), number, layout.relative(path), len(table)))
+        if not chunks:
+            storage.delete_folder(layout.plan)
+            raise DataError(f"{dataset.path}: no row was rejected for {', '.join(reasons)}")
+        none = pa.table({"row": pa.array([], pa.int64())})  # equal URLs went when the set was made
+        write_table(storage.join(layout.plan, "duplicates.parquet"), none)
+        write_plan(layout, chunks, dataset.manifest["input_fingerprint"])
+    return load_plan(layout)
+
+
+def _rejected_rows(
+    dataset: Dataset, reasons: set[str], chunk_rows: int
+) -> Iterator[tuple[str, pa.Table]]:
+    """Planned rows of rejects with one of the reasons, in tables of one source each."""
+    waiting: list[pa.Table] = []
+    source = ""
+    for entry in dataset.rejects:
+        if entry.plan is None or not reasons & set(entry.reasons):
+            continue
+        if waiting and (entry.source != source or sum(map(len, waiting)) >= chunk_rows):
+            yield source, pa.concat_tables(waiting)
+            waiting = []
+        source = entry.source
+        keys = _retried(dataset, entry, reasons)["key"].to_pylist()
+        waiting.append(_planned(storage.join(dataset.path, entry.plan), keys))
+    if waiting:
+        yield source, pa.concat_tables(waiting)
+
+
+def _retried(dataset: Dataset, entry: RejectsEntry, reasons: set[str]) -> pa.Table:
+    table = read_table(storage.join(dataset.path, entry.name))
+    return table.filter(pc.is_in(table["reason"], value_set=pa.array(sorted(reasons))))
+
+
+def _planned(path: str, keys: Sequence[str]) -> pa.Table:
+    """The rows of a plan file that were tried under these keys: of equal URLs the one with the
+    longest captions."""
+    table = read_table(path)
+    wanted = {bytes.fromhex(key) for key in keys}
+    characters = caption_characters(table).to_pylist()
+    best: dict[bytes, int] = {}
+    for place, key in enumerate(one.tobytes() for one in url_keys(table["url"])):
+        if key in wanted and (key not in best or characters[place] > characters[best[key]]):
+            best[key] = place
+    return table.take(sorted(best.values()))
+
+
+def _index_known(dataset: Dataset, layout: Layout) -> list[int]:
+    """Write indices of the rows that the dataset holds; their chunk numbers."""
+    numbers = []
+    for n, entry in enumerate(dataset.files):
+        numbers.append(FIRST_KNOWN + n)
+        path = storage.join(dataset.path, entry.name)
+        table = read_table(path, ["key", "sha256", "phash"])
+        columns = {
+            "place": pa.array(range(len(table)), pa.int32()),
+            "key": [bytes.fromhex(key) for key in table["key"].to_pylist()],
+            "sha256": [bytes.fromhex(digest)[:16] for digest in table["sha256"].to_pylist()],
+            "phash": table["phash"],
+            "characters": pa.array([LONGEST] * len(table), pa.int32()),
+        }
+        write_table(layout.index(numbers[-1]), pa.table(columns, schema=INDEX_SCHEMA))
+    return numbers
+
+
+def _rest(dataset: Dataset, layout: Layout, reasons: set[str]) -> list[dict[str, Any]]:
+    """The entries of the rejects that were not tried again, in new files where some were."""
+    entries = []
+    for n, entry in enumerate(dataset.rejects):
+        if entry.plan is None or not reasons & set(entry.reasons):
+            entries.append(asdict(entry))
+            continue
+        table = read_table(storage.join(dataset.path, entry.name))
+        stays = pc.invert(pc.is_in(table["reason"], value_set=pa.array(sorted(reasons))))
+        name = layout.rejects(n).replace(".parquet", "-rest.parquet")
+        path = storage.join(dataset.path, name)
+        with ParquetSink(path, REJECT_SCHEMA, REJECTS_ROW_GROUP) as sink:
+            sink.extend(table.filter(stays))
+        left = {reason: count for reason, count in entry.reasons.items() if reason not in reasons}
+        if sink.entry is not None:
+            entries.append(asdict(entry) | {"name": name, "reasons": left} | sink.entry)
+    return entries

@@ -1,0 +1,113 @@
+"""Checks a finished dataset again: files, checksums, rows, keys and images against its manifest.
+Run as `python -m pipelines.data verify PATH`; exits with 1 and names what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from caft.errors import CAFTError
+from pipelines import storage
+from pipelines.data.dataset import (
+    DATASET_SCHEMA,
+    MANIFEST,
+    REJECT_SCHEMA,
+    FileEntry,
+    open_dataset,
+)
+from pipelines.data.duplicates import exact_duplicates
+from pipelines.data.images import image_size
+from pipelines.data.reasons import REASONS
+from pipelines.data.write import read_table
+from pipelines.workers import cluster_cpus, run_tasks
+
+SHOWN = 20
+
+
+def verify(path: str) -> list[str]:
+    """What is wrong with a dataset, as lines; none if nothing is.
+
+    Raises:
+        DataError: there is no finished dataset, or a part is missing or damaged as a whole.
+    """
+    path = storage.require_absolute(path, "dataset").rstrip("/")
+    dataset = open_dataset(path)
+    entries = [*dataset.files, *dataset.rejects]
+    items = list(range(len(entries)))
+    problems = _strays(path, {entry.name for entry in entries})
+    keys = [np.empty(0, "V16")]
+    reasons: Counter[str] = Counter()
+    for _, found in run_tasks(
+        "verify", lambda n: check_file(path, entries[n]), items, cluster_cpus()
+    ):
+        problems += found["problems"]
+        keys.append(np.frombuffer(bytes.fromhex(found["keys"]), "V16"))
+        reasons.update(found["reasons"])
+    every = np.concatenate(keys)
+    rows = np.arange(len(every))
+    doubled, _ = exact_duplicates(every, np.zeros_like(rows), rows)
+    problems += [f"key {every[n].tobytes().hex()}: in two rows" for n in doubled[:SHOWN]]
+    counts = dataset.manifest["counts"]
+    for name, said, counted in (
+        ("kept", counts["kept"], len(every)),
+        ("rejected", counts["rejected"], dict(sorted(reasons.items()))),
+        ("input_rows", counts["input_rows"], len(every) + reasons.total()),
+    ):
+        if said != counted:
+            problems.append(f"{MANIFEST}: counts.{name} is {said}, the files hold {counted}")
+    return problems
+
+
+def check_file(path: str, entry: FileEntry) -> dict[str, Any]:
+    """Read one file of a dataset whole; its problems, keys of kept rows and reject reasons."""
+    result: dict[str, Any] = {"problems": [], "keys": "", "reasons": {}}
+    problems = result["problems"]
+    file = storage.join(path, entry.name)
+    try:
+        digest = hashlib.sha256(storage.read_bytes(file)).hexdigest()
+        table = read_table(file)
+    except CAFTError as error:
+        problems.append(str(error))
+        return result
+    if digest != entry.sha256:
+        problems.append(f"{file}: its checksum is not the manifest's")
+    if len(table) != entry.rows:
+        problems.append(f"{file}: {len(table)} rows, the manifest says {entry.rows}")
+    rejects = entry.name.startswith("rejects/")
+    schema = REJECT_SCHEMA if rejects else DATASET_SCHEMA
+    if not table.schema.equals(schema):
+        problems.append(f"{file}: its columns are not those of this version's schema")
+        return result
+    if rejects:
+        result["reasons"] = Counter(table["reason"].to_pylist())
+        unknown = sorted(set(result["reasons"]) - set(REASONS))
+        problems += [f"{file}: unknown reason '{reason}'" for reason in unknown]
+        return result
+    result["keys"] = "".join(table["key"].to_pylist())
+    for batch in table.to_batches(max_chunksize=256):
+        problems += [f"{file}: {problem}" for problem in _row_problems(batch)]
+    del problems[SHOWN:]
+    return result
+
+
+def _row_problems(batch: pa.RecordBatch) -> list[str]:
+    problems = []
+    for row in batch.to_pylist():
+        if row["key"] != hashlib.sha256(row["url"].encode()).hexdigest()[:32]:
+            problems.append(f"key {row['key']}: is not that of its URL")
+        if image_size(row["image"]) != (row["width"], row["height"]):
+            problems.append(f"key {row['key']}: its image is not {row['width']}x{row['height']}")
+        if not any(entry["sentences"] for entry in row["captions"]):
+            problems.append(f"key {row['key']}: no sentence")
+    return problems
+
+
+def _strays(path: str, listed: set[str]) -> list[str]:
+    """Files that look like the dataset's and are not in its manifest."""
+    there = storage.list_files(path, ".parquet")
+    there += [f"rejects/{n}" for n in storage.list_files(f"{path}/rejects", ".parquet")]
+    return [f"{path}/{name}: not in {MANIFEST}" for name in there if name not in listed]
