@@ -22,13 +22,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG file with further pictures behind the first
 STORED_FORMATS = (*JPEG_FORMATS, "PNG", "WEBP")
 PNG_BIT_DEPTH_AT = 24
-EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION, UPRIGHT = 0x0112, 1
 HASHED_SIDE_PX = 64  # a JPEG that is kept as it came is decoded no further than to this
-HARMLESS = (  # warnings of libjpeg about files of which every pixel is there
-    "extraneous bytes before marker 0xd9",
-    "unknown JFIF revision number",
-    "Unknown Adobe color transform code",
-)
 UNUSUAL = "subsampling level"  # of colours, which libjpeg decodes and its short interface does not
 LITTLE = 1.25  # shrunk less, linear interpolation is as good as averaging, and five times as fast
 MAX_DETAIL_CHARS = 200
@@ -133,10 +128,9 @@ def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.nda
     is_jpeg = picture.format in JPEG_FORMATS
     if not is_jpeg:
         picture.load()
-    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
-    orientation = orientation if orientation in range(1, 9) else 1
+    orientation = _orientation(picture)
     longest = max(picture.size)
-    stored = longest <= max_side_px and orientation == 1 and _is_plain(picture, data)
+    stored = longest <= max_side_px and orientation == UPRIGHT and _is_plain(picture, data)
     if stored and is_jpeg:
         grey = _decode_jpeg(picture, data, "L", (HASHED_SIDE_PX, HASHED_SIDE_PX))
         return grey, orientation, True
@@ -154,6 +148,15 @@ def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.nda
     return _turn(pixels, orientation), orientation, False
 
 
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation, 1 .. 8; 0 if it cannot be told, so that the file is not kept as it came."""
+    try:
+        orientation = picture.getexif().get(EXIF_ORIENTATION, UPRIGHT)
+    except Exception:  # damaged metadata is no reason to refuse a picture
+        return 0
+    return orientation if orientation in range(1, 9) else 0
+
+
 def _is_plain(picture: Image.Image, data: bytes) -> bool:
     """Whether every reader shows the file as one opaque picture of 8-bit RGB or grey."""
     if picture.format not in STORED_FORMATS or picture.mode not in ("RGB", "L"):
@@ -162,7 +165,9 @@ def _is_plain(picture: Image.Image, data: bytes) -> bool:
         return True
     deep = picture.format == "PNG" and data[PNG_BIT_DEPTH_AT] != 8
     moves = getattr(picture, "is_animated", False)
-    return not (deep or moves or picture.has_transparency_data)
+    if deep or moves or picture.has_transparency_data:
+        return False
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
 def _decode_jpeg(
@@ -177,20 +182,13 @@ def _decode_jpeg(
     ):
         factor //= 2
 
-    def decode(strict: bool) -> np.ndarray:
-        width, height = (-(-side // factor) for side in picture.size)
-        return simplejpeg.decode_jpeg(
-            data, colours, min_width=width, min_height=height, strict=strict
-        )
-
+    width, height = (-(-side // factor) for side in picture.size)
     try:
-        pixels = decode(strict=True)
-    except ValueError as error:
-        if UNUSUAL in str(error):
-            return np.asarray(picture.convert(mode))
-        if not any(warning in str(error) for warning in HARMLESS):
+        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height)
+    except ValueError as error:  # of warnings too: the picture is damaged
+        if UNUSUAL not in str(error):
             raise
-        pixels = decode(strict=False)
+        return np.asarray(picture.convert(mode))
     if mode == "CMYK":
         return 255 - pixels  # all write it as Adobe does, inverted
     return pixels[:, :, 0] if mode == "L" else pixels
