@@ -10,9 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from caft.errors import ClusterError
-
-MAX_RETRIES = 3  # of an item whose worker process or node is lost
+from caft import errors
+from caft.errors import CAFTError, ClusterError
 
 
 def run_tasks(
@@ -31,28 +30,34 @@ def run_tasks(
 
     Raises:
         CAFTError: the one that the function raised.
-        ClusterError: an item's process was lost again and again.
+        ClusterError: an item's process was lost, more often than Ray starts one again.
     """
     rows = [{"item": json.dumps(item)} for item in items]
     if not rows:
         return
 
     def call(row: dict[str, str]) -> dict[str, str]:
-        return {"item": row["item"], "result": json.dumps(function(json.loads(row["item"])))}
+        try:
+            result = {"value": function(json.loads(row["item"]))}
+        except CAFTError as error:  # as a value, or Ray prints its traceback before the one line
+            result = {"error": [type(error).__name__, str(error)]}
+        return {"item": row["item"], "result": json.dumps(result)}
 
     call.__name__ = label
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # or a CAFTError ends as text in a traceback
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         call,
-        compute=ray.data.TaskPoolStrategy(size=concurrency),
+        compute=ray.data.TaskPoolStrategy(size=min(concurrency, len(rows))),
         num_cpus=cpus,
-        max_retries=MAX_RETRIES,
     )
     try:
         for row in results.iter_rows():
-            yield json.loads(row["item"]), json.loads(row["result"])
+            result = json.loads(row["result"])
+            if "error" in result:
+                kind, message = result["error"]
+                raise getattr(errors, kind)(message)
+            yield json.loads(row["item"]), result["value"]
     except RayError as error:
         raise ClusterError(f"{label}: {' '.join(str(error).split())[-300:]}") from error
 

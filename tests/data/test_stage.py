@@ -163,7 +163,7 @@ def test_no_disk_space_is_one_clear_error(make_data_config, tmp_path):
         with pytest.raises(StorageError, match=r"small/data.*(no space left|MiB free)"):
             run(make_data_config(str(mount / "data")))
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
 def test_summary_adds_up():
