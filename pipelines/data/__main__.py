@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stats = commands.add_parser("stats", help="write a page about what was kept and rejected")
     stats.add_argument("dataset")
-    stats.add_argument("--page", default="stats.html", help="where to write it")
+    stats.add_argument("--page", help="where to write it; else stats.html in the dataset's folder")
     stats.set_defaults(call=_stats)
 
     estimate = commands.add_parser("estimate", help="probe a sample, predict the whole")

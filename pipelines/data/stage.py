@@ -17,6 +17,7 @@ from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION
 from pipelines.data.layout import CONFIG_COPY, IDENTITY, Layout
 from pipelines.data.plan import make_plan
 from pipelines.data.sources import source_identity
+from pipelines.data.stats import publish
 from pipelines.tracking import Tracker
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
@@ -61,6 +62,7 @@ def run(config: DataConfig) -> None:
 
 def finish(layout: Layout, manifest: dict[str, Any], tracker: Tracker) -> None:
     """Write the manifest, which makes the dataset whole, then delete what only led to it."""
+    publish(layout.output, manifest, tracker)
     storage.write_json(storage.join(layout.output, MANIFEST), manifest)
     storage.delete_folder(layout.work)
     counts = manifest["counts"]

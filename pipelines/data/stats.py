@@ -1,0 +1,163 @@
+"""Writes one HTML page about a finished dataset: counts, histograms, failing hosts, galleries.
+Written beside the manifest at the end of the stage and of a retry; `stats PATH` writes it again."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+
+from caft.errors import CAFTError
+from pipelines import storage
+from pipelines.data.dataset import MANIFEST, Dataset, FileEntry, RejectsEntry, open_dataset
+from pipelines.data.reasons import REASONS, Reason
+from pipelines.data.stats_rejects import read_rejects
+from pipelines.data.stats_rows import bytes_text, sample_kept
+from pipelines.tracking import Tracker
+
+PAGE = "stats.html"
+TEMPLATE = Path(__file__).parent / "stats.html.j2"
+
+
+@dataclass(frozen=True)
+class ReasonLine:
+    """A reason's line in the table of rows, and how many of each source's rows it has."""
+
+    reason: str
+    what: Reason
+    rows: int
+    by_source: list[int]
+
+
+def write_stats(path: str, page: str | None = None) -> str:
+    """Write the page about a finished dataset.
+
+    Args:
+        page: a local or remote file; None: `stats.html` beside the manifest.
+
+    Returns:
+        where the page is.
+
+    Raises:
+        DataError: no finished dataset, or one with missing or damaged parts.
+        StorageError: a file that cannot be read, or the page that cannot be written.
+    """
+    path = storage.require_absolute(path, "dataset").rstrip("/")
+    page = storage.join(path, PAGE) if page is None else storage.require_absolute(page, "--page")
+    dataset = open_dataset(path)
+    fs, inner = storage.filesystem(storage.join(path, MANIFEST))
+    finished = fs.get_file_info(inner).mtime or datetime.now(UTC)
+    storage.write_bytes(page, render(dataset, finished).encode())
+    return page
+
+
+def publish(path: str, manifest: dict[str, Any], tracker: Tracker) -> None:
+    """Write the page of a dataset whose files are all there, and attach it to the MLflow run.
+
+    A page that fails costs no dataset: it is said, and the stage goes on.
+    """
+    dataset = Dataset(
+        path,
+        manifest,
+        tuple(FileEntry(**entry) for entry in manifest["files"]),
+        tuple(RejectsEntry(**entry) for entry in manifest["rejects"]),
+    )
+    page = storage.join(path, PAGE)
+    try:
+        html = render(dataset, datetime.now(UTC)).encode()
+        storage.write_bytes(page, html)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, PAGE)
+            copy.write_bytes(html)
+            tracker.log_artifact(str(copy))
+    except (CAFTError, OSError, pa.ArrowException) as error:
+        print(
+            f"data: {page}: not written ({error}); python -m pipelines.data stats {path} writes "
+            "it once that is mended",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def render(dataset: Dataset, finished: datetime) -> str:
+    """The page, which needs nothing beside it and loads nothing.
+
+    Raises:
+        StorageError: a file of the dataset that cannot be read.
+    """
+    manifest = dataset.manifest
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"count": _count, "share": _share, "bytes": bytes_text}
+    environment.tests["web_address"] = _is_web_address
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        name=dataset.path.rsplit("/", 1)[-1],
+        counts=manifest["counts"],
+        sources=manifest["sources"],
+        lines=_reason_lines(manifest),
+        bytes=sum(entry.bytes for entry in dataset.files),
+        kept=sample_kept(dataset, manifest["config"]["row_group_rows"]),
+        rejected=read_rejects(dataset),
+        facts=_facts(dataset, finished),
+    )
+
+
+def _reason_lines(manifest: dict[str, Any]) -> list[ReasonLine]:
+    """Every reason that a row was rejected for, in the order in which a row meets them."""
+    rejected = manifest["counts"]["rejected"]
+    known = [(reason, what) for reason, what in REASONS.items() if reason in rejected]
+    return [
+        ReasonLine(
+            reason,
+            what,
+            rejected[reason],
+            [source["rejected"].get(reason, 0) for source in manifest["sources"].values()],
+        )
+        for reason, what in known
+    ]
+
+
+def _facts(dataset: Dataset, finished: datetime) -> dict[str, str]:
+    manifest = dataset.manifest
+    files: Sequence[FileEntry] = (*dataset.files, *dataset.rejects)
+    generation = manifest["generation"]
+    return {
+        "Folder": dataset.path,
+        "Finished": f"{finished.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        "Created by": manifest["created_by"],
+        "Retries": str(generation) if generation else "none",
+        "Parts": f"{len(dataset.files):,} files, {bytes_text(sum(f.bytes for f in dataset.files))}",
+        "Files in all": f"{len(files):,} files with rejects, "
+        f"{bytes_text(sum(f.bytes for f in files))}",
+        "Fingerprint": dataset.fingerprint,
+        "Configuration": f"{manifest['config_sha256']} (SHA-256; data.yaml beside the manifest)",
+        "Input lists": manifest["input_fingerprint"],
+        "MLflow run": manifest["mlflow_run_id"],
+    }
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _share(part: float, whole: float) -> str:
+    """Per cent, with the digits that small shares need: `97.1%`, `0.04%`, `<0.01%`."""
+    percent = 100 * part / whole if whole else 0.0
+    if 0 < percent < 0.01:
+        return "<0.01%"
+    return f"{percent:.2f}%" if 0 < percent < 1 else f"{percent:.1f}%"
+
+
+def _is_web_address(url: str) -> bool:
+    """Whether a list's URL may become a link: a list may hold `javascript:` and worse."""
+    return re.match(r"(?i:https?)://[^/?#\s]", url) is not None
