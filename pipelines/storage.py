@@ -1,4 +1,4 @@
-"""Local paths and s3:// paths behind one set of functions.
+"""Local paths, s3:// paths and whatever else fsspec opens behind one set of functions.
 The only module that knows about filesystems; every stage reads and writes through it."""
 
 from __future__ import annotations
@@ -6,12 +6,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import fsspec.core
 import pyarrow.fs as pafs
 
 from caft.errors import ConfigError, StorageError
@@ -19,15 +22,46 @@ from caft.errors import ConfigError, StorageError
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of `path` and the path inside it. S3 takes its endpoint from
-    AWS_ENDPOINT_URL and its credentials from AWS's usual environment variables."""
-    if not path.startswith("s3://"):
-        return pafs.LocalFileSystem(), os.path.abspath(path)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    AWS_ENDPOINT_URL and its credentials from AWS's usual environment variables.
+
+    Raises:
+        StorageError: a protocol that is not known, or whose package is not installed.
+    """
+    if is_local(path):
+        return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
+    if path.startswith("s3://"):
+        environment = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+        return _s3(*(os.environ.get(name) for name in environment)), path.removeprefix("s3://")
+    try:
+        opened, inner = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise StorageError(f"{path}: a package for it is not installed: {error}") from None
+    except ValueError as error:
+        raise StorageError(f"{path}: cannot be opened: {error}") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(opened)), inner
+
+
+def is_local(path: str) -> bool:
+    return path.startswith("file://") or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)", path)
+
+
+def outer_prefix(path: str) -> str:
+    """What to put before a path inside the filesystem of `path` so that `filesystem` takes it."""
+    if is_local(path):
+        return ""
+    _, inner = filesystem(path)
+    whole, inner = path.rstrip("/"), inner.rstrip("/")
+    return whole.removesuffix(inner) if whole.endswith(inner) else f"{path.split('://')[0]}://"
+
+
+@cache
+def _s3(endpoint: str | None, _key_id: str | None, _profile: str | None) -> pafs.S3FileSystem:
+    """One connection pool per endpoint and account, which the environment names."""
     options: dict[str, Any] = {}
     if endpoint:
         parsed = urlparse(endpoint)
         options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
-    return pafs.S3FileSystem(allow_bucket_creation=True, **options), path.removeprefix("s3://")
+    return pafs.S3FileSystem(allow_bucket_creation=True, **options)
 
 
 def join(root: str, *parts: str) -> str:
@@ -43,7 +77,7 @@ def read_bytes(path: str) -> bytes:
     """Raises StorageError when there is no such file or it cannot be read."""
     fs, inner = filesystem(path)
     try:
-        with fs.open_input_stream(inner) as stream:
+        with fs.open_input_stream(inner, compression=None) as stream:
             return stream.read()
     except FileNotFoundError:
         raise StorageError(f"{path}: no such file") from None
@@ -63,7 +97,7 @@ def write_bytes(path: str, data: bytes) -> None:
     try:
         if local:
             os.makedirs(os.path.dirname(inner), exist_ok=True)
-        with fs.open_output_stream(target) as stream:
+        with fs.open_output_stream(target, compression=None) as stream:
             stream.write(data)
         if local:
             os.replace(target, inner)
@@ -112,7 +146,7 @@ def require_absolute(path: str, field: str) -> str:
     Raises:
         ConfigError: a relative path inside a Ray job.
     """
-    if path.startswith("s3://") or os.path.isabs(path):
+    if not is_local(path) or os.path.isabs(path.removeprefix("file://")):
         return path
     if os.environ.get("RAY_JOB_SUBMISSION_ID") or "runtime_resources" in os.getcwd():
         raise ConfigError(
@@ -122,14 +156,14 @@ def require_absolute(path: str, field: str) -> str:
 
 
 def check_space(path: str, needed_bytes: int) -> None:
-    """Refuse work that cannot fit on the local disk of `path`; S3 is not checked.
+    """Refuse work that cannot fit on the local disk of `path`; other places are not checked.
 
     Raises:
         StorageError: fewer than `needed_bytes` are free.
     """
-    if path.startswith("s3://"):
+    if not is_local(path):
         return
-    folder = Path(path)
+    folder = Path(path.removeprefix("file://"))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -141,9 +175,9 @@ def check_space(path: str, needed_bytes: int) -> None:
 
 
 def local_copy(path: str) -> str:
-    """A local folder with the files of `path`: itself, or a temporary copy of an S3 folder."""
-    if not path.startswith("s3://"):
-        return path
+    """A local folder with the files of `path`: itself, or a temporary copy of a remote one."""
+    if is_local(path):
+        return path.removeprefix("file://")
     fs, inner = filesystem(path)
     target = tempfile.mkdtemp(prefix="caft-")
     pafs.copy_files(inner, target, source_filesystem=fs)

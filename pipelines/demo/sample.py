@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 
 from caft.masks import encode_rle
-from pipelines.data.config import DREAMLIP_CAPTION_COLUMNS, DREAMLIP_URL_COLUMN
+from pipelines.data.sources import DREAMLIP_CAPTION_COLUMNS, DREAMLIP_URL_COLUMN
 from pipelines.demo.scenes import SceneConfig, render_scene
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"

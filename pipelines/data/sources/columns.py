@@ -1,0 +1,171 @@
+"""Which columns of a list hold URLs and captions: named in the configuration, or known by name.
+Every reader of rows with names asks here, so that all kinds of lists follow the same rules."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from caft.errors import DataError
+from pipelines.data.config import CaptionKind, SourceConfig
+
+# DreamLIP's published columns: seven captions of one image.
+DREAMLIP_URL_COLUMN = "Image Path"
+DREAMLIP_CAPTION_COLUMNS: dict[str, CaptionKind] = {
+    "raw_caption": "raw",
+    "shortIB_captions": "short",
+    "longIB_captions": "long",
+    "shortSV_captions": "short",
+    "longSV_captions": "long",
+    "shortLLA_captions": "short",
+    "longLLA_captions": "long",
+}
+
+# Names as `_plain` writes them; the first that a list has is its URL column.
+URL_NAMES = (
+    "url",
+    "image_url",
+    "img_url",
+    "jpg_url",
+    "imageurl",
+    "photo_url",
+    "photo_image_url",
+    "original_url",
+    "image_path",
+    "img_path",
+    "file_name",
+    "filename",
+    "filepath",
+    "image",
+)
+CAPTION_NAMES = {
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "txt",
+    "alt",
+    "alt_text",
+    "alttext",
+    "description",
+    "descriptions",
+    "recaption",
+    "sentences",
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a list that count."""
+
+    url: str
+    captions: dict[str, CaptionKind]
+    extra: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Each column once, the URL column first."""
+        return list(dict.fromkeys([self.url, *self.captions, *self.extra]))
+
+
+def choose_columns(
+    source: SourceConfig, path: str, names: Sequence[str], extra: Sequence[str]
+) -> Columns:
+    """The columns to read of a list that has `names`; of `extra`, those that are there.
+
+    Raises:
+        DataError: no URL column or no caption column; names the nearest there is.
+    """
+    columns = Columns(
+        _url_column(source, path, names),
+        caption_columns(source, path, names),
+        tuple(name for name in extra if name in names),
+    )
+    for name in columns.names:
+        if names.count(name) > 1:
+            raise DataError(f"{path}: two columns are named '{name}'; rename one of them")
+    return columns
+
+
+def caption_columns(
+    source: SourceConfig, path: str, names: Sequence[str]
+) -> dict[str, CaptionKind]:
+    """Caption column -> kind, of those that are there.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = caption_kinds(source, names)
+    if found:
+        return found
+    if source.caption_columns is None:
+        raise DataError(
+            f"{path}: no caption column; columns are: {_list(names)}; "
+            "name them in caption_columns, such as {alt_text: raw}"
+        )
+    raise DataError(
+        f"{path}: no caption column; looked for {', '.join(source.caption_columns)}"
+        f"{_suggestion(source.caption_columns, names)}; columns are: {_list(names)}; "
+        "name them in caption_columns"
+    )
+
+
+def caption_kinds(source: SourceConfig, names: Iterable[str]) -> dict[str, CaptionKind]:
+    """Those of `names` that are caption columns, with their kinds."""
+    if source.caption_columns is not None:
+        present = set(names)
+        return {name: kind for name, kind in source.caption_columns.items() if name in present}
+    return {name: _kind(name) for name in names if _is_caption(name)}
+
+
+def _url_column(source: SourceConfig, path: str, names: Sequence[str]) -> str:
+    if source.url_column is not None:
+        if source.url_column in names:
+            return source.url_column
+        raise DataError(
+            f"{path}: no URL column '{source.url_column}'"
+            f"{_suggestion([source.url_column], names)}; columns are: {_list(names)}; "
+            "name the right one in url_column"
+        )
+    by_plain_name: dict[str, str] = {}
+    for name in names:
+        by_plain_name.setdefault(_plain(name), name)
+    for known in URL_NAMES:
+        if known in by_plain_name:
+            return by_plain_name[known]
+    raise DataError(
+        f"{path}: no URL column{_suggestion([DREAMLIP_URL_COLUMN, *URL_NAMES], names)}; "
+        f"columns are: {_list(names)}; name the right one in url_column"
+    )
+
+
+def _is_caption(name: str) -> bool:
+    plain = _plain(name)
+    return plain in CAPTION_NAMES or plain.endswith(("_caption", "_captions", "_text"))
+
+
+def _kind(name: str) -> CaptionKind:
+    plain = _plain(name)
+    if plain.startswith("short"):
+        return "short"
+    return "long" if plain.startswith(("long", "detailed", "dense")) else "raw"
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _suggestion(wanted: Iterable[str], names: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the name that is nearest to one of `wanted`, if any is near."""
+    by_lower = {name.lower(): name for name in names}
+    for name in wanted:
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+        if near:
+            return f"; did you mean '{by_lower[near[0]]}'?"
+    return ""
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:30])
+    return shown if len(names) <= 30 else f"{shown} and {len(names) - 30} more"

@@ -1,0 +1,162 @@
+"""Rows of a list as columns, before anyone looks at single rows: the plan's form of them.
+Readers of lists end here, with Arrow's kernels, so that millions of rows take seconds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from caft.errors import DataError
+from pipelines.data.sources.columns import Columns
+
+TEXTS = pa.list_(pa.string())
+CAPTIONS = pa.list_(pa.struct([("source", pa.string()), ("kind", pa.string()), ("text", TEXTS)]))
+RAW_SCHEMA = pa.schema(
+    [
+        ("url", pa.string()),
+        # A cell as it came: a list, or one text that may yet spell a list.
+        ("captions", CAPTIONS),
+        ("columns", pa.map_(pa.string(), pa.string())),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+HTTP = r"^(?i:https?)://[^/?#\s]+"
+OTHER_PROTOCOL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def to_raw(table: pa.Table, columns: Columns, root: str, path: str) -> pa.Table:
+    """Rows of a list with its own columns as rows of RAW_SCHEMA.
+
+    Raises:
+        DataError: a caption column that holds neither texts nor lists of texts.
+    """
+    urls, reasons, details = _locate_all(_text(table[columns.url]), root)
+    arrays = [
+        urls,
+        _captions(table, columns, path),
+        _extra(table, columns.extra),
+        reasons,
+        details,
+    ]
+    return pa.Table.from_arrays(arrays, schema=RAW_SCHEMA)
+
+
+def bad_rows(details: Sequence[str]) -> pa.Table:
+    """Rows of RAW_SCHEMA for lines that are none of the list's, one for each detail."""
+    rows = [
+        {"url": "", "captions": [], "columns": [], "reason": "bad_row", "detail": detail}
+        for detail in details
+    ]
+    return pa.Table.from_pylist(rows, RAW_SCHEMA)
+
+
+def locate(value: str, root: str) -> tuple[str, str | None, str]:
+    """Where the image of a list's value is: (URL or path, reason, detail).
+
+    A relative path goes below `root`. A list may come from anyone, so that what leads out of
+    `root` is refused: `..`, an absolute path, another protocol, fsspec's chains.
+    """
+    if not value:
+        return "", "bad_url", "no URL"
+    if re.match(HTTP, value):
+        return value, None, ""
+    inside = value.removeprefix(root.rstrip("/") + "/")
+    if OTHER_PROTOCOL.match(inside) or inside.startswith("//"):
+        return value, "bad_url", "not an http(s) URL with a host"
+    if inside.startswith(("/", "~", "\\")):
+        return value, "bad_url", "an absolute path outside of image_root"
+    if ".." in re.split(r"[/\\]", inside):
+        return value, "bad_url", "a path that leads out of image_root"
+    if "::" in inside or "\0" in inside:
+        return value, "bad_url", "not the name of a file"
+    if re.match(HTTP, root):
+        inside = quote(inside)
+    return f"{root.rstrip('/')}/{inside}", None, ""
+
+
+def _locate_all(urls: pa.Array, root: str) -> tuple[pa.Array, pa.Array, pa.Array]:
+    urls = pc.utf8_trim_whitespace(pc.fill_null(urls, ""))
+    fine = pc.match_substring_regex(urls, HTTP)
+    if pc.all(fine).as_py():
+        return urls, pa.nulls(len(urls), pa.string()), pa.repeat("", len(urls))
+    located = [
+        (url, None, "") if is_fine else locate(url, root)
+        for url, is_fine in zip(urls.to_pylist(), fine.to_pylist(), strict=True)
+    ]
+    columns = zip(*located, strict=True)
+    urls, reasons, details = (pa.array(column, pa.string()) for column in columns)
+    return urls, reasons, details
+
+
+def _captions(table: pa.Table, columns: Columns, path: str) -> pa.Array:
+    rows, names = table.num_rows, list(columns.captions)
+    cells = _interleave([_cells(table[name], name, path) for name in names])
+    sources = [name.removesuffix("_captions") for name in names]
+    structs = pa.StructArray.from_arrays(
+        [_tile(sources, rows), _tile(list(columns.captions.values()), rows), cells],
+        fields=list(CAPTIONS.value_type),
+    )
+    return pa.ListArray.from_arrays(_offsets(rows, len(names)), structs)
+
+
+def _extra(table: pa.Table, names: Sequence[str]) -> pa.Array:
+    rows = table.num_rows
+    if not names:
+        empty = pa.array([], pa.string())
+        return pa.MapArray.from_arrays(_offsets(rows, 0), empty, empty)
+    values = _interleave([_text(table[name]) for name in names])
+    return pa.MapArray.from_arrays(_offsets(rows, len(names)), _tile(list(names), rows), values)
+
+
+def _cells(column: pa.ChunkedArray, name: str, path: str) -> pa.Array:
+    """A caption column as list<string>; a text is a list of one."""
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        try:
+            return _whole(column).cast(TEXTS)
+        except pa.ArrowException:
+            raise DataError(f"{path}: column '{name}' holds {kind}, texts are due") from None
+    if pa.types.is_nested(kind):
+        raise DataError(f"{path}: column '{name}' holds {kind}, texts are due")
+    texts = _text(column)
+    return pa.ListArray.from_arrays(_offsets(len(texts), 1), pc.fill_null(texts, ""))
+
+
+def _text(column: pa.ChunkedArray) -> pa.Array:
+    """A column as strings; bytes that are no UTF-8 become replacement characters."""
+    array = _whole(column)
+    try:
+        return array.cast(pa.string())
+    except pa.ArrowInvalid:
+        repaired = [None if v is None else v.decode("utf-8", "replace") for v in array.to_pylist()]
+        return pa.array(repaired, pa.string())
+    except pa.ArrowNotImplementedError:
+        return pa.array([None if v is None else str(v) for v in array.to_pylist()], pa.string())
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _interleave(columns: list[pa.Array]) -> pa.Array:
+    """First values of all columns, then all second ones, and so on."""
+    if len(columns) == 1:
+        return columns[0]
+    rows = len(columns[0])
+    order = np.arange(rows * len(columns)).reshape(len(columns), rows).T.ravel()
+    return pa.concat_arrays(columns).take(pa.array(order))
+
+
+def _tile(values: list[str], times: int) -> pa.Array:
+    order = np.tile(np.arange(len(values), dtype=np.int32), times)
+    return pa.array(values, pa.string()).take(pa.array(order))
+
+
+def _offsets(rows: int, width: int) -> pa.Array:
+    return pa.array(np.arange(rows + 1, dtype=np.int32) * width)

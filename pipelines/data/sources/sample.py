@@ -1,0 +1,211 @@
+"""Draws a few rows from all over a source, without reading it all, and estimates how many it has.
+What `estimate` probes; lists in plain CSV, TSV, JSON Lines or Parquet are read at random places."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import storage
+from pipelines.data.config import SourceConfig
+from pipelines.data.sources import paths
+from pipelines.data.sources.columns import choose_columns
+from pipelines.data.sources.datasets import count_rows, read_part
+from pipelines.data.sources.delimited import Layout, layout_of, parse_delimited, read_cells
+from pipelines.data.sources.detect import detect_kind, source_files
+from pipelines.data.sources.folder import count_images, read_folder
+from pipelines.data.sources.jsonl import field_types, parse_jsonl
+from pipelines.data.sources.lists import JSON_LINES, read_list
+from pipelines.data.sources.parquet import open_parquet, parse_parquet
+from pipelines.data.sources.raw import RAW_SCHEMA
+from pipelines.data.sources.rows import parse_rows
+from pipelines.data.sources.sharegpt4v import parse_sharegpt4v
+from pipelines.data.sources.tars import read_tar
+
+MIN_PLACES = 16
+ROWS_PER_PLACE = 64
+MAX_CONTAINERS = 16
+BLOCK_BYTES = 2**20
+SMALL_BYTES = 8 * 2**20
+# What a tar holds for a sample beside its image: headers, padding, captions.
+TAR_OVERHEAD_BYTES = 4096
+
+
+def sample_rows(source: SourceConfig, n: int, seed: int) -> tuple[list[dict[str, Any]], float]:
+    """About `n` row dictionaries of a source, and about how many rows it has.
+
+    Compressed lists, JSON arrays and folders give their first rows.
+
+    Raises:
+        DataError: as `check_source`.
+    """
+    kind, random = detect_kind(source), Random(seed)
+    if kind in ("webdataset", "dataset"):
+        return _from_containers(source, kind, n, random)
+    if kind == "folder":
+        tables, total = [_first(read_folder(source, ()), n)], float(count_images(source))
+    else:
+        tables, total = _from_lists(source, kind, n, random)
+    table = pa.concat_tables(tables)
+    if table.num_rows > n:
+        table = table.take(sorted(random.sample(range(table.num_rows), n)))
+    return parse_rows(table, source), total
+
+
+def _from_containers(
+    source: SourceConfig, kind: str, n: int, random: Random
+) -> tuple[list[dict[str, Any]], float]:
+    files = source_files(source)
+    chosen = random.sample(files, min(len(files), MAX_CONTAINERS))
+    share = -(-n // len(chosen))
+    rows: list[dict[str, Any]] = []
+    read_bytes = 0
+    for file in chosen:
+        reader = (
+            read_part(file.path, source) if kind == "dataset" else read_tar(file.path, source, ())
+        )
+        taken = list(islice(reader, share))
+        is_whole = len(taken) < share
+        read_bytes += file.bytes if is_whole else sum(_tar_bytes(row) for row in taken)
+        rows += taken
+    if kind == "dataset":
+        return rows, float(count_rows(source))
+    return rows, len(rows) * sum(file.bytes for file in files) / max(read_bytes, 1)
+
+
+def _from_lists(
+    source: SourceConfig, kind: str, n: int, random: Random
+) -> tuple[list[pa.Table], float]:
+    """Tables of rows from blocks that are drawn from those of all files."""
+    files = source_files(source)
+    all_bytes = sum(file.bytes for file in files)
+    if all_bytes <= SMALL_BYTES:
+        tables = [table for file in files for table in read_list(file.path, source, kind, ())]
+        return tables, float(sum(table.num_rows for table in tables))
+    blocks = [(file, number) for file in files for number in range(-(-file.bytes // BLOCK_BYTES))]
+    draws = min(max(MIN_PLACES, n // ROWS_PER_PLACE), len(blocks))
+    places = Counter(_place(file, number, kind) for file, number in random.sample(blocks, draws))
+    tables = [RAW_SCHEMA.empty_table()]
+    read_bytes, read_rows = 0.0, 0
+    for (file, number), times in places.items():
+        share = -(-n * times // draws)
+        if _only_from_start(file, kind):
+            table, size = _first_of_file(file, source, kind, share)
+        elif paths.suffix(file.path) == ".parquet":
+            table, size = _of_row_group(file, source, number, share)
+        else:
+            table, size = _of_block(file, source, kind, number * BLOCK_BYTES)
+        read_bytes, read_rows = read_bytes + size, read_rows + table.num_rows
+        if table.num_rows > share:
+            table = table.take(sorted(random.sample(range(table.num_rows), share)))
+        tables.append(table)
+    return tables, read_rows * all_bytes / max(read_bytes, 1.0)
+
+
+def _place(file: paths.File, block: int, kind: str) -> tuple[paths.File, int]:
+    """What is read of a file for one of its blocks: its start, a row group, or that block."""
+    if _only_from_start(file, kind):
+        return file, 0
+    if paths.suffix(file.path) == ".parquet":
+        with open_parquet(file.path) as parquet:
+            return file, block * parquet.num_row_groups // -(-file.bytes // BLOCK_BYTES)
+    return file, block
+
+
+def _only_from_start(file: paths.File, kind: str) -> bool:
+    return kind == "sharegpt4v" or paths.codec(file.path) is not None
+
+
+def _of_row_group(
+    file: paths.File, source: SourceConfig, group: int, n: int
+) -> tuple[pa.Table, float]:
+    """The first rows of a row group, and what share of the file's bytes they are."""
+    with open_parquet(file.path) as parquet:
+        rows = max(parquet.metadata.num_rows, 1)
+        groups = [group] if parquet.num_row_groups else []
+        table = _first(parse_parquet(parquet, file.path, source, (), groups), n)
+        return table, table.num_rows * file.bytes / rows
+
+
+def _of_block(
+    file: paths.File, source: SourceConfig, kind: str, offset: int
+) -> tuple[pa.Table, float]:
+    """The rows that are wholly inside of a block of bytes, and how many bytes they are."""
+    fs, inner = storage.filesystem(file.path)
+    with paths.reading(file.path), fs.open_input_file(inner) as stream:
+        stream.seek(offset)
+        block = stream.read(BLOCK_BYTES)
+    at_end = offset + len(block) >= file.bytes
+    return _parse_block(block, file.path, source, kind, offset == 0, at_end)
+
+
+def _parse_block(
+    block: bytes, path: str, source: SourceConfig, kind: str, at_start: bool, at_end: bool
+) -> tuple[pa.Table, float]:
+    if paths.suffix(path) in JSON_LINES:
+        start = 0 if at_start else block.find(b"\n") + 1
+        block = block[start:] if at_end else block[start : block.rfind(b"\n") + 1]
+        tables = parse_jsonl(pa.BufferReader(block), path, source, field_types(path), ())
+    else:
+        layout = layout_of(path, kind)
+        start = 0 if at_start else _row_start(block, layout, source, path, from_end=False)
+        end = len(block) if at_end else _row_start(block, layout, source, path, from_end=True)
+        block = block[start:end]
+        layout = replace(layout, header=layout.header and at_start)
+        tables = parse_delimited(pa.BufferReader(block), path, source, layout, ())
+    rows = list(tables) if block else []
+    return pa.concat_tables([RAW_SCHEMA.empty_table(), *rows]), float(len(block))
+
+
+def _row_start(
+    block: bytes, layout: Layout, source: SourceConfig, path: str, from_end: bool
+) -> int:
+    """Where the first, or the last, row that is wholly inside of a block starts."""
+    url = layout.names.index(choose_columns(source, path, layout.names, ()).url)
+    starts = [match.end() for match in re.finditer(rb"\r?\n", block)]
+    for start in reversed(starts) if from_end else starts:
+        rows = read_cells(block[start:], layout)
+        cells, following = next(rows, []), next(rows, None)
+        if len(cells) != len(layout.names) or re.search(r"\s", cells[url].strip()):
+            continue
+        # The last row of a block may be cut off.
+        if following is not None:
+            return start
+    return len(block) if from_end else 0
+
+
+def _first_of_file(
+    file: paths.File, source: SourceConfig, kind: str, n: int
+) -> tuple[pa.Table, float]:
+    """The first rows of a file that cannot be entered in its middle, and how many of the file's
+    bytes they are."""
+    path, codec = file.path, paths.codec(file.path)
+    fs, inner = storage.filesystem(path)
+    with paths.reading(path), fs.open_input_file(inner) as packed:
+        stream = packed if codec is None else pa.CompressedInputStream(packed, codec)
+        if kind == "sharegpt4v":
+            return _first(parse_sharegpt4v(stream, path, source, ()), n), float(packed.tell())
+        block = stream.read(BLOCK_BYTES)
+        table, used = _parse_block(block, path, source, kind, True, len(block) < BLOCK_BYTES)
+        return table, used / max(len(block), 1) * packed.tell()
+
+
+def _first(tables: Iterator[pa.Table], n: int) -> pa.Table:
+    """At least `n` rows, if there are so many."""
+    taken = [RAW_SCHEMA.empty_table()]
+    for table in tables:
+        taken.append(table)
+        if sum(one.num_rows for one in taken) >= n:
+            break
+    return pa.concat_tables(taken)
+
+
+def _tar_bytes(row: dict[str, Any]) -> int:
+    return len(row["data"] or b"") + TAR_OVERHEAD_BYTES
