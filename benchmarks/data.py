@@ -33,7 +33,8 @@ import ray
 from image_server import image_server
 
 from caft.config import validate
-from pipelines.data.config import DREAMLIP_CAPTION_COLUMNS, DataConfig
+from pipelines.data.config import DataConfig
+from pipelines.data.sources import DREAMLIP_CAPTION_COLUMNS
 from pipelines.data.stage import run
 
 CAPTIONS = Path(__file__).parent / "data" / "iiw_docci_test.jsonl"

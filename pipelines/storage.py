@@ -50,12 +50,13 @@ def is_local(path: str) -> bool:
     return path.startswith("file://") or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)", path)
 
 
-def full_path(beside: str, inner: str) -> str:
-    """A path inside the filesystem of `beside`, as a path that `filesystem` takes."""
-    if is_local(beside):
-        return inner
-    protocol = beside.split("://", 1)[0]
-    return f"{protocol}://{inner.lstrip('/')}"
+def outer_prefix(path: str) -> str:
+    """What to put before a path inside the filesystem of `path` so that `filesystem` takes it."""
+    if is_local(path):
+        return ""
+    _, inner = filesystem(path)
+    whole, inner = path.rstrip("/"), inner.rstrip("/")
+    return whole.removesuffix(inner) if whole.endswith(inner) else f"{path.split('://')[0]}://"
 
 
 @cache

@@ -23,7 +23,7 @@ class SourceConfig(Config):
     name: str
     path: str = Field(description="file, folder or glob; local, s3:// or another fsspec URL")
     kind: SourceKind = "auto"
-    split: str = "train"
+    split: str | None = Field(None, description="None: 'train', or what a dataset says")
     licence: str = Field("", description="a note that travels into the manifest")
     weight: float = Field(
         1.0, gt=0, le=1, description="share of the rows that is taken, always the same ones"

@@ -4,7 +4,7 @@ The data stage writes it; train and evaluate open it here and nowhere else."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -50,15 +50,15 @@ class FileEntry:
     rows: int
     bytes: int
     sha256: str
-    source: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class RejectsEntry(FileEntry):
     """One file of rejected rows; `plan` names the file that holds their captions, for a retry."""
 
-    plan: str | None
-    reasons: dict[str, int]
+    plan: str | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def open_dataset(path: str) -> Dataset:
     try:
         manifest = storage.read_json(storage.join(path, MANIFEST))
         files = tuple(FileEntry(**entry) for entry in manifest["files"])
-        rejects = tuple(RejectsEntry(**entry) for entry in manifest["rejects"])
+        rejects = tuple(RejectsEntry(**entry) for entry in manifest.get("rejects", []))
     except (StorageError, KeyError, TypeError) as error:
         raise DataError(
             f"{storage.join(path, MANIFEST)}: not a dataset manifest: {error}"

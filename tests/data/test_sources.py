@@ -7,9 +7,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.sources_support import captions_of, read_rows, source, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sources_support import captions_of, read_rows, source, write
 
 from caft.errors import DataError
 from pipelines.data.sources import (
@@ -96,6 +96,13 @@ def test_numbers_where_texts_are_due(tmp_path):
     table = pa.table({"url": ["http://a/b"], "caption": [[{"x": 1}]]})
     pq.write_table(table, tmp_path / "list.parquet")
     with pytest.raises(DataError, match=r"'caption' holds list<.*texts are due"):
+        check_source(source(tmp_path / "list.parquet"))
+
+
+def test_images_where_urls_are_due(tmp_path):
+    table = pa.table({"image": [{"bytes": b"x", "path": "a.jpg"}], "text": ["A dog."]})
+    pq.write_table(table, tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=r"'image' holds struct<.*URLs are due"):
         check_source(source(tmp_path / "list.parquet"))
 
 

@@ -7,7 +7,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.sources_support import captions_of, image_bytes, read_rows, source, tar_bytes, write
+from sources_support import captions_of, image_bytes, read_rows, source, tar_bytes, write
 
 from caft.errors import DataError
 from pipelines.data.dataset import DATASET_SCHEMA

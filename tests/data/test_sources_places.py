@@ -5,8 +5,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.sources_support import captions_of, image_bytes, read_rows, source, tar_bytes
 from moto.server import ThreadedMotoServer
+from sources_support import captions_of, image_bytes, read_rows, source, tar_bytes
 
 from caft.errors import DataError, StorageError
 from pipelines import storage

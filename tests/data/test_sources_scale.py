@@ -8,7 +8,7 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.sources_support import image_bytes, read_rows, source, tar_bytes, write
+from sources_support import image_bytes, read_rows, source, tar_bytes, write
 
 from pipelines.data.sources import parse_rows, read_tables, sample_rows
 
@@ -62,7 +62,7 @@ def test_memory_stays_far_below_a_lists_size(tmp_path, ending):
     assert grown_mib < 256
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet", "csv.gz"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz"])
 def test_a_sample_comes_from_all_over_a_list(tmp_path, ending):
     count = 120_000
     path = tmp_path / f"list.{ending}"
@@ -74,13 +74,14 @@ def test_a_sample_comes_from_all_over_a_list(tmp_path, ending):
     urls = [f"http://a/{n}" for n in range(count)]
     if ending == "parquet":
         pq.write_table(pa.table({"text": texts, "url": urls}), path, row_group_size=1000)
-    elif ending == "jsonl":
-        lines = (json.dumps({"text": t, "url": u}) for t, u in zip(texts, urls, strict=True))
-        write(path, "\n".join(lines))
     else:
         mark = "\t" if ending == "tsv" else ","
-        rows = (f'"{t}"{mark}{u}\n' for t, u in zip(texts, urls, strict=True))
-        data = f"text{mark}url\n{''.join(rows)}".encode()
+        if "jsonl" in ending:
+            rows = [json.dumps({"text": t, "url": u}) for t, u in zip(texts, urls, strict=True)]
+        else:
+            rows = [f"text{mark}url"]
+            rows += [f'"{t}"{mark}{u}' for t, u in zip(texts, urls, strict=True)]
+        data = "\n".join(rows).encode()
         write(path, pa.Codec("gzip").compress(data, asbytes=True) if "gz" in ending else data)
     rows, total = sample_rows(source(path), 400, seed=1)
     assert 300 <= len(rows) <= 400

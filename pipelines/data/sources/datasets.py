@@ -9,6 +9,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.data.config import SourceConfig
 from pipelines.data.dataset import open_dataset
+from pipelines.data.sources import paths
 from pipelines.data.sources.parquet import open_parquet
 from pipelines.data.sources.rows import new_row
 
@@ -16,14 +17,15 @@ BATCH_ROWS = 64
 COLUMNS = ["key", "url", "image", "original_width", "original_height", "captions", "split"]
 
 
-def list_parts(source: SourceConfig) -> list[str]:
+def list_parts(source: SourceConfig) -> list[paths.File]:
     """The part files of a finished dataset.
 
     Raises:
         DataError: it is not finished, or parts are missing or damaged.
     """
     dataset = open_dataset(source.path)
-    return [storage.join(source.path, entry.name) for entry in dataset.files]
+    folder = paths.full_path(source.path)
+    return [paths.File(storage.join(folder, entry.name), entry.bytes) for entry in dataset.files]
 
 
 def count_rows(source: SourceConfig) -> int:
@@ -32,13 +34,12 @@ def count_rows(source: SourceConfig) -> int:
 
 def read_part(path: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
     """Stream a part's rows with their image; they keep their split unless the source sets one."""
-    keep_split = "split" not in source.model_fields_set
     with open_parquet(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=COLUMNS):
             for stored in batch.to_pylist():
                 row = new_row(stored["url"], source)
                 row["key"] = stored["key"]
-                row["split"] = stored["split"] if keep_split else source.split
+                row["split"] = source.split or stored["split"]
                 row["texts"] = [
                     {
                         "source": caption["source"],

@@ -3,6 +3,7 @@ One of the readers of lists; lines that do not fit the list are counted as rows 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -119,10 +120,20 @@ def parse_delimited(
         yield bad_rows(bad)
 
 
+class _Repair:
+    """Replaces bytes that are no UTF-8, of which a list may hold some, and the parser none."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, data: pa.Buffer) -> bytes:
+        return self._decoder.decode(memoryview(data)).encode()
+
+
 def _batches(stream: pa.NativeFile, layout: Layout, quotes: QuoteCheck) -> Iterator[pa.RecordBatch]:
     try:
         yield from pacsv.open_csv(
-            stream,
+            pa.TransformInputStream(stream, _Repair()),
             # One thread: bad lines then arrive with their block, the same on every run.
             read_options=pacsv.ReadOptions(
                 block_size=BLOCK_BYTES,
@@ -136,10 +147,10 @@ def _batches(stream: pa.NativeFile, layout: Layout, quotes: QuoteCheck) -> Itera
                 invalid_row_handler=quotes.note_invalid,
             ),
             convert_options=pacsv.ConvertOptions(
-                # Bytes, because a list may hold some that are no UTF-8; and all of the columns,
-                # because a quote may be broken in any.
-                column_types={name: pa.binary() for name in layout.names},
+                # All of the columns, because a quote may be broken in any.
+                column_types={name: pa.string() for name in layout.names},
                 strings_can_be_null=False,
+                check_utf8=False,
             ),
         )
     except pa.ArrowInvalid as error:

@@ -39,7 +39,7 @@ def source_files(source: SourceConfig) -> list[paths.File]:
     """The list files, tars or part files of a source of any kind but `folder`, in order."""
     kind = detect_kind(source)
     if kind == "dataset":
-        return [file for part in list_parts(source) for file in paths.find_files(part)]
+        return list_parts(source)
     return paths.find_files(source.path, SUFFIXES[kind])
 
 

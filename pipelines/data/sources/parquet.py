@@ -41,7 +41,7 @@ def parse_parquet(
     """Tables of RAW_SCHEMA of some row groups, or of all."""
     schema = file.schema_arrow
     columns = choose_columns(source, path, schema.names, extra)
-    _require_lists(path, schema, columns)
+    _require_types(path, schema, columns)
     root = source.image_root or paths.parent(path)
     for batch in file.iter_batches(BATCH_ROWS, row_groups=row_groups, columns=columns.names):
         yield to_raw(pa.Table.from_batches([batch]), columns, root, path)
@@ -58,7 +58,13 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _require_lists(path: str, schema: pa.Schema, columns: Columns) -> None:
+def _require_types(path: str, schema: pa.Schema, columns: Columns) -> None:
+    urls = schema.field(columns.url).type
+    if pa.types.is_nested(urls) or pa.types.is_binary(urls) or pa.types.is_large_binary(urls):
+        raise DataError(
+            f"{path}: column '{columns.url}' holds {urls}, URLs are due; "
+            "name the right one in url_column"
+        )
     for name in columns.captions:
         kind = schema.field(name).type
         if name.endswith("_captions") and (

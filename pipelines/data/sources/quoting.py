@@ -20,6 +20,7 @@ class QuoteCheck:
 
     def __init__(self, path: str, delimiter: str, header: bool, url_index: int) -> None:
         self._path = path
+        self._delimiter = delimiter
         self._url_index = url_index
         self._rows = int(header)
         self._invalid: list[str] = []
@@ -84,14 +85,14 @@ class QuoteCheck:
             last = table.num_rows - 1
             if last in swallowing:
                 self._swallowing = self._rows
-            if table.column(-1)[last].as_py().endswith(b"\n"):
+            if table.column(-1)[last].as_py().endswith("\n"):
                 self._open = self._rows
         if not swallowing:
             return table, []
         details: list[str] = []
         for index in sorted(swallowing):
-            row_cells = [column[index].as_py().decode("utf-8", "replace") for column in table]
-            details += self._parts("\n".join(row_cells), first + index)
+            row_cells = [column[index].as_py() for column in table]
+            details += self._parts(self._delimiter.join(row_cells), first + index)
         keep = [index not in swallowing for index in range(table.num_rows)]
         return table.filter(pa.array(keep)), details
 
@@ -113,7 +114,7 @@ class QuoteCheck:
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
     def _parts(self, text: str, row: int) -> list[str]:
-        note = "of a row that a broken quote runs over several lines"
+        note = "part of a row that a broken quote runs over several lines"
         return [f"near row {row}: {note}: {shorten(line)}" for line in text.split("\n") if line]
 
 

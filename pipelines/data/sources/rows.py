@@ -13,6 +13,8 @@ import pyarrow as pa
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources.texts import clean_texts
 
+DEFAULT_SPLIT = "train"
+
 
 def parse_rows(table: pa.Table, source: SourceConfig) -> list[dict[str, Any]]:
     """Rows of RAW_SCHEMA, all of one source, as row dictionaries; see `new_row`."""
@@ -53,7 +55,7 @@ def new_row(url: str, source: SourceConfig) -> dict[str, Any]:
     return {
         "url": url,
         "key": hashlib.sha256(url.encode()).hexdigest()[:32],
-        "split": source.split,
+        "split": source.split or DEFAULT_SPLIT,
         "source": source.name,
         "texts": [],
         "columns": {},

@@ -4,6 +4,7 @@ What `estimate` probes; lists in plain CSV, TSV, JSON Lines or Parquet are read 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -89,24 +90,18 @@ def _from_lists(
         tables = [table for file in files for table in read_list(file.path, source, kind, ())]
         return tables, float(sum(table.num_rows for table in tables))
     blocks = [(file, number) for file in files for number in range(-(-file.bytes // BLOCK_BYTES))]
-    places = min(max(MIN_PLACES, n // ROWS_PER_PLACE), len(blocks))
-    tables = []
+    draws = min(max(MIN_PLACES, n // ROWS_PER_PLACE), len(blocks))
+    places = Counter(_place(file, number, kind) for file, number in random.sample(blocks, draws))
+    tables = [RAW_SCHEMA.empty_table()]
     read_bytes, read_rows = 0.0, 0
-    seen: set[tuple[str, int]] = set()
-    for file, number in random.sample(blocks, places):
-        if kind == "sharegpt4v" or paths.codec(file.path) is not None:
-            place, share = (file.path, 0), -(-n // len(files))
-            found = _first_of_file(file, source, kind, share) if place not in seen else None
+    for (file, number), times in places.items():
+        share = -(-n * times // draws)
+        if _only_from_start(file, kind):
+            table, size = _first_of_file(file, source, kind, share)
         elif paths.suffix(file.path) == ".parquet":
-            place, share = _row_group(file, number), -(-n // places)
-            found = _of_row_group(file, source, place[1]) if place not in seen else None
+            table, size = _of_row_group(file, source, number, share)
         else:
-            place, share = (file.path, number), -(-n // places)
-            found = _of_block(file, source, kind, number * BLOCK_BYTES)
-        if found is None:
-            continue
-        seen.add(place)
-        table, size = found
+            table, size = _of_block(file, source, kind, number * BLOCK_BYTES)
         read_bytes, read_rows = read_bytes + size, read_rows + table.num_rows
         if table.num_rows > share:
             table = table.take(sorted(random.sample(range(table.num_rows), share)))
@@ -114,22 +109,29 @@ def _from_lists(
     return tables, read_rows * all_bytes / max(read_bytes, 1.0)
 
 
-def _row_group(file: paths.File, block: int) -> tuple[str, int]:
-    """The row group of a Parquet file at about that block of its bytes."""
-    with open_parquet(file.path) as parquet:
-        groups: int = parquet.num_row_groups
-    return file.path, block * groups // -(-file.bytes // BLOCK_BYTES)
+def _place(file: paths.File, block: int, kind: str) -> tuple[paths.File, int]:
+    """What is read of a file for one of its blocks: its start, a row group, or that block."""
+    if _only_from_start(file, kind):
+        return file, 0
+    if paths.suffix(file.path) == ".parquet":
+        with open_parquet(file.path) as parquet:
+            return file, block * parquet.num_row_groups // -(-file.bytes // BLOCK_BYTES)
+    return file, block
+
+
+def _only_from_start(file: paths.File, kind: str) -> bool:
+    return kind == "sharegpt4v" or paths.codec(file.path) is not None
 
 
 def _of_row_group(
-    file: paths.File, source: SourceConfig, group: int
-) -> tuple[pa.Table, float] | None:
+    file: paths.File, source: SourceConfig, group: int, n: int
+) -> tuple[pa.Table, float]:
     """The first rows of a row group, and what share of the file's bytes they are."""
     with open_parquet(file.path) as parquet:
-        if not parquet.metadata.num_rows:
-            return None
-        table = _first(parse_parquet(parquet, file.path, source, (), [group]), 1)
-        return table, table.num_rows * file.bytes / parquet.metadata.num_rows
+        rows = max(parquet.metadata.num_rows, 1)
+        groups = [group] if parquet.num_row_groups else []
+        table = _first(parse_parquet(parquet, file.path, source, (), groups), n)
+        return table, table.num_rows * file.bytes / rows
 
 
 def _of_block(
