@@ -1,4 +1,4 @@
-"""The page about a dataset: counts that add up, samples, and nothing in it that a list could run."""
+"""The page about a dataset: right sums, samples, and nothing in it that a list could run."""
 
 import html
 import json
@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from data.sources_support import image_bytes
 from mlflow import MlflowClient
+from sources_support import image_bytes
 
 from pipelines.data.config import SourceConfig
 from pipelines.data.dataset import open_dataset
@@ -24,9 +24,9 @@ HOSTILE = (
     "<script>alert(1)</script> A dog & a cat. </details></body> <img src=x onerror=alert(2)> run.",
     "\"'><svg onload=alert(3)> {{ 7 * 7 }} {% raw %} A bird. \u202egpj.exe &lt;b&gt; \x07",
 )
-ALLOWED_TAGS = set(
-    "html head meta title style body header nav h1 h2 h3 p b i a bdi span code div figure img "
-    "figcaption details summary ul li dl dt dd table thead tbody tr th td svg g rect".split()
+ALLOWED_TAGS = re.compile(
+    "html|head|meta|title|style|body|header|nav|h[123]|p|b|i|a|bdi|span|code|div|figure|img|"
+    "figcaption|details|summary|ul|li|d[ltd]|table|thead|tbody|t[rhd]|svg|g|rect"
 )
 
 
@@ -133,7 +133,7 @@ def test_hostile_captions_and_urls_stay_text(ray_cluster, make_data_config, tmp_
     )
     run(config.model_copy(update={"sources": sources}))
     page = page_of(config.output)
-    assert set(page.tags) <= ALLOWED_TAGS
+    assert [tag for tag in set(page.tags) if not ALLOWED_TAGS.fullmatch(tag)] == []
     assert not [a for a in page.attributes if a[1].startswith("on") or a[1] == "srcdoc"]
     for tag, name, value in page.attributes:
         if name == "href":
