@@ -53,7 +53,15 @@ def _stats(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     from pipelines.data.estimate import estimate
 
-    print(estimate(args.config, args.overrides, args.rows))
+    print(
+        estimate(
+            args.config,
+            args.overrides,
+            args.rows,
+            json_file=args.json,
+            dollars_per_core_hour=args.dollars_per_core_hour,
+        )
+    )
     return 0
 
 
@@ -79,9 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     estimate = commands.add_parser("estimate", help="probe a sample, predict the whole")
     estimate.add_argument("config")
     estimate.add_argument("overrides", nargs="*", metavar="key=value")
-    estimate.add_argument("--rows", type=int, default=2000, help="of the sample")
+    estimate.add_argument("--rows", type=_positive, default=2000, help="of the sample")
+    estimate.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+    estimate.add_argument("--dollars-per-core-hour", type=float, help="your price; adds a cost")
     estimate.set_defaults(call=_estimate)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of rows above 0")
+    return int(text)
 
 
 if __name__ == "__main__":

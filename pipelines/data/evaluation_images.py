@@ -59,18 +59,21 @@ def all_evaluation_hashes(
     ]
 
     def work(number: int) -> None:
-        hashed = evaluation_hashes(_images(config.sets[number]), _hashes)
-        if not len(hashed.hashes):
-            raise DataError(
-                f"decontamination.sets.{number}: no image in {config.sets[number].path}"
-            )
-        write_table(paths[number], hashed.to_table())
+        write_table(paths[number], hash_set(config, number).to_table())
 
     todo = [number for number, path in enumerate(paths) if not storage.exists(path)]
     for _ in run_tasks("evaluation_images", work, todo, concurrency):
         pass
     tables = [read_table(path) for path in paths]
     return EvaluationHashes.from_table(pa.concat_tables([SCHEMA.empty_table(), *tables]))
+
+
+def hash_set(config: DecontaminationConfig, number: int) -> EvaluationHashes:
+    """Hashes of one set's images; errors as `all_evaluation_hashes`."""
+    hashed = evaluation_hashes(_images(config.sets[number]), _hashes)
+    if not len(hashed.hashes):
+        raise DataError(f"decontamination.sets.{number}: no image in {config.sets[number].path}")
+    return hashed
 
 
 def _hashes(data: bytes) -> tuple[int, int]:

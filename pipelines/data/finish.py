@@ -66,7 +66,7 @@ def write_files(
             table, gone = _candidates(layout, chunk.number, dropped)
             for start in range(0, len(table), config.row_group_rows):
                 rows = table.slice(start, config.row_group_rows)
-                part.extend(_with_superpixels(rows, config.superpixels))
+                part.extend(with_superpixels(rows, config.superpixels))
             entry = _write_rejects(chunk, gone, source, layout)
             rejects += [entry] if entry else []
     entries = {
@@ -130,7 +130,8 @@ def _write_rejects(
     }
 
 
-def _with_superpixels(rows: pa.Table, config: StoredSuperpixels | None) -> pa.Table:
+def with_superpixels(rows: pa.Table, config: StoredSuperpixels | None) -> pa.Table:
+    """Rows of the dataset with their label maps, if any are asked for."""
     if config is None:
         return rows
     images = [eval_image(data, config.image_size_px) for data in rows["image"].to_pylist()]

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from caft.errors import CAFTError
+from caft.errors import CAFTError, DataError
 from pipelines import storage
 from pipelines.data.dataset import MANIFEST, Dataset, FileEntry, RejectsEntry, open_dataset
 from pipelines.data.reasons import REASONS, Reason
@@ -53,6 +53,12 @@ def write_stats(path: str, page: str | None = None) -> str:
     path = storage.require_absolute(path, "dataset").rstrip("/")
     page = storage.join(path, PAGE) if page is None else storage.require_absolute(page, "--page")
     dataset = open_dataset(path)
+    missing = [key for key in ("counts", "sources", "config") if key not in dataset.manifest]
+    if missing:
+        raise DataError(
+            f"{storage.join(path, MANIFEST)}: has no '{missing[0]}', so the data stage did not "
+            "write it; give a dataset of `python -m pipelines.data`"
+        )
     fs, inner = storage.filesystem(storage.join(path, MANIFEST))
     finished = fs.get_file_info(inner).mtime or datetime.now(UTC)
     storage.write_bytes(page, render(dataset, finished).encode())

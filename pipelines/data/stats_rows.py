@@ -129,7 +129,7 @@ def _read(dataset: Dataset, group: _Group) -> Iterator[pa.RecordBatch]:
     try:
         with fs.open_input_file(inner) as file:
             yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS, [group.number], COLUMNS)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path}: cannot be read: {error}") from None
 
 

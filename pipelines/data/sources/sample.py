@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from random import Random
@@ -38,7 +38,9 @@ SMALL_BYTES = 8 * 2**20
 TAR_OVERHEAD_BYTES = 4096
 
 
-def sample_rows(source: SourceConfig, n: int, seed: int) -> tuple[list[dict[str, Any]], float]:
+def sample_rows(
+    source: SourceConfig, n: int, seed: int, extra_columns: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], float]:
     """About `n` row dictionaries of a source, and about how many rows it has.
 
     Compressed lists, JSON arrays and folders give their first rows.
@@ -48,11 +50,11 @@ def sample_rows(source: SourceConfig, n: int, seed: int) -> tuple[list[dict[str,
     """
     kind, random = detect_kind(source), Random(seed)
     if kind in ("webdataset", "dataset"):
-        return _from_containers(source, kind, n, random)
+        return _from_containers(source, kind, n, random, extra_columns)
     if kind == "folder":
-        tables, total = [_first(read_folder(source, ()), n)], float(count_images(source))
+        tables, total = [_first(read_folder(source, extra_columns), n)], float(count_images(source))
     else:
-        tables, total = _from_lists(source, kind, n, random)
+        tables, total = _from_lists(source, kind, n, random, extra_columns)
     table = pa.concat_tables(tables)
     if table.num_rows > n:
         table = table.take(sorted(random.sample(range(table.num_rows), n)))
@@ -60,7 +62,7 @@ def sample_rows(source: SourceConfig, n: int, seed: int) -> tuple[list[dict[str,
 
 
 def _from_containers(
-    source: SourceConfig, kind: str, n: int, random: Random
+    source: SourceConfig, kind: str, n: int, random: Random, extra: Sequence[str]
 ) -> tuple[list[dict[str, Any]], float]:
     files = source_files(source)
     chosen = random.sample(files, min(len(files), MAX_CONTAINERS))
@@ -69,7 +71,9 @@ def _from_containers(
     read_bytes = 0
     for file in chosen:
         reader = (
-            read_part(file.path, source) if kind == "dataset" else read_tar(file.path, source, ())
+            read_part(file.path, source)
+            if kind == "dataset"
+            else read_tar(file.path, source, extra)
         )
         taken = list(islice(reader, share))
         is_whole = len(taken) < share
@@ -81,13 +85,13 @@ def _from_containers(
 
 
 def _from_lists(
-    source: SourceConfig, kind: str, n: int, random: Random
+    source: SourceConfig, kind: str, n: int, random: Random, extra: Sequence[str]
 ) -> tuple[list[pa.Table], float]:
     """Tables of rows from blocks that are drawn from those of all files."""
     files = source_files(source)
     all_bytes = sum(file.bytes for file in files)
     if all_bytes <= SMALL_BYTES:
-        tables = [table for file in files for table in read_list(file.path, source, kind, ())]
+        tables = [table for file in files for table in read_list(file.path, source, kind, extra)]
         return tables, float(sum(table.num_rows for table in tables))
     blocks = [(file, number) for file in files for number in range(-(-file.bytes // BLOCK_BYTES))]
     draws = min(max(MIN_PLACES, n // ROWS_PER_PLACE), len(blocks))
@@ -97,11 +101,11 @@ def _from_lists(
     for (file, number), times in places.items():
         share = -(-n * times // draws)
         if _only_from_start(file, kind):
-            table, size = _first_of_file(file, source, kind, share)
+            table, size = _first_of_file(file, source, kind, share, extra)
         elif paths.suffix(file.path) == ".parquet":
-            table, size = _of_row_group(file, source, number, share)
+            table, size = _of_row_group(file, source, number, share, extra)
         else:
-            table, size = _of_block(file, source, kind, number * BLOCK_BYTES)
+            table, size = _of_block(file, source, kind, number * BLOCK_BYTES, extra)
         read_bytes, read_rows = read_bytes + size, read_rows + table.num_rows
         if table.num_rows > share:
             table = table.take(sorted(random.sample(range(table.num_rows), share)))
@@ -124,18 +128,18 @@ def _only_from_start(file: paths.File, kind: str) -> bool:
 
 
 def _of_row_group(
-    file: paths.File, source: SourceConfig, group: int, n: int
+    file: paths.File, source: SourceConfig, group: int, n: int, extra: Sequence[str]
 ) -> tuple[pa.Table, float]:
     """The first rows of a row group, and what share of the file's bytes they are."""
     with open_parquet(file.path) as parquet:
         rows = max(parquet.metadata.num_rows, 1)
         groups = [group] if parquet.num_row_groups else []
-        table = _first(parse_parquet(parquet, file.path, source, (), groups), n)
+        table = _first(parse_parquet(parquet, file.path, source, extra, groups), n)
         return table, table.num_rows * file.bytes / rows
 
 
 def _of_block(
-    file: paths.File, source: SourceConfig, kind: str, offset: int
+    file: paths.File, source: SourceConfig, kind: str, offset: int, extra: Sequence[str]
 ) -> tuple[pa.Table, float]:
     """The rows that are wholly inside of a block of bytes, and how many bytes they are."""
     fs, inner = storage.filesystem(file.path)
@@ -143,23 +147,29 @@ def _of_block(
         stream.seek(offset)
         block = stream.read(BLOCK_BYTES)
     at_end = offset + len(block) >= file.bytes
-    return _parse_block(block, file.path, source, kind, offset == 0, at_end)
+    return _parse_block(block, file.path, source, kind, extra, offset == 0, at_end)
 
 
 def _parse_block(
-    block: bytes, path: str, source: SourceConfig, kind: str, at_start: bool, at_end: bool
+    block: bytes,
+    path: str,
+    source: SourceConfig,
+    kind: str,
+    extra: Sequence[str],
+    at_start: bool,
+    at_end: bool,
 ) -> tuple[pa.Table, float]:
     if paths.suffix(path) in JSON_LINES:
         start = 0 if at_start else block.find(b"\n") + 1
         block = block[start:] if at_end else block[start : block.rfind(b"\n") + 1]
-        tables = parse_jsonl(pa.BufferReader(block), path, source, field_types(path), ())
+        tables = parse_jsonl(pa.BufferReader(block), path, source, field_types(path), extra)
     else:
         layout = layout_of(path, kind)
         start = 0 if at_start else _row_start(block, layout, source, path, from_end=False)
         end = len(block) if at_end else _row_start(block, layout, source, path, from_end=True)
         block = block[start:end]
         layout = replace(layout, header=layout.header and at_start)
-        tables = parse_delimited(pa.BufferReader(block), path, source, layout, ())
+        tables = parse_delimited(pa.BufferReader(block), path, source, layout, extra)
     rows = list(tables) if block else []
     return pa.concat_tables([RAW_SCHEMA.empty_table(), *rows]), float(len(block))
 
@@ -182,7 +192,7 @@ def _row_start(
 
 
 def _first_of_file(
-    file: paths.File, source: SourceConfig, kind: str, n: int
+    file: paths.File, source: SourceConfig, kind: str, n: int, extra: Sequence[str]
 ) -> tuple[pa.Table, float]:
     """The first rows of a file that cannot be entered in its middle, and how many of the file's
     bytes they are."""
@@ -191,9 +201,9 @@ def _first_of_file(
     with paths.reading(path), fs.open_input_file(inner) as packed:
         stream = packed if codec is None else pa.CompressedInputStream(packed, codec)
         if kind == "sharegpt4v":
-            return _first(parse_sharegpt4v(stream, path, source, ()), n), float(packed.tell())
+            return _first(parse_sharegpt4v(stream, path, source, extra), n), float(packed.tell())
         block = stream.read(BLOCK_BYTES)
-        table, used = _parse_block(block, path, source, kind, True, len(block) < BLOCK_BYTES)
+        table, used = _parse_block(block, path, source, kind, extra, True, len(block) < BLOCK_BYTES)
         return table, used / max(len(block), 1) * packed.tell()
 
 
