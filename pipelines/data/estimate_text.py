@@ -54,13 +54,14 @@ def _outcomes(result: Estimate) -> list[str]:
 
 def _costs(result: Estimate) -> list[str]:
     waiting, task_rows = 100 * result.waiting_share, result.rows_per_s_of_a_task
+    cores = task_rows / result.rows_per_cpu_s
     lines = [
         f"stored          {_range(result.stored_bytes, bytes_text)}",
         f"downloaded      {_range(result.downloaded_bytes, bytes_text)}",
         f"CPU-hours       {_range(result.cpu_hours, _number)}",
         f"per CPU second  {_number(result.rows_per_cpu_s)} rows, of which "
         f"{_number(result.kept_per_cpu_s)} are kept",
-        f"a chunk alone   {_number(task_rows)} rows/s on {_number(task_rows / result.rows_per_cpu_s)}"
+        f"a chunk alone   {_number(task_rows)} rows/s on {_number(cores)}"
         f" cores; it waits for images {waiting:.0f}% of its time, and decodes, filters and writes "
         f"{100 - waiting:.0f}%",
         "",
