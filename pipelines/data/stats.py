@@ -100,6 +100,8 @@ def render(dataset: Dataset, finished: datetime) -> str:
         StorageError: a file of the dataset that cannot be read.
     """
     manifest = dataset.manifest
+    names = [source["name"] for source in manifest["config"]["sources"]]
+    sources = {name: manifest["sources"][name] for name in names}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -109,8 +111,8 @@ def render(dataset: Dataset, finished: datetime) -> str:
     return template.render(
         name=dataset.path.rsplit("/", 1)[-1],
         counts=manifest["counts"],
-        sources=manifest["sources"],
-        lines=_reason_lines(manifest),
+        sources=sources,
+        lines=_reason_lines(manifest["counts"]["rejected"], list(sources.values())),
         bytes=sum(entry.bytes for entry in dataset.files),
         kept=sample_kept(dataset, manifest["config"]["row_group_rows"]),
         rejected=read_rejects(dataset),
@@ -118,16 +120,15 @@ def render(dataset: Dataset, finished: datetime) -> str:
     )
 
 
-def _reason_lines(manifest: dict[str, Any]) -> list[ReasonLine]:
+def _reason_lines(rejected: dict[str, int], sources: Sequence[dict[str, Any]]) -> list[ReasonLine]:
     """Every reason that a row was rejected for, in the order in which a row meets them."""
-    rejected = manifest["counts"]["rejected"]
     known = [(reason, what) for reason, what in REASONS.items() if reason in rejected]
     return [
         ReasonLine(
             reason,
             what,
             rejected[reason],
-            [source["rejected"].get(reason, 0) for source in manifest["sources"].values()],
+            [source["rejected"].get(reason, 0) for source in sources],
         )
         for reason, what in known
     ]

@@ -103,6 +103,7 @@ def test_the_output_may_be_on_s3(make_data_config, s3_bucket, dataset_folder, tm
     subprocess.run(command, env=os.environ | environment, check=True, timeout=300)
     assert open_dataset(output).fingerprint == open_dataset(dataset_folder).fingerprint
     assert storage.list_files(f"{output}/rejects", ".parquet")
+    assert b"rows were kept" in storage.read_bytes(f"{output}/stats.html")
 
 
 @pytest.fixture

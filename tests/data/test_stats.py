@@ -7,6 +7,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from sources_support import image_bytes
@@ -17,7 +18,7 @@ from pipelines.data.reasons import REASONS
 from pipelines.data.retry import retry
 from pipelines.data.stage import run
 from pipelines.data.stats import write_stats
-from pipelines.data.stats_rejects import read_rejects
+from pipelines.data.stats_rejects import HOSTS_KEPT, _Hosts, read_rejects
 from pipelines.data.stats_rows import sample_kept
 
 HOSTILE = (
@@ -95,6 +96,24 @@ def test_hosts_and_examples_of_failures(dataset_folder):
         reason: min(4, n) for reason, n in counts.items()
     }
     assert rejected.examples["bad_url"][0]["url"] == "ftp://example.org/a.jpg"
+
+
+def test_more_hosts_than_are_held_are_said_to_be_inexact():
+    hosts = _Hosts()
+    for start in (0, 120_000):
+        names = [f"host{n}.example" for n in range(start, start + 120_000)]
+        urls = [
+            f"https://user:word@{name}:8443/a.jpg" for name in ["often.example", *names, "[::1]"]
+        ]
+        urls += ["http://OFTEN.example?x", "s3://bucket/a.jpg"]
+        columns = {"url": urls, "stage": "download", "reason": "dns", "detail": ""}
+        hosts.add(pa.table({k: v if k == "url" else [v] * len(urls) for k, v in columns.items()}))
+    assert not hosts.exact
+    assert hosts.downloads == 2 * 120_003
+    assert len(hosts.failures) == HOSTS_KEPT
+    first, second = hosts.top(2)
+    assert (first.host, first.rows) == ("often.example", 4)
+    assert (second.host, second.rows) == ("[::1]", 2)
 
 
 def test_a_large_dataset_is_sampled_from_all_its_parts(dataset_folder):
