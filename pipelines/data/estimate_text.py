@@ -86,7 +86,8 @@ def _limits(config: DataConfig) -> list[str]:
     """What the numbers leave out."""
     lines = [
         "hours are the larger of two: CPU-hours over cores, and this machine's pace of one chunk "
-        "over the chunks at once. Both leave out reading the lists and comparing for duplicates.",
+        "over the chunks at once. Both leave out starting workers, reading the lists and "
+        "comparing for duplicates.",
         "duplicates across the whole set (duplicate_url, duplicate_image, near_duplicate) are not "
         "seen in a sample: kept rows and stored bytes are before them.",
         "intervals take rows as drawn one by one. Rows come in runs from some places of each list "

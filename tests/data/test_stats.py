@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from sources_support import image_bytes
 
+from caft.errors import DataError
 from pipelines.data.config import SourceConfig
 from pipelines.data.dataset import open_dataset
 from pipelines.data.reasons import REASONS
@@ -178,6 +179,28 @@ def test_the_page_may_go_elsewhere(dataset_folder, tmp_path, capsys):
     assert "rows were kept" in page.read_text(encoding="utf-8")
     assert main(["stats", str(tmp_path)]) == 2
     assert "manifest.json" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_costs_no_dataset(
+    ray_cluster, make_data_config, tmp_path, capfd
+):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(image_bytes(0, 48))
+    (tmp_path / "images" / "a.txt").write_text("A dog. A cat runs.")
+    config = make_data_config(str(tmp_path / "out"))
+    Path(config.output, "stats.html").mkdir(parents=True)
+    source = SourceConfig(name="images", path=str(tmp_path / "images"))
+    run(config.model_copy(update={"sources": (source,)}))
+    assert open_dataset(config.output).rows == 1
+    assert "stats.html: not written" in capfd.readouterr().err
+
+
+def test_a_dataset_of_another_make_is_refused(dataset_folder, tmp_path):
+    manifest = open_dataset(dataset_folder).manifest | {"files": [], "rejects": []}
+    del manifest["counts"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"manifest\.json: has no 'counts'"):
+        write_stats(str(tmp_path))
 
 
 def test_a_retry_writes_the_page_again(dataset_folder, tmp_path):
