@@ -59,7 +59,7 @@ def process_chunk(
         watchdog,
         Decoder(config.image) as decoder,
         ParquetSink(
-            layout.candidate(chunk.number), CANDIDATE_SCHEMA, config.row_group_rows, "none"
+            layout.candidate(chunk.number), CANDIDATE_SCHEMA, config.row_group_rows
         ) as kept,
         ParquetSink(
             layout.candidate_rejects(chunk.number), CANDIDATE_REJECT_SCHEMA, INDEX_ROW_GROUP

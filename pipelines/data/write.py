@@ -47,12 +47,9 @@ class ParquetSink:
             then there is no file.
     """
 
-    def __init__(
-        self, path: str, schema: pa.Schema, row_group_rows: int, compression: str = "zstd"
-    ) -> None:
+    def __init__(self, path: str, schema: pa.Schema, row_group_rows: int) -> None:
         self.entry: dict[str, Any] | None = None
         self._path, self._schema, self._group = path, schema, row_group_rows
-        self._compression = compression
         self._rows: list[dict[str, Any]] = []  # added one by one, not a table yet
         self._tables: list[pa.Table] = []
         self._waiting = self._written = 0
@@ -110,7 +107,7 @@ class ParquetSink:
             self._writer = pq.ParquetWriter(
                 self._file,
                 self._schema,
-                compression=self._compression,
+                compression="zstd",
                 use_dictionary=scalars,
                 write_statistics=scalars,
             )
