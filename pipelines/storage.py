@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from caft.errors import ConfigError, StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
 COPY_BYTES = 8 * 2**20
+S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
+S3_CONNECT_S, S3_REQUEST_S = 10.0, 60.0
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -61,10 +64,14 @@ def full_path(beside: str, inner: str) -> str:
 @cache
 def _s3(endpoint: str | None, _key_id: str | None, _profile: str | None) -> pafs.S3FileSystem:
     """One connection pool per endpoint and account, which the environment names."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES),
+        "connect_timeout": S3_CONNECT_S,
+        "request_timeout": S3_REQUEST_S,
+    }
     if endpoint:
         parsed = urlparse(endpoint)
-        options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+        options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
     return pafs.S3FileSystem(allow_bucket_creation=True, **options)
 
 
@@ -74,19 +81,15 @@ def join(root: str, *parts: str) -> str:
 
 def exists(path: str) -> bool:
     fs, inner = filesystem(path)
-    return fs.get_file_info(inner).type != pafs.FileType.NotFound
+    with _reading(path):
+        return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
 def read_bytes(path: str) -> bytes:
     """Raises StorageError when there is no such file or it cannot be read."""
     fs, inner = filesystem(path)
-    try:
-        with fs.open_input_stream(inner, compression=None) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        raise StorageError(f"{path}: no such file") from None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error}") from None
+    with _reading(path), fs.open_input_stream(inner, compression=None) as stream:
+        return stream.read()
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -111,7 +114,7 @@ def staged(path: str) -> Iterator[Path]:
     folder, name = os.path.split(inner)
     if not local:
         folder = tempfile.gettempdir()
-    file = Path(folder, f".{name}.{os.getpid()}.{TEMPORARY}")
+    file = Path(folder, f".{name}.{uuid.uuid4().hex[:12]}.{TEMPORARY}")
     try:
         os.makedirs(folder, exist_ok=True)
         yield file
@@ -150,7 +153,8 @@ def write_json(path: str, value: Any) -> None:
 def list_files(path: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in a folder; empty when there is no such folder."""
     fs, inner = filesystem(path)
-    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    with _reading(path):
+        infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     names = [info.base_name for info in infos if info.type == pafs.FileType.File]
     return sorted(name for name in names if name.endswith(suffix))
 
@@ -158,14 +162,16 @@ def list_files(path: str, suffix: str = "") -> list[str]:
 def delete_file(path: str) -> None:
     """Delete a file if it is there."""
     fs, inner = filesystem(path)
-    if fs.get_file_info(inner).is_file:
-        fs.delete_file(inner)
+    with _reading(path, "deleted"), suppress(FileNotFoundError):
+        if fs.get_file_info(inner).is_file:
+            fs.delete_file(inner)
 
 
 def delete_folder(path: str) -> None:
     fs, inner = filesystem(path)
-    if exists(path):
-        fs.delete_dir(inner)
+    with _reading(path, "deleted"), suppress(FileNotFoundError):
+        if exists(path):
+            fs.delete_dir(inner)
 
 
 def require_absolute(path: str, field: str) -> str:
@@ -211,3 +217,14 @@ def local_copy(path: str) -> str:
     target = tempfile.mkdtemp(prefix="caft-")
     pafs.copy_files(inner, target, source_filesystem=fs)
     return target
+
+
+@contextmanager
+def _reading(path: str, what: str = "read") -> Iterator[None]:
+    """Makes what a filesystem raises the one line that a user gets."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be {what}: {error}") from None

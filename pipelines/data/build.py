@@ -59,9 +59,8 @@ def build(config: DataConfig, layout: Layout, plan: Plan, known: Sequence[int] =
     receipts = _process_chunks(config, layout, plan, chunk_tasks)
     with_rows = [number for number, receipt in receipts.items() if receipt["kept"]]
     if not storage.exists(drops_path(layout)):
-        rows = sum(receipts[number]["kept"]["rows"] for number in with_rows)
         refused = refuse_dissimilar(config.filters.similarity, layout, with_rows)
-        find_drops(config, layout, [*with_rows, *known], rows, refused, cpus)
+        find_drops(config, layout, with_rows, known, refused, cpus)
     sizes = {number: receipts[number]["kept"]["bytes"] for number in with_rows}
     groups = group_chunks(plan.chunks, sizes, config.file_mb * 2**20)
     written = _write_groups(config, layout, plan, groups, cpus)

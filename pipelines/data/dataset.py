@@ -86,6 +86,18 @@ def open_dataset(path: str) -> Dataset:
     Raises:
         DataError: no manifest, a missing part, a size that differs, or corrupt Parquet.
     """
+    dataset = read_manifest(path)
+    for entry in dataset.files:
+        _check_part(storage.join(path, entry.name), entry)
+    return dataset
+
+
+def read_manifest(path: str) -> Dataset:
+    """A finished dataset as its manifest says it is, its files not looked at.
+
+    Raises:
+        DataError: no manifest, or a damaged one.
+    """
     if not storage.exists(storage.join(path, MANIFEST)):
         raise DataError(
             f"{path}: no {MANIFEST}, so the data stage has not finished it; "
@@ -99,8 +111,6 @@ def open_dataset(path: str) -> Dataset:
         raise DataError(
             f"{storage.join(path, MANIFEST)}: not a dataset manifest: {error}"
         ) from None
-    for entry in files:
-        _check_part(storage.join(path, entry.name), entry)
     return Dataset(path, manifest, files, rejects)
 
 

@@ -19,9 +19,10 @@ from pipelines.data.dataset import (
     MANIFEST,
     REJECT_SCHEMA,
     FileEntry,
-    open_dataset,
+    read_manifest,
 )
 from pipelines.data.duplicates import exact_duplicates
+from pipelines.data.leftovers import unlisted_parts
 from pipelines.data.reasons import REASONS
 from pipelines.data.write import read_table
 from pipelines.workers import cluster_cpus, run_tasks
@@ -33,13 +34,15 @@ def verify(path: str) -> list[str]:
     """What is wrong with a dataset, as lines; none if nothing is.
 
     Raises:
-        DataError: there is no finished dataset, or a part is missing or damaged as a whole.
+        DataError: there is no finished dataset.
     """
     path = storage.require_absolute(path, "dataset").rstrip("/")
-    dataset = open_dataset(path)
+    dataset = read_manifest(path)
     entries = [*dataset.files, *dataset.rejects]
     items = list(range(len(entries)))
-    problems = _strays(path, {entry.name for entry in entries})
+    problems = [
+        f"{path}/{name}: not in {MANIFEST}" for name in unlisted_parts(path, dataset.manifest)
+    ]
     keys = [np.empty(0, "V16")]
     reasons: Counter[str] = Counter()
     for _, found in run_tasks(
@@ -113,10 +116,3 @@ def _size(image: bytes) -> tuple[int, int] | None:
             return picture.size
     except (OSError, ValueError):
         return None
-
-
-def _strays(path: str, listed: set[str]) -> list[str]:
-    """Files that look like the dataset's and are not in its manifest."""
-    there = storage.list_files(path, ".parquet")
-    there += [f"rejects/{n}" for n in storage.list_files(f"{path}/rejects", ".parquet")]
-    return [f"{path}/{name}: not in {MANIFEST}" for name in there if name not in listed]
