@@ -4,6 +4,7 @@ The only module that knows about filesystems; every stage reads and writes throu
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -90,6 +91,16 @@ def read_bytes(path: str) -> bytes:
     fs, inner = filesystem(path)
     with _reading(path), fs.open_input_stream(inner, compression=None) as stream:
         return stream.read()
+
+
+def sha256(path: str) -> str:
+    """Hex digest of a file, read piece by piece. Raises StorageError as `read_bytes`."""
+    fs, inner = filesystem(path)
+    digest = hashlib.sha256()
+    with _reading(path), fs.open_input_stream(inner, compression=None) as stream:
+        while piece := stream.read(COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_bytes(path: str, data: bytes) -> None:

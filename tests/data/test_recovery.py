@@ -5,16 +5,18 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 from glob import glob
 
+import psutil
 import pytest
 import ray
 from stage_support import (
     assert_only_whole_files,
     assert_same,
+    busy_workers,
     decoders,
     drive,
-    ray_workers,
 )
 
 from pipelines.data.stage import run
@@ -74,4 +76,82 @@ def test_the_driver_is_killed_again_and_again(undisturbed, make_data_config, add
         driver.kill()
     driver = drive(tmp_path, config, address)
     assert driver.wait() == 0, driver.log
+    assert_same(config.output, undisturbed)
+
+
+def test_workers_are_killed_while_the_run_goes_on(undisturbed, make_data_config, tmp_path):
+    config = make_data_config(str(tmp_path / "data"), *CHANGES)
+    chance = Chance(config.output, SEED + 1)
+    over = threading.Event()
+    killed = []
+
+    def kill() -> None:
+        for phase in ("plan", "chunks", "chunks", "duplicates", "files"):
+            condition = chance.reached(phase)
+            while not condition():
+                if over.wait(0.01):
+                    return
+            if busy := busy_workers():
+                victim = chance.choose(busy)
+                victim.kill()
+                killed.append(victim)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run(config)
+    over.set()
+    killer.join()
+    assert len(killed) >= 3
+    assert_same(config.output, undisturbed)
+
+
+def test_the_whole_cluster_is_killed(undisturbed, make_data_config, tmp_path):
+    config = make_data_config(str(tmp_path / "data"), *CHANGES)
+    chance = Chance(config.output, SEED + 2)
+    for phase in ("chunks", "files"):
+        driver = drive(tmp_path, config, None)
+        assert driver.until(chance.reached(phase)), driver.log
+        driver.kill(whole_cluster=True)
+    run(config)
+    assert_same(config.output, undisturbed)
+
+
+def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(
+    undisturbed, make_data_config, address, tmp_path
+):
+    config = make_data_config(str(tmp_path / "data"), *CHANGES)
+    driver = drive(tmp_path, config, address)
+    assert driver.until(Chance(config.output, SEED + 3).reached("chunks")), driver.log
+    os.kill(driver.process.pid, signal.SIGINT)
+    assert driver.wait() == 130, driver.log
+    assert "interrupted; run the same command again to go on" in driver.log
+    assert "Traceback" not in driver.log
+    time.sleep(2)  # whatever the cluster still does for the job
+    assert_only_whole_files(config.output)
+    run(config)
+    assert_same(config.output, undisturbed)
+
+
+def test_no_row_is_lost_to_killed_decoders(undisturbed, make_data_config, tmp_path):
+    config = make_data_config(str(tmp_path / "data"), *CHANGES)
+    over = threading.Event()
+    killed, seen = [], {}
+
+    def kill() -> None:
+        """Every other decoder of each worker: an image is tried twice, and not more often."""
+        while not over.wait(0.1):
+            for decoder in decoders():
+                with suppress(psutil.NoSuchProcess):
+                    if decoder.pid not in seen:
+                        seen[decoder.pid] = decoder.ppid()
+                        if list(seen.values()).count(decoder.ppid()) % 2:
+                            decoder.kill()
+                            killed.append(decoder)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run(config)
+    over.set()
+    killer.join()
+    assert len(killed) >= 3
     assert_same(config.output, undisturbed)
