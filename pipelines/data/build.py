@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig
@@ -43,6 +44,11 @@ def check(config: DataConfig) -> None:
         ConfigError, DataError: what is wrong, and how to mend it.
     """
     check_filters(config.filters)
+    similarity = config.filters.similarity
+    if similarity and not storage.exists(similarity.checkpoint):
+        raise ConfigError(
+            f"filters.similarity.checkpoint: {similarity.checkpoint}: no such file or folder"
+        )
     for source in config.sources:
         check_source(source)
     check_evaluation_sets(config.decontamination)

@@ -178,9 +178,9 @@ def test_superpixels_are_stored_and_read_by_the_model(ray_cluster, sources, tmp_
 
 def test_pairs_that_disagree_go_by_a_checkpoint(ray_cluster, sources, tmp_path):
     torch.manual_seed(0)
+    save_weights(caft.create_model(tiny_config()), tmp_path / "checkpoint")
+    write_manifest(tmp_path / "checkpoint", {})
     checkpoint = str(tmp_path / "checkpoint")
-    save_weights(caft.create_model(tiny_config()), checkpoint)
-    write_manifest(checkpoint, {})
     listed = [sources("list", [(n, caption(n)) for n in range(COUNT)])]
 
     def config(name: str, min_cosine: float) -> DataConfig:
@@ -207,6 +207,9 @@ def test_pairs_that_disagree_go_by_a_checkpoint(ray_cluster, sources, tmp_path):
         run(config("nothing", 1.0))
     checkpoint = str(tmp_path / "nowhere")
     missing = config("none", 0.0)
+    with pytest.raises(ConfigError, match=r"similarity\.checkpoint: .*nowhere: no such file"):
+        run(missing)
+    Path(checkpoint).mkdir()  # seen too late: the pictures are fetched, and kept for next time
     with pytest.raises(CheckpointError, match="nowhere"):
         run(missing)
 
@@ -243,7 +246,10 @@ def test_tars_folders_and_lists_together(ray_cluster, server, sources, tmp_path)
             tar.add(path, path.name)
     for n in range(5, 10):
         write(tmp_path / f"folder/{n}.jpg", picture(n, 64 + n))
-        write(tmp_path / f"folder/{n}.json", json.dumps({"caption": f"In a folder. Number {n}."}))
+        write(
+            tmp_path / f"folder/{n}.json",
+            json.dumps({"caption": f"In a folder. {caption(4)} Number {n}."}),
+        )
     write(tmp_path / "folder/bad.jpg", b"no image")
     write(tmp_path / "folder/bad.txt", "No image.")
     config = small_config(

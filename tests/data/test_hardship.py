@@ -27,6 +27,7 @@ from stage_support import (
     write_list,
 )
 from werkzeug.serving import make_server
+from werkzeug.wsgi import get_input_stream
 
 from caft.errors import ClusterError, StorageError
 from pipelines import storage
@@ -77,7 +78,7 @@ class Throttled:
             self.refused += bool(refuse)
         if not refuse:
             return self._app(environ, start_response)
-        environ["wsgi.input"].read()
+        get_input_stream(environ).read()
         slow_down = self.refused % 2
         code = "SlowDown" if slow_down else "InternalError"
         start_response(

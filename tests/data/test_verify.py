@@ -74,7 +74,7 @@ def test_a_part_cut_short(copy, verified):
     assert any(f"{part}: cannot be read" in line for line in problems)
 
 
-@pytest.mark.parametrize("name", ["part-00001.parquet", "rejects/part-00000.parquet"])
+@pytest.mark.parametrize("name", ["part-00001.parquet", "rejects/part-00001.parquet"])
 def test_a_deleted_file(copy, verified, name):
     (copy / name).unlink()
     code, problems = verified(copy)
@@ -84,7 +84,7 @@ def test_a_deleted_file(copy, verified, name):
 
 @pytest.mark.parametrize("name", ["part-00099.parquet", "rejects/part-00099.parquet"])
 def test_a_file_that_nobody_listed(copy, verified, name):
-    shutil.copy(copy / "rejects/part-00000.parquet", copy / name)
+    shutil.copy(copy / "rejects/part-00001.parquet", copy / name)
     assert verified(copy) == (1, [f"{copy}/{name}: not in manifest.json"])
 
 
@@ -103,7 +103,7 @@ def test_wrong_counts(copy, verified):
     assert "manifest.json: counts.rejected is" in text
     assert "manifest.json: sources.scenes_train.kept is 95, the files hold 96" in text
     assert "part-00000.parquet: 96 rows, the manifest says 97" in text
-    assert "rejects/part-00000.parquet: its reasons are not the manifest's" in text
+    assert "rejects/part-00001.parquet: its reasons are not the manifest's" in text
 
 
 def test_a_key_that_is_there_twice(copy, verified):
