@@ -7,15 +7,17 @@ import errno
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import urlparse
 
 import fsspec.core
@@ -26,6 +28,8 @@ from caft.errors import ConfigError, StorageError
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
 COPY_BYTES = 8 * 2**20
 S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
+S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+S3_TRANSIENT = re.compile(r"AWS Error (INTERNAL_FAILURE|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE)")
 S3_CONNECT_S, S3_REQUEST_S = 10.0, 60.0
 
 
@@ -76,16 +80,47 @@ def _s3(endpoint: str | None, _key_id: str | None, _profile: str | None) -> pafs
     return pafs.S3FileSystem(allow_bucket_creation=True, **options)
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def retried(function: Function) -> Function:
+    """`function`, of a path, called again where S3 could not answer: Arrow itself gives up a small
+    read whose refusal is longer than what was to be read."""
+
+    @wraps(function)
+    def call(path: str, *args: Any, **options: Any) -> Any:
+        for wait_s in S3_WAITS_S:
+            try:
+                return function(path, *args, **options)
+            except StorageError as error:
+                if not S3_TRANSIENT.search(str(error)):
+                    raise
+            time.sleep(wait_s * random.uniform(0.5, 1.5))
+        return function(path, *args, **options)
+
+    return cast(Function, call)
+
+
 def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
+@retried
 def exists(path: str) -> bool:
     fs, inner = filesystem(path)
     with _reading(path):
         return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+@retried
+def size_bytes(path: str) -> int | None:
+    """A file's size; None if there is no such file."""
+    fs, inner = filesystem(path)
+    with _reading(path):
+        return fs.get_file_info(inner).size
+
+
+@retried
 def read_bytes(path: str) -> bytes:
     """Raises StorageError when there is no such file or it cannot be read."""
     fs, inner = filesystem(path)
@@ -93,6 +128,7 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
+@retried
 def sha256(path: str) -> str:
     """Hex digest of a file, read piece by piece. Raises StorageError as `read_bytes`."""
     fs, inner = filesystem(path)
@@ -161,6 +197,7 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+@retried
 def list_files(path: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in a folder; empty when there is no such folder."""
     fs, inner = filesystem(path)
@@ -170,6 +207,7 @@ def list_files(path: str, suffix: str = "") -> list[str]:
     return sorted(name for name in names if name.endswith(suffix))
 
 
+@retried
 def delete_file(path: str) -> None:
     """Delete a file if it is there."""
     fs, inner = filesystem(path)
@@ -178,6 +216,7 @@ def delete_file(path: str) -> None:
             fs.delete_file(inner)
 
 
+@retried
 def delete_folder(path: str) -> None:
     fs, inner = filesystem(path)
     with _reading(path, "deleted"), suppress(FileNotFoundError):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from caft.errors import DataError, StorageError
 from pipelines import storage
+from pipelines.data.write import count_rows
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -115,18 +115,17 @@ def read_manifest(path: str) -> Dataset:
 
 
 def _check_part(path: str, entry: FileEntry) -> None:
-    fs, inner = storage.filesystem(path)
-    info = fs.get_file_info(inner)
-    if not info.is_file:
+    size = storage.size_bytes(path)
+    if size is None:
         raise DataError(f"{path}: missing, but {MANIFEST} lists it; run the data stage again")
     try:
-        rows = pq.read_metadata(inner, filesystem=fs).num_rows
-    except (pa.ArrowInvalid, OSError) as error:
+        rows = count_rows(path)
+    except StorageError as error:
         raise DataError(
             f"{path}: corrupt Parquet ({error}); delete it and run the data stage again"
         ) from None
-    if info.size != entry.bytes or rows != entry.rows:
+    if size != entry.bytes or rows != entry.rows:
         raise DataError(
-            f"{path}: {rows} rows in {info.size} bytes, {MANIFEST} says {entry.rows} in "
+            f"{path}: {rows} rows in {size} bytes, {MANIFEST} says {entry.rows} in "
             f"{entry.bytes}; delete it and run the data stage again"
         )

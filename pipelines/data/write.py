@@ -25,6 +25,7 @@ def write_table(path: str, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
+@storage.retried
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file.
 
@@ -39,6 +40,7 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
         raise StorageError(f"{path}: cannot be read: {error}") from None
 
 
+@storage.retried
 def count_rows(path: str) -> int:
     """Rows of one Parquet file, as its end says.
 
