@@ -122,6 +122,18 @@ def read_sfcn_weights(config: SuperpixelConfig) -> dict[str, Tensor]:
         ) from None
 
 
+def open_sfcn(config: SuperpixelConfig) -> SFCN:
+    """The frozen network that a configuration names, with its weights.
+
+    Raises:
+        ConfigError: as `read_sfcn_weights`.
+        CheckpointError: as `load_sfcn_weights`.
+    """
+    network = SFCN(frozen=True)
+    load_sfcn_weights(network, read_sfcn_weights(config), config.weights)
+    return network
+
+
 def load_sfcn_weights(network: SFCN, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy weights under their published names, in any float type, into `network`.
 

@@ -42,7 +42,7 @@ def stage_main(
 ) -> int:
     """Parse a stage's command line, then run it. Returns the process's exit code.
 
-    A CAFTError is printed as one line on stderr and gives exit code 2.
+    A CAFTError is printed as one line on stderr and gives exit code 2, Ctrl-C gives 130.
     """
     package = schema.__module__.rsplit(".", 1)[0]
     parser = argparse.ArgumentParser(prog=f"python -m {package}", description=schema.__doc__)
@@ -53,13 +53,25 @@ def stage_main(
     path, overrides = args.config, args.overrides
     if path is not None and "=" in path:
         path, overrides = None, [path, *overrides]
-    try:
+
+    def call() -> int:
         config = load_config(schema, path, overrides)
         if args.print_config:
             print(to_yaml(config), end="")
         else:
             run(config)
+        return 0
+
+    return command(call)
+
+
+def command(call: Callable[[], int]) -> int:
+    """The exit code of `call`; of a CAFTError 2 and of Ctrl-C 130, after one line on stderr."""
+    try:
+        return call()
     except CAFTError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        return 130

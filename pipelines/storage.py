@@ -4,16 +4,20 @@ The only module that knows about filesystems; every stage reads and writes throu
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import urlparse
 
 import fsspec.core
@@ -23,6 +27,10 @@ from caft.errors import ConfigError, StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
 COPY_BYTES = 8 * 2**20
+S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
+S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+S3_TRANSIENT = re.compile(r"AWS Error (INTERNAL_FAILURE|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE)")
+S3_CONNECT_S, S3_REQUEST_S = 10.0, 60.0
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -62,32 +70,74 @@ def outer_prefix(path: str) -> str:
 @cache
 def _s3(endpoint: str | None, _key_id: str | None, _profile: str | None) -> pafs.S3FileSystem:
     """One connection pool per endpoint and account, which the environment names."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES),
+        "connect_timeout": S3_CONNECT_S,
+        "request_timeout": S3_REQUEST_S,
+    }
     if endpoint:
         parsed = urlparse(endpoint)
-        options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+        options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
     return pafs.S3FileSystem(allow_bucket_creation=True, **options)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def retried(function: Function) -> Function:
+    """`function`, of a path, called again where S3 could not answer: Arrow itself gives up a small
+    read whose refusal is longer than what was to be read."""
+
+    @wraps(function)
+    def call(path: str, *args: Any, **options: Any) -> Any:
+        for wait_s in S3_WAITS_S:
+            try:
+                return function(path, *args, **options)
+            except StorageError as error:
+                if not S3_TRANSIENT.search(str(error)):
+                    raise
+            time.sleep(wait_s * random.uniform(0.5, 1.5))
+        return function(path, *args, **options)
+
+    return cast(Function, call)
 
 
 def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
+@retried
 def exists(path: str) -> bool:
     fs, inner = filesystem(path)
-    return fs.get_file_info(inner).type != pafs.FileType.NotFound
+    with _reading(path):
+        return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+@retried
+def size_bytes(path: str) -> int | None:
+    """A file's size; None if there is no such file."""
+    fs, inner = filesystem(path)
+    with _reading(path):
+        return fs.get_file_info(inner).size
+
+
+@retried
 def read_bytes(path: str) -> bytes:
     """Raises StorageError when there is no such file or it cannot be read."""
     fs, inner = filesystem(path)
-    try:
-        with fs.open_input_stream(inner, compression=None) as stream:
-            return stream.read()
-    except FileNotFoundError:
-        raise StorageError(f"{path}: no such file") from None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error}") from None
+    with _reading(path), fs.open_input_stream(inner, compression=None) as stream:
+        return stream.read()
+
+
+@retried
+def sha256(path: str) -> str:
+    """Hex digest of a file, read piece by piece. Raises StorageError as `read_bytes`."""
+    fs, inner = filesystem(path)
+    digest = hashlib.sha256()
+    with _reading(path), fs.open_input_stream(inner, compression=None) as stream:
+        while piece := stream.read(COPY_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -112,7 +162,7 @@ def staged(path: str) -> Iterator[Path]:
     folder, name = os.path.split(inner)
     if not local:
         folder = tempfile.gettempdir()
-    file = Path(folder, f".{name}.{os.getpid()}.{TEMPORARY}")
+    file = Path(folder, f".{name}.{uuid.uuid4().hex[:12]}.{TEMPORARY}")
     try:
         os.makedirs(folder, exist_ok=True)
         yield file
@@ -148,25 +198,31 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+@retried
 def list_files(path: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in a folder; empty when there is no such folder."""
     fs, inner = filesystem(path)
-    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    with _reading(path):
+        infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     names = [info.base_name for info in infos if info.type == pafs.FileType.File]
     return sorted(name for name in names if name.endswith(suffix))
 
 
+@retried
 def delete_file(path: str) -> None:
     """Delete a file if it is there."""
     fs, inner = filesystem(path)
-    if fs.get_file_info(inner).is_file:
-        fs.delete_file(inner)
+    with _reading(path, "deleted"), suppress(FileNotFoundError):
+        if fs.get_file_info(inner).is_file:
+            fs.delete_file(inner)
 
 
+@retried
 def delete_folder(path: str) -> None:
     fs, inner = filesystem(path)
-    if exists(path):
-        fs.delete_dir(inner)
+    with _reading(path, "deleted"), suppress(FileNotFoundError):
+        if exists(path):
+            fs.delete_dir(inner)
 
 
 def require_absolute(path: str, field: str) -> str:
@@ -212,3 +268,14 @@ def local_copy(path: str) -> str:
     target = tempfile.mkdtemp(prefix="caft-")
     pafs.copy_files(inner, target, source_filesystem=fs)
     return target
+
+
+@contextmanager
+def _reading(path: str, what: str = "read") -> Iterator[None]:
+    """Makes what a filesystem raises the one line that a user gets."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be {what}: {error}") from None

@@ -4,14 +4,18 @@ The steps of a stage call it; what they hand over and get back is JSON."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from caft import errors
 from caft.errors import CAFTError, ClusterError
+
+# Ray Data's own limit is none, with which an item that ends every process would never be given up.
+RETRIES = 4
 
 
 def run_tasks(
@@ -46,11 +50,14 @@ def run_tasks(
     call.__name__ = label
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        call,
-        compute=ray.data.TaskPoolStrategy(size=min(concurrency, len(rows))),
-        num_cpus=cpus,
-    )
+    with warnings.catch_warnings():  # Ray has no other way yet to name this limit
+        warnings.simplefilter("ignore", DeprecationWarning)
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            call,
+            compute=ray.data.TaskPoolStrategy(size=min(concurrency, len(rows))),
+            num_cpus=cpus,
+            max_retries=RETRIES,
+        )
     try:
         for row in results.iter_rows():
             result = json.loads(row["result"])
@@ -59,7 +66,7 @@ def run_tasks(
                 raise getattr(errors, kind)(message)
             yield json.loads(row["item"]), result["value"]
     except RayError as error:
-        raise ClusterError(f"{label}: {' '.join(str(error).split())[-300:]}") from error
+        raise ClusterError(f"{label}: {_first_words(error)}") from error
 
 
 def cluster_cpus() -> int:
@@ -67,3 +74,10 @@ def cluster_cpus() -> int:
     if not ray.is_initialized():
         ray.init()
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _first_words(error: RayError) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, WorkerCrashedError | NodeDiedError | OutOfMemoryError):
+        return f"its process ended {RETRIES + 1} times; see the workers' logs ({text[:200]})"
+    return text[-300:]

@@ -7,8 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from caft.errors import CAFTError
-from pipelines.config import stage_main
+from pipelines.config import command, stage_main
 from pipelines.data.config import DataConfig
 from pipelines.data.stage import run
 
@@ -19,11 +18,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         return stage_main(DataConfig, run, list(argv))
     args = _parser().parse_args(argv)
-    try:
-        return args.call(args)
-    except CAFTError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 2
+    return command(lambda: args.call(args))
 
 
 def _retry(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig
@@ -43,6 +44,11 @@ def check(config: DataConfig) -> None:
         ConfigError, DataError: what is wrong, and how to mend it.
     """
     check_filters(config.filters)
+    similarity = config.filters.similarity
+    if similarity and not storage.exists(similarity.checkpoint):
+        raise ConfigError(
+            f"filters.similarity.checkpoint: {similarity.checkpoint}: no such file or folder"
+        )
     for source in config.sources:
         check_source(source)
     check_evaluation_sets(config.decontamination)
@@ -59,9 +65,8 @@ def build(config: DataConfig, layout: Layout, plan: Plan, known: Sequence[int] =
     receipts = _process_chunks(config, layout, plan, chunk_tasks)
     with_rows = [number for number, receipt in receipts.items() if receipt["kept"]]
     if not storage.exists(drops_path(layout)):
-        rows = sum(receipts[number]["kept"]["rows"] for number in with_rows)
         refused = refuse_dissimilar(config.filters.similarity, layout, with_rows)
-        find_drops(config, layout, [*with_rows, *known], rows, refused, cpus)
+        find_drops(config, layout, with_rows, known, refused, cpus)
     sizes = {number: receipts[number]["kept"]["bytes"] for number in with_rows}
     groups = group_chunks(plan.chunks, sizes, config.file_mb * 2**20)
     written = _write_groups(config, layout, plan, groups, cpus)

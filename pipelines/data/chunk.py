@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipelines.data.drops import INDEX_SCHEMA
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
 from pipelines.data.images import ImageRefused
 from pipelines.data.layout import Chunk, Layout
+from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
 from pipelines.data.sources import fetch_file, is_file, parse_rows, read_container
 from pipelines.data.write import ParquetSink, read_table
@@ -46,9 +48,26 @@ def process_chunk(
 ) -> dict[str, Any]:
     """Write a chunk's candidates, rejects and index; returns its receipt.
 
+    A chunk is done once, whoever does it: a task that Ray starts again, or one of an earlier
+    driver that still runs, leaves what the first receipt stands for as it is.
+
     Args:
         duplicates: places in the chunk of rows whose URL another row has.
     """
+    receipt = layout.receipt("chunk", chunk.number)
+    if not storage.exists(receipt):
+        with suppress(_Overtaken):
+            storage.write_json(receipt, _process(chunk, duplicates, config, layout, evaluation))
+    return storage.read_json(receipt)
+
+
+def _process(
+    chunk: Chunk,
+    duplicates: Sequence[int],
+    config: DataConfig,
+    layout: Layout,
+    evaluation: EvaluationHashes | None,
+) -> dict[str, Any]:
     watchdog = Watchdog(config.stall_timeout_s)
     rows = read_chunk(chunk, config, layout)
     rows = refuse_before_download(rows, frozenset(duplicates), config)
@@ -80,15 +99,19 @@ def process_chunk(
                 rejects.add(reject_row(row))
             seconds["prepare"] += decoded - started
             seconds["write"] += time.perf_counter() - decoded
-    receipt = {
+        if storage.exists(layout.receipt("chunk", chunk.number)):
+            raise _Overtaken
+    return {
         "chunk": chunk.number,
         "input_rows": count,
         "kept": kept.entry,
         "reasons": dict(reasons),
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
     }
-    storage.write_json(layout.receipt("chunk", chunk.number), receipt)
-    return receipt
+
+
+class _Overtaken(Exception):
+    """Another process has finished the chunk meanwhile."""
 
 
 def read_chunk(chunk: Chunk, config: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:
@@ -102,6 +125,8 @@ def read_chunk(chunk: Chunk, config: DataConfig, layout: Layout) -> Iterator[dic
         rows = (row for n in starts for row in parse_rows(table.slice(n, PARSE_ROWS), source))
     for place, row in enumerate(rows):
         row["place"] = place
+        if chunk.container and not in_share(row["key"], source.weight):
+            row |= {"reason": "not_sampled", "data": None}
         yield row
 
 

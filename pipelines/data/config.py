@@ -175,6 +175,15 @@ class StoredSuperpixels(Config):
     image_size_px: int = Field(224, gt=0, description="the model's input size")
     map_size_px: int = Field(112, gt=0, description="the stored map's: half costs half the bytes")
 
+    @model_validator(mode="after")
+    def _divides(self) -> StoredSuperpixels:
+        if self.image_size_px % self.map_size_px:
+            raise ValueError(
+                f"map_size_px {self.map_size_px} does not divide image_size_px "
+                f"{self.image_size_px}; set that, or half of it"
+            )
+        return self
+
 
 class DataConfig(StageConfig):
     """Turn lists of image URLs and captions into a Parquet dataset, with every row accounted."""

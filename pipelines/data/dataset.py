@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from caft.errors import DataError, StorageError
 from pipelines import storage
+from pipelines.data.write import count_rows
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -86,6 +86,18 @@ def open_dataset(path: str) -> Dataset:
     Raises:
         DataError: no manifest, a missing part, a size that differs, or corrupt Parquet.
     """
+    dataset = read_manifest(path)
+    for entry in dataset.files:
+        _check_part(storage.join(path, entry.name), entry)
+    return dataset
+
+
+def read_manifest(path: str) -> Dataset:
+    """A finished dataset as its manifest says it is, its files not looked at.
+
+    Raises:
+        DataError: no manifest, or a damaged one.
+    """
     if not storage.exists(storage.join(path, MANIFEST)):
         raise DataError(
             f"{path}: no {MANIFEST}, so the data stage has not finished it; "
@@ -99,24 +111,21 @@ def open_dataset(path: str) -> Dataset:
         raise DataError(
             f"{storage.join(path, MANIFEST)}: not a dataset manifest: {error}"
         ) from None
-    for entry in files:
-        _check_part(storage.join(path, entry.name), entry)
     return Dataset(path, manifest, files, rejects)
 
 
 def _check_part(path: str, entry: FileEntry) -> None:
-    fs, inner = storage.filesystem(path)
-    info = fs.get_file_info(inner)
-    if not info.is_file:
+    size = storage.size_bytes(path)
+    if size is None:
         raise DataError(f"{path}: missing, but {MANIFEST} lists it; run the data stage again")
     try:
-        rows = pq.read_metadata(inner, filesystem=fs).num_rows
-    except (pa.ArrowInvalid, OSError) as error:
+        rows = count_rows(path)
+    except StorageError as error:
         raise DataError(
             f"{path}: corrupt Parquet ({error}); delete it and run the data stage again"
         ) from None
-    if info.size != entry.bytes or rows != entry.rows:
+    if size != entry.bytes or rows != entry.rows:
         raise DataError(
-            f"{path}: {rows} rows in {info.size} bytes, {MANIFEST} says {entry.rows} in "
+            f"{path}: {rows} rows in {size} bytes, {MANIFEST} says {entry.rows} in "
             f"{entry.bytes}; delete it and run the data stage again"
         )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 2.0
+START_TRIES = 3
 TRIES = 2  # a process may be killed for another's sins, such as a full memory
 # Address space for libraries, and for as many copies of a picture as decoding holds at a time.
 MEMORY_BYTES, MEMORY_BYTES_PER_PIXEL = 2**30, 24
@@ -80,7 +81,7 @@ class Decoder:
 
     def _ask(self, data: bytes) -> dict[str, Any]:
         if self._child is None:
-            self._child = _Child(self._config, self._target)
+            self._child = self._start()
         pipe = self._child.pipe
         pipe.send_bytes(data)
         reply = json.loads(pipe.recv_bytes())
@@ -92,6 +93,14 @@ class Decoder:
         elif reply["image"] == "follows":
             row["image"] = pipe.recv_bytes()
         return row
+
+    def _start(self) -> _Child:
+        from caft.errors import DataError  # the child has this file too, and no time for torch
+
+        for _ in range(START_TRIES - 1):
+            with suppress(DataError):
+                return _Child(self._config, self._target)
+        return _Child(self._config, self._target)
 
     def _stop(self) -> int:
         """End the child if there is one; returns its exit code as `subprocess` counts them."""
@@ -117,7 +126,7 @@ class _Child:
                 stdout=subprocess.DEVNULL,
             )
         if not (self.pipe.poll(START_TIMEOUT_S) and self._says_ready()):
-            from caft.errors import DataError  # the child has this file too, and no time for torch
+            from caft.errors import DataError
 
             ending = _ending_text(self.stop())
             raise DataError(f"decoding process: does not start: {ending}; see the worker's log")

@@ -24,7 +24,7 @@ from pipelines.data.duplicates import (
     near_pairs,
 )
 from pipelines.data.layout import ROWS_PER_CHUNK, Layout
-from pipelines.data.write import read_table, write_table
+from pipelines.data.write import count_rows, read_table, write_table
 from pipelines.workers import run_tasks
 
 # `row`: a candidate's number in the whole set.
@@ -69,7 +69,7 @@ def find_drops(
     config: DataConfig,
     layout: Layout,
     chunks: Sequence[int],
-    rows: int,
+    known: Sequence[int],
     refused: pa.Table,
     concurrency: int,
 ) -> None:
@@ -77,9 +77,14 @@ def find_drops(
 
     Args:
         chunks: numbers of the chunks that have candidates.
-        rows: candidates of all of them.
+        known: numbers of the indices of rows that the dataset holds already.
         refused: rows (`DROP_SCHEMA`) that go for another reason, and so duplicate nothing.
     """
+    if not chunks:
+        write_table(drops_path(layout), DROP_SCHEMA.empty_table())
+        return
+    chunks = [*chunks, *known]
+    rows = sum(count_rows(layout.index(number)) for number in chunks)
     settings = config.duplicates
     partitions = max(1, math.ceil(rows / settings.partition_rows))
     passes = ["key"]

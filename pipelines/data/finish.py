@@ -4,18 +4,19 @@ Rows come in the order of their lists, so equal inputs give equal files whatever
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
+from caft.sfcn import open_sfcn
 from caft.superpixels import encode_superpixels
 from caft.transforms import eval_image
 from pipelines import storage
-from pipelines.data.chunk import CANDIDATE_REJECT_SCHEMA, PLACE
+from pipelines.data.chunk import CANDIDATE_REJECT_SCHEMA, CANDIDATE_SCHEMA, PLACE
 from pipelines.data.config import DataConfig, StoredSuperpixels
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.drops import drops_path
@@ -24,6 +25,7 @@ from pipelines.data.reasons import REASONS
 from pipelines.data.write import ParquetSink, read_table
 
 REJECTS_ROW_GROUP = 10_000
+_network = cache(open_sfcn)  # a process writes many parts
 
 
 def group_chunks(
@@ -54,6 +56,9 @@ def write_files(
     Returns:
         the manifest's entries: `part` (None without rows) and `rejects`, a list.
     """
+    receipt = layout.receipt("files", number)
+    if storage.exists(receipt):  # Ray has started the task again; candidates may be gone
+        return storage.read_json(receipt)
     source = config.sources[chunks[0].source].name
     drops = read_table(drops_path(layout))
     rejects = []
@@ -63,17 +68,18 @@ def write_files(
     ) as part:
         for chunk in chunks:
             dropped = _drops_of(drops, chunk.number)
-            table, gone = _candidates(layout, chunk.number, dropped)
-            for start in range(0, len(table), config.row_group_rows):
-                rows = table.slice(start, config.row_group_rows)
+            table = _candidates(layout, chunk.number)
+            places = table[PLACE.name].to_numpy()
+            goes = np.isin(places, dropped[PLACE.name].to_numpy())
+            for rows in _in_order(table, places, ~goes, config.row_group_rows):
                 part.extend(with_superpixels(rows, config.superpixels))
-            entry = _write_rejects(chunk, gone, source, layout)
+            entry = _write_rejects(chunk, _gone(table, goes, dropped), source, layout)
             rejects += [entry] if entry else []
     entries = {
         "part": part.entry and {"name": name, "source": source, **part.entry},
         "rejects": rejects,
     }
-    storage.write_json(layout.receipt("files", number), entries)
+    storage.write_json(receipt, entries)
     for chunk in chunks:  # from here on the receipt stands for them
         storage.delete_file(layout.candidate(chunk.number))
     return entries
@@ -88,24 +94,40 @@ def _drops_of(drops: pa.Table, chunk: int) -> pa.Table:
     return drops.slice(low, high - low).append_column(PLACE, places)
 
 
-def _candidates(layout: Layout, chunk: int, dropped: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """A chunk's candidates that stay, in order; and of those that go what their rejects say."""
-    path = layout.candidate(chunk)
-    if not storage.exists(path):  # every row of it was rejected
-        return DATASET_SCHEMA.empty_table(), CANDIDATE_REJECT_SCHEMA.empty_table()
-    table = read_table(path).sort_by(PLACE.name)
-    goes = pc.is_in(table[PLACE.name], value_set=dropped[PLACE.name].combine_chunks())
-    gone = table.filter(goes).select(["key", "url", PLACE.name])
-    reasons = dropped.sort_by(PLACE.name)["reason"]
-    stages = pa.array([REASONS[reason].stage for reason in reasons.to_pylist()], pa.string())
-    for column, values in (
-        ("stage", stages),
-        ("reason", reasons),
-        ("detail", dropped.sort_by(PLACE.name)["detail"]),
-    ):
-        gone = gone.append_column(column, values)
-    stays = table.filter(pc.invert(goes)).select(DATASET_SCHEMA.names)
-    return stays, gone.select(CANDIDATE_REJECT_SCHEMA.names)
+def _candidates(layout: Layout, chunk: int) -> pa.Table:
+    """A chunk's candidates as they were written: in the order in which they were fetched."""
+    if storage.read_json(layout.receipt("chunk", chunk))["kept"] is None:
+        return CANDIDATE_SCHEMA.empty_table()
+    return read_table(layout.candidate(chunk))
+
+
+def _in_order(
+    table: pa.Table, places: np.ndarray, stays: np.ndarray, count: int
+) -> Iterator[pa.Table]:
+    """Rows of `table` that stay, by rising place, `count` at a time: the images of a large chunk
+    would not fit into one column, and a sorted copy would double them."""
+    batches = table.select(DATASET_SCHEMA.names).to_batches()
+    starts = np.cumsum([0, *map(len, batches)])
+    order = np.argsort(places)
+    order = order[stays[order]]
+    for rows in (order[start : start + count] for start in range(0, len(order), count)):
+        inside = np.searchsorted(starts, rows, side="right") - 1
+        named = np.unique(inside)
+        pieces = [batches[n].take(pa.array(rows[inside == n] - starts[n])) for n in named]
+        taken = np.concatenate([rows[inside == n] for n in named])
+        back = np.argsort(taken)[np.argsort(np.argsort(rows))]
+        yield pa.Table.from_batches(pieces).take(pa.array(back))
+
+
+def _gone(table: pa.Table, goes: np.ndarray, dropped: pa.Table) -> pa.Table:
+    """Rejects, with their place, of the candidates that are dropped."""
+    gone = table.select(["key", "url", PLACE.name]).filter(pa.array(goes)).sort_by(PLACE.name)
+    dropped = dropped.sort_by(PLACE.name)
+    reasons = dropped["reason"].to_pylist()
+    gone = gone.append_column("stage", pa.array([REASONS[r].stage for r in reasons], pa.string()))
+    for name in ("reason", "detail"):
+        gone = gone.append_column(name, dropped[name])
+    return gone.select(CANDIDATE_REJECT_SCHEMA.names)
 
 
 def _write_rejects(
@@ -135,6 +157,7 @@ def with_superpixels(rows: pa.Table, config: StoredSuperpixels | None) -> pa.Tab
     if config is None:
         return rows
     images = [eval_image(data, config.image_size_px) for data in rows["image"].to_pylist()]
-    maps = encode_superpixels(torch.stack(images), config.segmenter, config.map_size_px)
+    network = _network(config.segmenter) if config.segmenter.method == "sfcn" else None
+    maps = encode_superpixels(torch.stack(images), config.segmenter, config.map_size_px, network)
     place = rows.schema.get_field_index("superpixels")
     return rows.set_column(place, "superpixels", pa.array(maps, pa.binary()))

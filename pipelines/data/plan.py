@@ -129,6 +129,11 @@ def url_keys(urls: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="V16")
 
 
+def in_share(key: str, weight: float) -> bool:
+    """Whether a key's row is in the share of its source that is taken."""
+    return int(key[:16], 16) / 2.0**64 < weight
+
+
 def _plan_path(layout: Layout) -> str:
     return storage.join(layout.plan, "plan.json")
 

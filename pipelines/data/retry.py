@@ -20,6 +20,7 @@ from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntr
 from pipelines.data.drops import INDEX_SCHEMA
 from pipelines.data.finish import REJECTS_ROW_GROUP
 from pipelines.data.layout import Chunk, Layout
+from pipelines.data.leftovers import await_temporaries, delete_leftovers, delete_temporaries
 from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, write_plan
 from pipelines.data.reasons import REASONS
 from pipelines.data.stage import finish, make_manifest
@@ -27,6 +28,8 @@ from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.tracking import Tracker
 
 FIRST_KNOWN = 2**24  # numbers of the indices of what the dataset holds, beyond those of chunks
+# Reasons that another try may change: the rest follow from the list and the configuration.
+_TRIED = [name for name, reason in REASONS.items() if reason.stage in ("download", "image")]
 LONGEST = np.iinfo(np.int32).max  # captions that long are kept against any other's
 
 
@@ -47,6 +50,17 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
     dataset = open_dataset(path)
     config = _configuration(dataset, reasons, overrides)
     layout = Layout(path, dataset.manifest["generation"] + 1)
+    delete_leftovers(path, dataset.manifest)  # an earlier retry may have ended before it did
+    delete_temporaries(layout)
+    try:
+        _retry(dataset, config, layout, reasons)
+    except BaseException:  # Ctrl-C too: what is not whole goes, what is whole stays
+        await_temporaries(layout)
+        raise
+
+
+def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequence[str]) -> None:
+    path = dataset.path
     plan = _plan(dataset, config, layout, reasons)
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
@@ -61,8 +75,7 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
         )
         fingerprint = dataset.manifest["input_fingerprint"]
         manifest = make_manifest(config, fingerprint, merged, layout.generation, tracker.run_id)
-        assert manifest["counts"]["input_rows"] == merged.input_rows, "rows were lost or doubled"
-        finish(layout, manifest, tracker)
+        finish(layout, manifest, merged.input_rows, tracker)
 
 
 def _configuration(
@@ -70,7 +83,12 @@ def _configuration(
 ) -> DataConfig:
     for reason in reasons:
         if reason not in REASONS:
-            raise ConfigError(f"--reason: '{reason}' is none of {', '.join(REASONS)}")
+            raise ConfigError(f"--reason: '{reason}' is none of {', '.join(_TRIED)}")
+        if reason not in _TRIED:
+            raise ConfigError(
+                f"--reason: '{reason}' would be the same another time; give some of "
+                f"{', '.join(_TRIED)}"
+            )
     for override in overrides:
         if not override.startswith(("download.", "tracking.", "concurrency=", "progress_every_s=")):
             raise ConfigError(f"{override}: a retry changes only how rows are downloaded")
@@ -147,6 +165,8 @@ def _index_known(dataset: Dataset, layout: Layout) -> list[int]:
     numbers = []
     for n, entry in enumerate(dataset.files):
         numbers.append(FIRST_KNOWN + n)
+        if storage.exists(layout.index(numbers[-1])):
+            continue
         path = storage.join(dataset.path, entry.name)
         table = read_table(path, ["key", "sha256", "phash"])
         columns = {

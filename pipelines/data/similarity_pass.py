@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import ray
 
+from caft import errors
+from caft.errors import CAFTError
 from pipelines import storage
 from pipelines.data.config import SimilarityFilter
 from pipelines.data.drops import DROP_SCHEMA
@@ -26,15 +28,16 @@ def refuse_dissimilar(
     if config is not None:
         todo = [{"chunk": n} for n in chunks if not storage.exists(_path(layout, n))]
         if todo:
-            context = ray.data.DataContext.get_current()
-            context.enable_progress_bars = False
-            context.raise_original_map_exception = True
-            ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            results = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
                 ChunkScorer,  # type: ignore[arg-type]
                 fn_constructor_args=(config, layout),
                 compute=ray.data.ActorPoolStrategy(size=config.actors),
                 num_gpus=config.gpus_per_actor,
-            ).materialize()
+            )
+            for row in results.iter_rows():
+                if row["error"]:
+                    raise getattr(errors, row["error"])(row["message"])
         tables += [read_table(_path(layout, number)) for number in chunks]
     return pa.concat_tables(tables)
 
@@ -44,10 +47,17 @@ class ChunkScorer:
 
     def __init__(self, config: SimilarityFilter, layout: Layout) -> None:
         self._config, self._layout = config, layout
-        self._scorer = SimilarityScorer(config)
+        self._scorer: SimilarityScorer | None = None
 
-    def __call__(self, item: dict[str, int]) -> dict[str, int]:
-        number = item["chunk"]
+    def __call__(self, item: dict[str, int]) -> dict[str, str]:
+        try:
+            self._score(item["chunk"])
+        except CAFTError as error:  # as a value, or Ray prints its traceback before the one line
+            return {"error": type(error).__name__, "message": str(error)}
+        return {"error": "", "message": ""}
+
+    def _score(self, number: int) -> None:
+        self._scorer = self._scorer or SimilarityScorer(self._config)
         candidates = read_table(self._layout.candidate(number)).sort_by("place")
         refused = []
         for start in range(0, len(candidates), self._config.batch_size):
@@ -58,7 +68,6 @@ class ChunkScorer:
                     place = number * ROWS_PER_CHUNK + row["place"]
                     refused.append({"row": place, "reason": REASON, "detail": detail})
         write_table(_path(self._layout, number), pa.Table.from_pylist(refused, DROP_SCHEMA))
-        return item
 
 
 def _path(layout: Layout, number: int) -> str:

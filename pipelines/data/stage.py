@@ -15,6 +15,7 @@ from pipelines.data.build import Entries, build, check
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION
 from pipelines.data.layout import CONFIG_COPY, IDENTITY, Layout
+from pipelines.data.leftovers import await_temporaries, delete_leftovers, delete_temporaries
 from pipelines.data.plan import make_plan
 from pipelines.data.sources import source_identity
 from pipelines.data.stats import publish
@@ -41,12 +42,23 @@ def run(config: DataConfig) -> None:
     layout = Layout(output)
     if storage.exists(storage.join(output, MANIFEST)):
         manifest = storage.read_json(storage.join(output, MANIFEST))
-        storage.delete_folder(layout.work)  # a run may have ended between manifest and this
+        delete_leftovers(output, manifest)  # a run may have ended between manifest and this
         print(f"data: finished before: {output}\n{summary(manifest['counts'])}", flush=True)
         return
+    delete_temporaries(layout)
+    try:
+        _make(config, layout)
+    except BaseException:  # Ctrl-C too: what is not whole goes, what is whole stays
+        await_temporaries(layout)
+        raise
+
+
+def _make(config: DataConfig, layout: Layout) -> None:
+    output = layout.output
     plan = make_plan(config, layout)
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
-    storage.check_space(output, rows * BYTES_PER_ROW)
+    if not storage.exists(layout.work):  # a run that goes on has used some of the space already
+        storage.check_space(output, rows * BYTES_PER_ROW)
     name = output.rsplit("/", 1)[-1]
     with Tracker.start(config.tracking, "data", name, config) as tracker:
         entries = build(config, layout, plan)
@@ -56,15 +68,24 @@ def run(config: DataConfig) -> None:
                 f"{output}: {summary(manifest['counts'])}; mend the cause, then delete the "
                 "folder and run again"
             )
-        assert manifest["counts"]["input_rows"] == entries.input_rows, "rows were lost or doubled"
-        finish(layout, manifest, tracker)
+        finish(layout, manifest, entries.input_rows, tracker)
 
 
-def finish(layout: Layout, manifest: dict[str, Any], tracker: Tracker) -> None:
-    """Write the manifest, which makes the dataset whole, then delete what only led to it."""
+def finish(layout: Layout, manifest: dict[str, Any], input_rows: int, tracker: Tracker) -> None:
+    """Write the manifest, which makes the dataset whole, then delete what only led to it.
+
+    Raises:
+        DataError: the files account for another number of rows than were read.
+    """
+    accounted = manifest["counts"]["input_rows"]
+    if accounted != input_rows:
+        raise DataError(
+            f"{layout.output}: {input_rows:,} rows were read, its files account for {accounted:,};"
+            f" two runs have written to it at once: end them, delete {layout.work}, run again"
+        )
     publish(layout.output, manifest, tracker)
     storage.write_json(storage.join(layout.output, MANIFEST), manifest)
-    storage.delete_folder(layout.work)
+    delete_leftovers(layout.output, manifest)
     counts = manifest["counts"]
     tracker.log_metrics(
         {"input_rows": counts["input_rows"], "kept": counts["kept"]}

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ from pipelines.data.dataset import (
     DATASET_SCHEMA,
     MANIFEST,
     REJECT_SCHEMA,
+    Dataset,
     FileEntry,
-    open_dataset,
+    RejectsEntry,
+    read_manifest,
 )
 from pipelines.data.duplicates import exact_duplicates
+from pipelines.data.leftovers import unlisted_parts
 from pipelines.data.reasons import REASONS
 from pipelines.data.write import read_table
 from pipelines.workers import cluster_cpus, run_tasks
@@ -33,34 +37,30 @@ def verify(path: str) -> list[str]:
     """What is wrong with a dataset, as lines; none if nothing is.
 
     Raises:
-        DataError: there is no finished dataset, or a part is missing or damaged as a whole.
+        DataError: there is no finished dataset.
     """
     path = storage.require_absolute(path, "dataset").rstrip("/")
-    dataset = open_dataset(path)
+    dataset = read_manifest(path)
     entries = [*dataset.files, *dataset.rejects]
     items = list(range(len(entries)))
-    problems = _strays(path, {entry.name for entry in entries})
+    problems = [
+        f"{path}/{name}: not in {MANIFEST}" for name in unlisted_parts(path, dataset.manifest)
+    ]
     keys = [np.empty(0, "V16")]
-    reasons: Counter[str] = Counter()
-    for _, found in run_tasks(
+    kept: Counter[str] = Counter()  # rows by source
+    rejected: defaultdict[str, Counter[str]] = defaultdict(Counter)  # and by reason
+    for n, found in run_tasks(
         "verify", lambda n: check_file(path, entries[n]), items, cluster_cpus()
     ):
         problems += found["problems"]
         keys.append(np.frombuffer(bytes.fromhex(found["keys"]), "V16"))
-        reasons.update(found["reasons"])
+        kept[entries[n].source] += len(keys[-1])
+        rejected[entries[n].source].update(found["reasons"])
     every = np.concatenate(keys)
     rows = np.arange(len(every))
     doubled, _ = exact_duplicates(every, np.zeros_like(rows), rows)
     problems += [f"key {every[n].tobytes().hex()}: in two rows" for n in doubled[:SHOWN]]
-    counts = dataset.manifest["counts"]
-    for name, said, counted in (
-        ("kept", counts["kept"], len(every)),
-        ("rejected", counts["rejected"], dict(sorted(reasons.items()))),
-        ("input_rows", counts["input_rows"], len(every) + reasons.total()),
-    ):
-        if said != counted:
-            problems.append(f"{MANIFEST}: counts.{name} is {said}, the files hold {counted}")
-    return problems
+    return problems + _count_problems(dataset, kept, rejected)
 
 
 def check_file(path: str, entry: FileEntry) -> dict[str, Any]:
@@ -69,22 +69,22 @@ def check_file(path: str, entry: FileEntry) -> dict[str, Any]:
     problems = result["problems"]
     file = storage.join(path, entry.name)
     try:
-        digest = hashlib.sha256(storage.read_bytes(file)).hexdigest()
+        if storage.sha256(file) != entry.sha256:
+            problems.append(f"{file}: its checksum is not the manifest's")
         table = read_table(file)
     except CAFTError as error:
         problems.append(str(error))
         return result
-    if digest != entry.sha256:
-        problems.append(f"{file}: its checksum is not the manifest's")
     if len(table) != entry.rows:
         problems.append(f"{file}: {len(table)} rows, the manifest says {entry.rows}")
-    rejects = entry.name.startswith("rejects/")
-    schema = REJECT_SCHEMA if rejects else DATASET_SCHEMA
+    schema = REJECT_SCHEMA if isinstance(entry, RejectsEntry) else DATASET_SCHEMA
     if not table.schema.equals(schema):
         problems.append(f"{file}: its columns are not those of this version's schema")
         return result
-    if rejects:
+    if isinstance(entry, RejectsEntry):
         result["reasons"] = Counter(table["reason"].to_pylist())
+        if result["reasons"] != entry.reasons:
+            problems.append(f"{file}: its reasons are not the manifest's")
         unknown = sorted(set(result["reasons"]) - set(REASONS))
         problems += [f"{file}: unknown reason '{reason}'" for reason in unknown]
         return result
@@ -93,6 +93,29 @@ def check_file(path: str, entry: FileEntry) -> dict[str, Any]:
         problems += [f"{file}: {problem}" for problem in _row_problems(batch)]
     del problems[SHOWN:]
     return result
+
+
+def _count_problems(
+    dataset: Dataset, kept: Mapping[str, int], rejected: Mapping[str, Counter[str]]
+) -> list[str]:
+    """Counts of the manifest that its files do not hold, of the whole and of each source."""
+    manifest = dataset.manifest
+    groups = [("counts", manifest["counts"], list(manifest["sources"]))]
+    groups += [(f"sources.{name}", said, [name]) for name, said in manifest["sources"].items()]
+    problems = []
+    for group, said, names in groups:
+        rows = sum(kept[name] for name in names)
+        reasons: Counter[str] = sum((rejected[name] for name in names), Counter())
+        for field, counted in (
+            ("kept", rows),
+            ("rejected", dict(sorted(reasons.items()))),
+            ("input_rows", rows + reasons.total()),
+        ):
+            if said[field] != counted:
+                problems.append(
+                    f"{MANIFEST}: {group}.{field} is {said[field]}, the files hold {counted}"
+                )
+    return problems
 
 
 def _row_problems(batch: pa.RecordBatch) -> list[str]:
@@ -113,10 +136,3 @@ def _size(image: bytes) -> tuple[int, int] | None:
             return picture.size
     except (OSError, ValueError):
         return None
-
-
-def _strays(path: str, listed: set[str]) -> list[str]:
-    """Files that look like the dataset's and are not in its manifest."""
-    there = storage.list_files(path, ".parquet")
-    there += [f"rejects/{n}" for n in storage.list_files(f"{path}/rejects", ".parquet")]
-    return [f"{path}/{name}: not in {MANIFEST}" for name in there if name not in listed]

@@ -25,6 +25,7 @@ def write_table(path: str, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
+@storage.retried
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file.
 
@@ -35,7 +36,22 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     try:
         with fs.open_input_file(inner) as file:
             return pq.read_table(file, columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{path}: cannot be read: {error}") from None
+
+
+@storage.retried
+def count_rows(path: str) -> int:
+    """Rows of one Parquet file, as its end says.
+
+    Raises:
+        StorageError: it is not there or is damaged.
+    """
+    fs, inner = storage.filesystem(path)
+    try:
+        with fs.open_input_file(inner) as file:
+            return pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path}: cannot be read: {error}") from None
 
 

@@ -1,0 +1,238 @@
+"""Places that fail and pictures that hang: throttled S3, full disks, stalled decoders, poison.
+Each costs time or one row, and is told in one line."""
+
+import os
+import subprocess
+import threading
+from contextlib import contextmanager, suppress
+from glob import glob
+
+import boto3
+import psutil
+import pytest
+import ray
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from PIL import Image
+from scripted_server import body, serving
+from stage_support import (
+    assert_only_whole_files,
+    assert_same,
+    caption,
+    decoders,
+    drive,
+    keys_of,
+    picture,
+    rejects_of,
+    small_config,
+    write_list,
+)
+from werkzeug.serving import make_server
+from werkzeug.wsgi import get_input_stream
+
+from caft.errors import ClusterError, StorageError
+from pipelines import storage
+from pipelines.data.dataset import open_dataset
+from pipelines.data.stage import run
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as server:
+        server.script |= {f"/{n}.jpg": body(picture(n, 64 + n)) for n in range(COUNT)}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def source(server, tmp_path_factory):
+    rows = [(server.url(f"/{n}.jpg"), caption(n)) for n in range(COUNT)]
+    return write_list(tmp_path_factory.mktemp("list") / "list.csv", rows)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, source, tmp_path_factory) -> str:
+    config = small_config(tmp_path_factory.mktemp("undisturbed"), [source])
+    run(config)
+    return config.output
+
+
+@pytest.fixture
+def address(ray_cluster):
+    return ray.get_runtime_context().gcs_address
+
+
+class Throttled:
+    """An S3 server in whose front every so many requests are turned away."""
+
+    def __init__(self) -> None:
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._lock = threading.Lock()
+        self.count = self.refused = 0
+        self.refuse_every: int | None = None
+
+    def __call__(self, environ, start_response):
+        with self._lock:
+            self.count += 1
+            refuse = self.refuse_every and self.count % self.refuse_every == 0
+            self.refused += bool(refuse)
+        if not refuse:
+            return self._app(environ, start_response)
+        get_input_stream(environ).read()
+        slow_down = self.refused % 2
+        code = "SlowDown" if slow_down else "InternalError"
+        start_response(
+            "503 Slow Down" if slow_down else "500 Internal Server Error",
+            [("Content-Type", "application/xml")],
+        )
+        return [f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode()]
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A bucket, its server's front, and the environment that leads there."""
+    front = Throttled()
+    server = make_server("127.0.0.1", 0, front, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    values = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="caft-test")
+    yield "s3://caft-test", front, values
+    server.shutdown()
+    thread.join()
+
+
+def test_a_throttled_s3_gets_the_same_set_kills_included(
+    undisturbed, source, address, s3, tmp_path
+):
+    bucket, front, values = s3
+    front.refuse_every = 7
+    config = small_config(tmp_path, [source], output=f"{bucket}/set")
+    driver = drive(tmp_path, config, address, **values)
+    assert driver.until(
+        lambda: [name for name in storage.list_files(f"{config.output}/work") if "chunk-" in name]
+    ), driver.log
+    driver.kill()
+    driver = drive(tmp_path, config, address, **values)
+    assert driver.wait() == 0, driver.log
+    assert front.refused > 10
+    assert_same(config.output, undisturbed)
+    assert storage.list_files(f"{config.output}/work") == []
+
+
+def test_credentials_that_are_refused_are_one_line(source, s3, monkeypatch, tmp_path):
+    bucket, _, _ = s3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "S3_TRIES", 2)
+    storage._s3.cache_clear()
+    with pytest.raises(StorageError, match=r"s3://caft-test/set/config.sha256: cannot be read"):
+        run(small_config(tmp_path, [source], output=f"{bucket}/set"))
+
+
+@contextmanager
+def small_disk(folder, size: str):
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(["mount", *options], check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("phase", ["chunks", "files"])
+def test_a_full_disk_is_one_error_and_then_the_run_goes_on(
+    ray_cluster, server, phase, tmp_path, monkeypatch
+):
+    noise = [os.urandom(90_000) for _ in range(COUNT)]  # behind the picture: kept as it came
+    server.script |= {f"/large-{n}.jpg": body(picture(n) + noise[n]) for n in range(COUNT)}
+    rows = [(server.url(f"/large-{n}.jpg"), caption(n)) for n in range(COUNT)]
+    source = write_list(tmp_path / "list.csv", rows)
+    disk = tmp_path / "disk"
+    # All candidates need 3.6 MB; so do the files, a part of a chunk or two at a time.
+    size = {"chunks": "2m", "files": "4100k"}[phase]
+    with small_disk(disk, size):
+        config = small_config(disk, [source], file_mb=2, tracking=tracking_in(tmp_path))
+        with pytest.raises(StorageError) as full:
+            run(config)
+        message = str(full.value)
+        assert "no space left on the device; free some and run again" in message
+        assert "\n" not in message
+        done = len(glob(f"{config.output}/work/chunk-*.json"))
+        assert done == 4 if phase == "files" else done < 4
+        assert_only_whole_files(config.output)
+        asked = len(server.requests)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        run(config)
+        assert len(server.requests) - asked == COUNT - 10 * done  # what was whole was kept
+        assert len(set(keys_of(config.output))) == len(keys_of(config.output)) == COUNT
+        assert_only_whole_files(config.output)
+
+
+def tracking_in(folder) -> dict:
+    return {"uri": f"sqlite:///{folder / 'mlflow.db'}", "spool": str(folder / "spool")}
+
+
+@contextmanager
+def stopping_decoders(most: int):
+    """Stop (SIGSTOP) up to so many decoding processes: each of them hangs for good."""
+    stopped: list[psutil.Process] = []
+    over = threading.Event()
+
+    def stop() -> None:
+        while not over.wait(0.05):
+            for decoder in decoders():
+                if decoder not in stopped and len(stopped) < most:
+                    decoder.suspend()
+                    stopped.append(decoder)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        yield stopped
+    finally:
+        over.set()
+        thread.join()
+        for decoder in stopped:
+            with suppress(psutil.NoSuchProcess):
+                decoder.kill()
+
+
+def test_a_chunk_that_hangs_is_started_again(undisturbed, source, tmp_path):
+    config = small_config(tmp_path, [source], stall_timeout_s=3.0)
+    with stopping_decoders(2) as stopped:
+        run(config)
+    assert len(stopped) == 2
+    assert_same(config.output, undisturbed)
+
+
+def test_a_chunk_that_always_hangs_ends_the_run_with_one_error(ray_cluster, source, tmp_path):
+    config = small_config(tmp_path, [source], stall_timeout_s=1.0, concurrency=1)
+    with stopping_decoders(1000), pytest.raises(ClusterError) as error:
+        run(config)
+    assert "chunk: its process ended 5 times; see the workers' logs" in str(error.value)
+    assert_only_whole_files(config.output)
+
+
+def test_a_poison_picture_costs_its_own_row_alone(ray_cluster, server, tmp_path):
+    """A picture that takes longer to decode than is allowed ends the decoding process."""
+    Image.new("RGB", (10_000, 9_999), "red").save(tmp_path / "huge.png", compress_level=1)
+    server.script["/huge.png"] = body((tmp_path / "huge.png").read_bytes())
+    rows = [(server.url(f"/{n}.jpg"), caption(n)) for n in range(12)]
+    source = write_list(
+        tmp_path / "list.csv", [*rows[:5], (server.url("/huge.png"), "A. B."), *rows[5:]]
+    )
+    config = small_config(tmp_path, [source], image={"decode_timeout_s": 0.4})
+    run(config)
+    (reject,) = rejects_of(config.output)
+    assert reject["url"].endswith("/huge.png")
+    assert reject["reason"] == "decoder_crash"
+    assert open_dataset(config.output).manifest["counts"]["kept"] == 12
