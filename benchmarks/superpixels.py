@@ -35,7 +35,7 @@ from caft.metrics import (
     boundary_recall,
     undersegmentation_error,
 )
-from caft.sfcn import SFCN, load_sfcn_weights, read_sfcn_weights
+from caft.sfcn import open_sfcn
 from caft.superpixels import superpixel_labels
 from caft.superpixels.__main__ import main as command_line
 from caft.superpixels.stored import shrink_labels
@@ -98,8 +98,7 @@ def truth(entry: dict) -> np.ndarray:
 
 def print_tables(images: Tensor, truths: list[tuple[int, np.ndarray]], weights: str) -> None:
     config = SuperpixelConfig(method="sfcn", weights=weights)
-    network = SFCN(frozen=True)
-    load_sfcn_weights(network, read_sfcn_weights(config), weights)
+    network = open_sfcn(config)
     print(
         f"{len(images)} photographs at {SIZE_PX}x{SIZE_PX}, {len(truths)} of them with masks; one "
         "core\n\n| method | ms per image | bytes stored | boundary recall | under-segmentation | "
