@@ -20,11 +20,7 @@ from pipelines.data.addresses import Target, is_public, normal_host
 from pipelines.data.config import DownloadConfig
 from pipelines.data.hosts import Failure
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # else the import below asks the network for a newer version
-from img2dataset.downloader import is_disallowed
-
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's import asks the network
 FORBIDDING = ("noai", "noimageai", "noindex", "noimageindex")
 REDIRECTS = (301, 302, 303, 307, 308)
 REFUSALS = (429, 503)  # a Retry-After of these is for the whole host
@@ -191,6 +187,8 @@ class Transfer:
         headers = email.parser.Parser(_class=http.client.HTTPMessage).parsestr(
             b"".join(lines).decode("latin-1")
         )
+        from img2dataset.downloader import is_disallowed  # takes seconds, and few servers need it
+
         return is_disallowed(headers, self._config.user_agent_token.strip().lower(), FORBIDDING)
 
     def _answer(self, error: BaseException | None) -> Answer:
