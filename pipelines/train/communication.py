@@ -53,7 +53,8 @@ class Step:
     def exchanges(self) -> tuple[Exchange, ...]:
         """Everything larger than a few numbers, in order of time.
 
-        Texts go to all workers once; what comes back is every worker's gradient of all of them.
+        Texts go to all workers once; what comes back is every worker's gradient of all of them,
+        where a loss reads them.
         ZeRO-1 and ZeRO-2 as DeepSpeed runs them both sum gradients up everywhere, though each
         worker steps its own part only, and then gather the new weights.
         """
@@ -64,20 +65,19 @@ class Step:
         )
         groups = trained_numbers(self.model)
         padded = [padded_numbers(group, self.workers) for group in groups]
-        images = (
-            [
-                Exchange("image embeddings", "all_gather", of_whole),
-                Exchange("gradients of image embeddings", "all_reduce", of_whole),
-            ]
-            if losses.whole == "softmax"
-            else []
-        )
-        return (
+        exchanges = [
             Exchange("part embeddings", "all_gather", of_parts),
             Exchange("whole-text embeddings", "all_gather", of_whole),
-            *images,
-            Exchange("gradients of whole-text embeddings", "all_reduce", of_whole),
-            Exchange("gradients of part embeddings", "all_reduce", of_parts),
+        ]
+        if losses.whole == "softmax":
+            exchanges.append(Exchange("image embeddings", "all_gather", of_whole))
+            exchanges.append(Exchange("gradients of image embeddings", "all_reduce", of_whole))
+        if losses.has_whole:
+            exchanges.append(Exchange("gradients of whole-text embeddings", "all_reduce", of_whole))
+        if losses.parts:
+            exchanges.append(Exchange("gradients of part embeddings", "all_reduce", of_parts))
+        return (
+            *exchanges,
             Exchange("gradients of weights", "all_reduce", sum(groups) * self.gradient_bytes, True),
             Exchange("weights", "all_gather", sum(padded) * self.weight_bytes),
         )
