@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import html
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from caft.errors import ConfigError
 
 ASSET_DIR = Path(__file__).resolve().parent / "assets"
+REMEMBERED_WORDS = 2**16  # captions repeat their words: looking one up is faster than splitting it
+STRAIGHT_QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
 
 
 class Tokenizer(Protocol):
@@ -39,22 +43,30 @@ class BPETokenizer:
         self._encoder.no_padding()
         self._encoder.no_truncation()
         self.vocab_size = self._encoder.get_vocab_size()
+        # Where a space is nothing but a border, a text's ids are those of its words in a row.
+        self._word_by_word = not self._encode(" ")
+        self._word_ids = lru_cache(maxsize=REMEMBERED_WORDS)(self._encode)
 
     def __call__(self, texts: list[str], context_length: int) -> Tensor:
         """Ids (N, T) int64: start, text, end, then zeros up to the longest of the N texts.
 
         A text longer than `context_length` is cut before its end token, which is kept.
         """
-        cleaned = [clean_text(text) for text in texts]
-        start, end = self.vocab_size - 2, self.vocab_size - 1
-        rows = [
-            [start, *encoding.ids[: context_length - 2], end]
-            for encoding in self._encoder.encode_batch(cleaned, add_special_tokens=False)
-        ]
-        ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.long)
-        for row, values in zip(ids, rows, strict=True):
-            row[: len(values)] = torch.tensor(values)
-        return ids
+        start, end, room = self.vocab_size - 2, self.vocab_size - 1, context_length - 2
+        rows = [[start, *ids[:room], end] for ids in self._ids([clean_text(t) for t in texts])]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        ids = np.zeros((len(rows), lengths.max(initial=0)), dtype=np.int64)
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = [*chain.from_iterable(rows)]
+        return torch.from_numpy(ids)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if self._word_by_word:
+            return [[*chain.from_iterable(map(self._word_ids, t.split(" ")))] for t in texts]
+        encodings = self._encoder.encode_batch(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._encoder.encode(text, add_special_tokens=False).ids
 
 
 @lru_cache
@@ -73,6 +85,9 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def clean_text(text: str) -> str:
     """CLIP's cleaning: repaired Unicode, HTML entities resolved, single spaces, lower case."""
+    plain = text if text.isascii() else text.translate(STRAIGHT_QUOTES)
+    if plain.isascii() and plain.isprintable() and "&" not in plain:
+        return " ".join(plain.split()).lower()  # which is all that is left to do
     import ftfy  # slow to import, and a model without text to read needs none of it
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))

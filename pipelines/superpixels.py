@@ -38,12 +38,12 @@ def pack_superpixels(
 
 
 def unpack_superpixels(rows: Iterable[np.ndarray]) -> Tensor | None:
-    """What `encode_image` takes, (B, S, S) int64 or None, of rows of packed arrays."""
-    maps = [torch.from_numpy(row) for row in rows]
+    """The maps of rows of packed arrays, (B, S, S) int16; None: the model computes them all."""
+    maps = list(rows)
     side = max(labels.shape[-1] for labels in maps)
     if side == 1:
         return None
-    return torch.stack([labels.expand(side, side) for labels in maps]).long()
+    return torch.from_numpy(np.stack([np.broadcast_to(one, (side, side)) for one in maps]))
 
 
 def complete_superpixels(
@@ -52,13 +52,14 @@ def complete_superpixels(
     """Whole label maps (B, S, S) on the images' device; what `given` lacks, `cut` makes.
 
     `given` lies on the host, as it was loaded: asking a device what it lacks would make it wait.
+    It travels there as it is, and becomes four times as large there.
     """
     if given is None:
         return cut(images)
     missing = given[:, 0, 0] == MISSING
     if not missing.any():
-        return given.long().to(images.device)
+        return given.to(images.device).long()
     computed = cut(images[missing.to(images.device)])
-    labels = given.long().to(images.device)
+    labels = given.to(images.device).long()
     labels[missing.to(images.device)] = computed
     return labels

@@ -1,15 +1,18 @@
 """Tokenizers: OpenAI's ids for CLIP, end token kept, padding."""
 
+import html
 import json
 from pathlib import Path
 
+import ftfy
 import pytest
-from hypothesis import given
+import tokenizers
+from hypothesis import example, given
 from hypothesis import strategies as st
 from make_clip_ids import digest, iiw_captions
 
 from caft.errors import ConfigError
-from caft.tokenizer import load_tokenizer
+from caft.tokenizer import ASSET_DIR, clean_text, load_tokenizer
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "clip_ids.json").read_text())
 IIW = Path(__file__).resolve().parents[2] / "shared" / "data" / "iiw"
@@ -58,6 +61,26 @@ def test_the_end_token_is_kept_and_is_the_largest_id(name, text, length):
     assert len(row) <= length
     assert row[0] == tokenizer.vocab_size - 2
     assert row[-1] == row.max() == tokenizer.vocab_size - 1
+
+
+WORDS = st.sampled_from(["a", "the cat's", "'s", ".'d", "3 dogs,", "é", "\u0345", "“so”", "&amp;"])
+
+
+@pytest.mark.parametrize("name", ["clip", "demo"])
+@given(texts=st.lists(st.lists(WORDS | st.text(max_size=12), max_size=9).map(" ".join)))
+def test_words_give_the_ids_that_their_whole_text_gives(name, texts):
+    encoder = tokenizers.Tokenizer.from_file(str(ASSET_DIR / f"{name}.json"))
+    rows = load_tokenizer(name)(texts, LONGER_THAN_ANY).tolist()
+    for text, row in zip(texts, rows, strict=True):
+        whole = encoder.encode(clean_text(text), add_special_tokens=False).ids
+        assert row[1 : len(whole) + 1] == whole
+
+
+@given(text=st.text(st.characters(max_codepoint=127) | st.sampled_from("‘’“”"), max_size=60))
+@example("a\x1b[31mred\x7f\x0c b \r\n c")
+def test_plain_text_is_cleaned_as_any_other(text):
+    repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
+    assert clean_text(text) == " ".join(repaired.split()).lower()
 
 
 def test_unknown_tokenizer_names_the_known():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,18 @@ def save_weights(model: CAFT, folder: Path) -> None:
     (folder / CONFIG).write_text(config, encoding="utf-8")
 
 
-def write_manifest(folder: Path, info: dict[str, Any]) -> None:
-    """Seal a checkpoint folder: the digest of every file, plus `info`, in manifest.json."""
+def write_manifest(folder: Path, info: dict[str, Any], names: Sequence[str] | None = None) -> None:
+    """Seal a checkpoint folder: the digest of its files, plus `info`, in manifest.json.
+
+    Args:
+        names: the files that are the checkpoint; None: all that there are.
+    """
+    every = (file for file in sorted(folder.rglob("*")) if file.name != MANIFEST)
+    sealed = every if names is None else (folder / name for name in names)
     files = {
         str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
+        for file in sealed
+        if file.is_file()
     }
     manifest = {"format": "caft-checkpoint", "version": FORMAT_VERSION, **info, "files": files}
     temporary = folder / f"{MANIFEST}.tmp"

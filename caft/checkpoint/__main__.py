@@ -1,5 +1,5 @@
-"""Command line of checkpoints: released files become folders that load without pickles.
-Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`."""
+"""Command line of checkpoints: released files become folders, and checkpoints model cards too.
+Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`, or `export`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from caft.checkpoint import convert
+from caft.checkpoint.export import export
 from caft.errors import CAFTError, ConfigError
+from caft.model import CAFT
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and run it; a CAFTError is one line on stderr and exit code 2."""
     args = _parser().parse_args(argv)
     try:
-        config = None if args.config is None else _read_json(args.config)
-        model = convert(args.source, args.folder, config)
+        model = args.run(args)
     except CAFTError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 2
@@ -48,7 +49,32 @@ def _parser() -> argparse.ArgumentParser:
         help="released configuration (embed_dim, vision_cfg, text_cfg, text_coarse_cfg) of a "
         "model with other heads, groups or segments than CAFT-B",
     )
+    command.set_defaults(run=_convert)
+    command = commands.add_parser(
+        "export",
+        help="write a checkpoint as a folder to publish, with a model card",
+        description="Write a checkpoint as a folder in the layout of Hugging Face's hub: "
+        "model.safetensors, config.json, config.yaml, the recipe it was trained with if that lies "
+        "beside the checkpoint, and README.md, a model card. caft.load_model reads the folder.",
+    )
+    command.add_argument("source", metavar="CHECKPOINT", help="folder or file, e.g. run1/final")
+    command.add_argument(
+        "folder", metavar="FOLDER", help="new, empty, a fresh clone, or an earlier export"
+    )
+    command.add_argument(
+        "--license", metavar="ID", help="of the weights, as the hub spells it, e.g. cc-by-4.0"
+    )
+    command.set_defaults(run=_export)
     return parser
+
+
+def _convert(args: argparse.Namespace) -> CAFT:
+    config = None if args.config is None else _read_json(args.config)
+    return convert(args.source, args.folder, config)
+
+
+def _export(args: argparse.Namespace) -> CAFT:
+    return export(args.source, args.folder, args.license)
 
 
 def _read_json(path: str) -> dict[str, Any]:

@@ -3,34 +3,23 @@ Each worker streams its own lanes of the epoch plan, in a fixed order, from any 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
-import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import torch
 from torch import Tensor
 
-from caft.caption_sampling import sample_parts
-from caft.config import ModelConfig
 from caft.errors import DataError
-from caft.superpixels import stored_labels
-from caft.tokenizer import load_tokenizer
-from caft.transforms import train_image
 from pipelines import storage
 from pipelines.data.dataset import Dataset
-from pipelines.superpixels import pack_superpixels, unpack_superpixels
-from pipelines.train.config import IngestConfig
-from pipelines.train.plan import EpochPlan, Piece, RowGroup, Window
+from pipelines.superpixels import unpack_superpixels
+from pipelines.train.loader import Loader
+from pipelines.train.plan import EpochPlan, RowGroup, Window
 
-COLUMNS = ["key", "image", "captions", "superpixels", "split"]
 SEGMENT_GROUPS = 256  # steps windows handed to one Ray Data execution: bounds the driver's lists
 
 
@@ -39,63 +28,8 @@ class Batch:
     """One worker's share of a step: rows [rank * B, (rank + 1) * B) of the global batch."""
 
     images: Tensor  # (B, 3, S, S) uint8
-    superpixels: Tensor | None  # (B, S, S) int64, -1 where the model computes them; None: all
+    superpixels: Tensor | None  # (B, S, S) int16, -1 where the model computes them; None: all
     tokens: Tensor  # (B, K, T) int64, T the longest of this share
-
-
-@dataclass(frozen=True)
-class Loader:
-    """Turns windows into arrays. Travels to Ray Data tasks, so it holds settings alone."""
-
-    dataset: str
-    split: str
-    model: ModelConfig
-    ingest: IngestConfig
-
-    @property
-    def extra_parts(self) -> int:
-        """Sub-captions beside the chunks: the part losses alone read them."""
-        return self.ingest.extra_parts if self.model.losses.parts else 0
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Decode one window (as `asdict` spells it) to arrays over its n rows, in the order in
-        which steps consume them."""
-        cv2.setNumThreads(1)  # one task is one core; Ray runs several
-        pieces = [Piece(**piece) for piece in row["pieces"]]
-        table = pa.concat_tables(read_piece(self.dataset, piece, self.split) for piece in pieces)
-        order = np.random.default_rng(row["seed"]).permutation(len(table))
-        samples = [self._sample(entry, row["epoch"]) for entry in table.take(order).to_pylist()]
-        images = torch.stack([image for image, _, _ in samples])  # (n, 3, S, S)
-        stored = [labels for _, labels, _ in samples]
-        text = self.model.text
-        tokens = load_tokenizer(text.tokenizer)(
-            [part for _, _, parts in samples for part in parts], text.context_length
-        )
-        padded = torch.zeros(len(tokens), text.context_length, dtype=torch.int32)
-        padded[:, : tokens.shape[1]] = tokens
-        return {
-            "images": images.numpy(),
-            "superpixels": pack_superpixels(images, stored, self.model.image.superpixels),
-            "tokens": padded.view(len(samples), text.chunks + self.extra_parts, -1).numpy(),
-        }
-
-    def _sample(self, row: dict[str, Any], epoch: int) -> tuple[Tensor, Tensor | None, list[str]]:
-        digest = hashlib.sha256(f"{epoch}/{row['key']}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        try:
-            stored = stored_labels(row.get("superpixels"), self.model.image)
-        except DataError as error:
-            raise DataError(f"{self.dataset}: key {row['key']}: {error}") from None
-        image, labels = train_image(
-            row["image"],
-            self.model.image.image_size_px,
-            self.ingest.crop_min_scale,
-            rng,
-            stored,
-            self.ingest.flip_probability,
-        )
-        parts = sample_parts(row["captions"], rng, self.model.text.chunks, self.extra_parts)
-        return image, labels, parts
 
 
 def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
@@ -116,15 +50,6 @@ def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
     if not groups:
         raise DataError(f"{dataset.path}: no row has split '{split}'; check the key 'split'")
     return tuple(groups)
-
-
-def read_piece(dataset: str, piece: Piece, split: str) -> pa.Table:
-    """The rows of one piece, read from its row group alone."""
-    filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        table = file.read_row_group(piece.row_group, columns=COLUMNS)
-    table = table.filter(pc.equal(table["split"], split))
-    return table.slice(piece.start, piece.stop - piece.start)
 
 
 def iter_batches(

@@ -14,9 +14,10 @@ from caft.config import ImageConfig, SuperpixelConfig
 from caft.errors import DataError
 from caft.label_maps import encode_label_map
 from caft.superpixels import superpixel_labels
-from pipelines.data.dataset import DATASET_SCHEMA
+from pipelines.data.dataset import CAPTIONS, DATASET_SCHEMA
 from pipelines.train.config import IngestConfig
-from pipelines.train.ingest import Loader, _collate
+from pipelines.train.ingest import _collate
+from pipelines.train.loader import Loader, caption_lists
 from pipelines.train.plan import Piece, Window
 
 LABELS = np.arange(36).reshape(6, 6).repeat(10, 0).repeat(10, 1)
@@ -86,3 +87,53 @@ def test_a_map_of_another_model_names_the_row(tmp_path):
     damaged = encode_label_map(LABELS, 36)[:-1]
     with pytest.raises(DataError, match=r"key 0: label map of .* bytes: damaged"):
         load(tmp_path, [damaged], "seeds")
+
+
+def test_an_image_that_cannot_be_decoded_names_the_row(tmp_path):
+    broken = {"key": "a7", "image": b"\xff\xd8\xff", "captions": [], "split": "train"}
+    table = pa.Table.from_pylist([broken], schema=DATASET_SCHEMA)
+    pq.write_table(table, tmp_path / "part-00000.parquet")
+    window = Window(0, 0, 1, 0, (Piece("part-00000.parquet", 0, 0, 1),), (0, 0, 0, 0))
+    with pytest.raises(DataError, match="key a7: image of 3 bytes cannot be decoded"):
+        Loader(str(tmp_path), "train", model_config("grid"), INGEST)(asdict(window))
+
+
+def test_a_sample_depends_on_its_key_and_epoch_alone(tmp_path):
+    """Not on the window that it is in, nor on its neighbours."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "key": f"key{n}",
+            "image": cv2.imencode(".png", rng.integers(0, 256, (99, 120, 3), np.uint8))[
+                1
+            ].tobytes(),
+            "captions": [{"source": "a", "kind": "long", "sentences": list("abcdefgh")}],
+            "split": "train" if n % 3 else "test",
+        }
+        for n in range(20)
+    ]
+    table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+    pq.write_table(table, tmp_path / "part-00000.parquet", row_group_size=8)
+    loader = Loader(str(tmp_path), "train", model_config("grid"), INGEST)
+
+    def samples(epoch: int, seed: int, *pieces: tuple[int, int, int]) -> set[tuple[bytes, bytes]]:
+        named = tuple(Piece("part-00000.parquet", *piece) for piece in pieces)
+        arrays = loader(asdict(Window(epoch, 0, 1, 0, named, (0, 0, 0, seed))))
+        pairs = zip(arrays["images"], arrays["tokens"], strict=True)
+        return {(image.tobytes(), tokens.tobytes()) for image, tokens in pairs}
+
+    whole = samples(0, 0, (0, 0, 5), (1, 0, 5), (2, 0, 3))
+    assert len(whole) == 13
+    assert samples(0, 1, (1, 1, 4)) | samples(0, 2, (2, 0, 3), (1, 0, 1)) < whole
+    assert not samples(1, 0, (0, 0, 5)) & whole
+
+
+def test_captions_read_as_arrow_reads_them():
+    text = {"source": "a", "kind": "long", "sentences": ["one", "two"]}
+    short = {"source": "b", "kind": "raw", "sentences": ["three"]}
+    rows = [[text, short], [], [short], [{**text, "sentences": []}, text]]
+    column = pa.array(rows, CAPTIONS)
+    wanted = [[{k: c[k] for k in ("kind", "sentences")} for c in captions] for captions in rows]
+    assert caption_lists(column) == wanted
+    assert caption_lists(column.slice(1, 2)) == wanted[1:3]
+    assert caption_lists(column.slice(0, 0)) == []

@@ -1,0 +1,91 @@
+"""Bytes that a training step exchanges, and the step time that follows on three networks.
+
+Arithmetic on `pipelines.train.communication`, whose bytes tests/train/test_communication.py holds
+against those of two real workers. Times are predictions, for the networks and the rate of a GPU
+that are printed with them.
+
+    python benchmarks/communication.py [--model caft_b --gpu-images-per-s 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from caft.config import ModelConfig, load_model_config
+from pipelines.train.communication import Network, Step, step_time
+
+WORKERS = (8, 64, 256)
+MEGA, GIGA, GIGABIT = 1e6, 1e9, 1e9 / 8
+NETWORKS = (
+    Network("NVLink", 1024, 450 * GIGA, 450 * GIGA, 2e-6, 2e-6),
+    Network("InfiniBand", 8, 450 * GIGA, 8 * 400 * GIGABIT, 2e-6, 5e-6),
+    Network("Ethernet", 8, 450 * GIGA, 100 * GIGABIT, 2e-6, 25e-6),
+)
+ASSUMED = (
+    "NVLink: 450 GB/s per GPU and direction, as if all GPUs were one NVLink domain",
+    "InfiniBand: nodes of 8 GPUs, NVLink inside, 8 cards of 400 Gbit/s between nodes",
+    "Ethernet: nodes of 8 GPUs, NVLink inside, one card of 100 Gbit/s between nodes",
+    "Rings reach 80% of a link; a hop takes 2 us in a node, 5 (InfiniBand) or 25 us between nodes",
+    "Weights and their gradients travel in float32, embeddings in bfloat16",
+    "'overlapped': gradients travel during backward, two thirds of the computation",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="caft_b")
+    parser.add_argument("--global-batch", type=int, default=2048, help="as in the recipes")
+    parser.add_argument("--images-per-gpu", type=int, default=256, help="of the second table")
+    parser.add_argument("--parts", type=int, default=8, help="sub-captions of an image")
+    parser.add_argument("--gpu-images-per-s", type=float, default=1000.0, help="one GPU alone")
+    args = parser.parse_args()
+    model = load_model_config(args.model)
+    print_bytes(model, args)
+    print("Assumed:\n")
+    print("\n".join(f"- {line}" for line in ASSUMED))
+    print(f"- A GPU alone trains {args.gpu_images_per_s:,.0f} images/s\n")
+    print(f"Step time, {args.global_batch:,} images in all:\n")
+    print_times(model, args, dict.fromkeys(WORKERS, args.global_batch))
+    print(f"\nStep time, {args.images_per_gpu:,} images per GPU:\n")
+    print_times(model, args, {n: n * args.images_per_gpu for n in WORKERS})
+
+
+def make_step(
+    model: ModelConfig, args: argparse.Namespace, global_batch: int, workers: int
+) -> Step:
+    return Step(model, global_batch, args.parts, workers, feature_bytes=2)
+
+
+def print_bytes(model: ModelConfig, args: argparse.Namespace) -> None:
+    print(f"{model.name}, {args.global_batch:,} images of {args.parts} sub-captions, a step:\n")
+    print("| what | how | MB | MB sent by each of " + " | ".join(map(str, WORKERS)) + " |")
+    print("|---|---|---|" + "---|" * len(WORKERS))
+    steps = [make_step(model, args, args.global_batch, n).exchanges() for n in WORKERS]
+    for same in zip(*steps, strict=True):
+        sent = [e.sent_bytes(n) / MEGA for e, n in zip(same, WORKERS, strict=True)]
+        row = " | ".join(f"{size:,.1f}" for size in sent)
+        first = same[0]
+        print(f"| {first.name} | {first.collective} | {first.payload_bytes / MEGA:,.1f} | {row} |")
+    total = [
+        sum(e.sent_bytes(n) for e in step) / MEGA for step, n in zip(steps, WORKERS, strict=True)
+    ]
+    print("| all | | | " + " | ".join(f"{size:,.1f}" for size in total) + " |\n")
+
+
+def print_times(model: ModelConfig, args: argparse.Namespace, batches: dict[int, int]) -> None:
+    print("| GPUs | network | compute ms | messages ms | step ms | overlapped | of ideal |")
+    print("|---|---|---|---|---|---|---|")
+    for workers, batch in batches.items():
+        compute = batch / workers / args.gpu_images_per_s
+        exchanges = make_step(model, args, batch, workers).exchanges()
+        for network in NETWORKS:
+            step = step_time(exchanges, workers, network, compute)
+            print(
+                f"| {workers} | {network.name} | {1000 * compute:,.1f} "
+                f"| {1000 * (step.waiting + step.in_backward):,.1f} | {1000 * step.plain:,.1f} "
+                f"| {1000 * step.overlapped:,.1f} | {compute / step.overlapped:.0%} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

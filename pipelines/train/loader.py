@@ -1,0 +1,143 @@
+"""One window of the epoch plan as arrays: row groups read, images decoded, captions tokenised.
+What each decoding task of Ray Data runs; whatever is drawn at random depends on epoch and key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from caft.caption_sampling import sample_parts
+from caft.config import ModelConfig
+from caft.errors import DataError
+from caft.superpixels import stored_labels
+from caft.tokenizer import load_tokenizer
+from caft.transforms import train_image
+from pipelines import storage
+from pipelines.superpixels import pack_superpixels
+from pipelines.train.config import IngestConfig
+from pipelines.train.plan import Piece
+
+COLUMNS = ["key", "image", "captions", "superpixels", "split"]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Turns windows into arrays. Travels to Ray Data tasks, so it holds settings alone."""
+
+    dataset: str
+    split: str
+    model: ModelConfig
+    ingest: IngestConfig
+
+    @property
+    def extra_parts(self) -> int:
+        """Sub-captions beside the chunks: the part losses alone read them."""
+        return self.ingest.extra_parts if self.model.losses.parts else 0
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Decode one window (as `asdict` spells it) to arrays over its n rows, in the order in
+        which steps consume them."""
+        cv2.setNumThreads(1)  # one task is one core; Ray runs several
+        rows = read_rows(self.dataset, [Piece(**piece) for piece in row["pieces"]], self.split)
+        order = np.random.default_rng(row["seed"]).permutation(len(rows.keys))
+        size = self.model.image.image_size_px
+        images = np.empty((len(order), 3, size, size), dtype=np.uint8)
+        stored, parts = [], []
+        for place, n in enumerate(order):
+            rng = sample_generator(row["epoch"], rows.keys[n])
+            image, labels = self._image(rows, n, rng)
+            images[place] = image
+            stored.append(labels)
+            parts += sample_parts(rows.captions[n], rng, self.model.text.chunks, self.extra_parts)
+        return {
+            "images": images,
+            "superpixels": pack_superpixels(
+                torch.from_numpy(images), stored, self.model.image.superpixels
+            ),
+            "tokens": self.tokenise(parts),
+        }
+
+    def tokenise(self, parts: list[str]) -> np.ndarray:
+        """Ids (n, K, context length), int32, of the K sub-captions of n rows end to end."""
+        text = self.model.text
+        tokens = load_tokenizer(text.tokenizer)(parts, text.context_length).numpy()
+        padded = np.zeros((len(parts), text.context_length), dtype=np.int32)
+        padded[:, : tokens.shape[1]] = tokens
+        return padded.reshape(-1, text.chunks + self.extra_parts, text.context_length)
+
+    def _image(self, rows: Rows, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
+        try:
+            return train_image(
+                rows.images[n],
+                self.model.image.image_size_px,
+                self.ingest.crop_min_scale,
+                rng,
+                stored_labels(rows.superpixels[n], self.model.image),
+                self.ingest.flip_probability,
+            )
+        except DataError as error:
+            raise DataError(f"{self.dataset}: key {rows.keys[n]}: {error}") from None
+
+
+def sample_generator(epoch: int, key: str) -> np.random.Generator:
+    """What a sample draws its crop and captions from, whoever decodes it."""
+    digest = hashlib.sha256(f"{epoch}/{key}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of n rows as plain lists."""
+
+    keys: list[str]
+    images: list[bytes]
+    captions: list[list[dict[str, Any]]]
+    superpixels: list[bytes | None]
+
+
+def read_rows(dataset: str, pieces: Sequence[Piece], split: str) -> Rows:
+    """The rows of `pieces`, end to end; nothing but their row groups is read."""
+    table = pa.concat_tables(_read_piece(dataset, piece, split) for piece in pieces)
+    return Rows(
+        table["key"].to_pylist(),
+        table["image"].to_pylist(),
+        [captions for chunk in table["captions"].chunks for captions in caption_lists(chunk)],
+        table["superpixels"].to_pylist(),
+    )
+
+
+def _read_piece(dataset: str, piece: Piece, split: str) -> pa.Table:
+    filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
+    with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
+        table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
+    table = table.filter(pc.equal(table["split"], split))
+    return table.slice(piece.start, piece.stop - piece.start)
+
+
+def caption_lists(column: pa.ListArray) -> list[list[dict[str, Any]]]:
+    """`captions` of n rows: kind and sentences of each. Arrow's own conversion, value by value,
+    takes ten times as long."""
+    structs = column.flatten()
+    names = [structs.type.field(n).name for n in range(structs.type.num_fields)]
+    fields = dict(zip(names, structs.flatten(), strict=True))
+    sentences = fields["sentences"].flatten().to_numpy(zero_copy_only=False).tolist()
+    kinds = fields["kind"].to_numpy(zero_copy_only=False).tolist()
+    cut = _cut(sentences, fields["sentences"])
+    captions = [{"kind": k, "sentences": s} for k, s in zip(kinds, cut, strict=True)]
+    return _cut(captions, column)
+
+
+def _cut(values: list[Any], lists: pa.ListArray) -> list[list[Any]]:
+    """`values` end to end, cut into the lengths of `lists`."""
+    ends = np.cumsum(pc.fill_null(lists.value_lengths(), 0).to_numpy()).tolist()
+    return [values[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
