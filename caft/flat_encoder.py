@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from caft.config import FlatImageConfig
+from caft.dropout import Draws
 from caft.image_encoder import NORM_EPS, ImageTokens, positions_at
 from caft.layers import Block, Blocks, init_linear
 
@@ -37,9 +38,11 @@ class FlatImageEncoder(nn.Module):
             nn.init.normal_(embedding, std=config.width**-0.5)
         self.apply(init_linear)
 
-    def forward(self, images: Tensor, superpixels: Tensor) -> ImageTokens:
+    def forward(
+        self, images: Tensor, superpixels: Tensor, draws: Draws | None = None
+    ) -> ImageTokens:
         """`images` (B, 3, H, W) normalised, H and W multiples of the patch; superpixels are not
-        read."""
+        read, and nothing is drawn."""
         patches = self.patch_embedding(images).permute(0, 2, 3, 1)  # (B, h, w, W)
         patches = patches + positions_at(self.positions, *patches.shape[1:3])
         cls = self.cls_token.expand(len(images), -1, -1)

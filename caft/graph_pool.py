@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from caft.dropout import Draws, NamedDropout
 from caft.layers import SelfAttention
 
 ASSIGNMENT_SCALE = 5.0  # the cosine is multiplied by this before the softmax over segments
@@ -29,31 +30,38 @@ class GraphPool(nn.Module):
         self.group_bias = nn.Parameter(torch.zeros(width))
         hidden = int(width * mlp_ratio)
         self.expand = nn.Sequential(
-            nn.LayerNorm(width, eps=MLP_NORM_EPS),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
+            nn.LayerNorm(width, eps=MLP_NORM_EPS), nn.Linear(width, hidden), nn.GELU()
         )
+        self.dropout = NamedDropout(dropout)
         self.contract = nn.Sequential(
             nn.LayerNorm(hidden, eps=MLP_NORM_EPS), nn.Linear(hidden, width)
         )
 
     def forward(
-        self, cls: Tensor, tokens: Tensor, live: Tensor | None = None, keep_dead: bool = False
+        self,
+        cls: Tensor,
+        tokens: Tensor,
+        live: Tensor | None = None,
+        keep_dead: bool = False,
+        draws: Draws | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns cls (B, 1, D), segments (B, M, D) and soft assignments (B, N, M).
 
         `live` (B, N) is false for dead superpixels. They neither seed a segment nor weigh in one,
         unless `keep_dead` asks for the reference's way: then only the mean leaves them out.
+        `draws` says what dropout drops; None: torch's generator.
         """
         seeds = farthest_point_seeds(tokens, self.segments, live, keep_dead)  # (B, M)
         mask = None if keep_dead else live
         assignment = self.assignment_logits(tokens, seeds, mask).softmax(dim=-1)  # (B, N, M)
         weights = assignment if mask is None else assignment * mask[:, :, None]
         weights = weights / weights.sum(dim=1, keepdim=True)  # mean over the tokens of a segment
-        values = torch.bmm(weights.transpose(1, 2), self.expand(tokens))  # (B, M, 4D)
-        segments = self.contract(values) + take_tokens(tokens, seeds)  # (B, M, D)
-        return cls + self.contract(self.expand(cls)), segments, assignment
+        hidden = self.dropout(self.expand(torch.cat([cls, tokens], dim=1)), draws)  # (B, 1 + N, 4D)
+        of_cls, of_tokens = hidden.split([1, tokens.shape[1]], dim=1)
+        values = torch.bmm(weights.transpose(1, 2), of_tokens)  # (B, M, 4D)
+        contracted = self.contract(torch.cat([of_cls, values], dim=1))  # (B, 1 + M, D)
+        segments = contracted[:, 1:] + take_tokens(tokens, seeds)  # (B, M, D)
+        return cls + contracted[:, :1], segments, assignment
 
     def assignment_logits(self, tokens: Tensor, seeds: Tensor, mask: Tensor | None) -> Tensor:
         """Scaled cosine of every token with every seed, on grouping features: (B, N, M)."""

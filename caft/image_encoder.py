@@ -3,13 +3,15 @@ Pixels in, fine and coarse segment tokens with their assignments out (model sect
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from caft.batch_norm import BlockBatchNorm
 from caft.config import ImageConfig
+from caft.dropout import Draws
 from caft.errors import DataError
 from caft.graph_pool import GraphPool
 from caft.layers import Block, Blocks, init_linear
@@ -19,8 +21,7 @@ NORM_EPS = 1e-6
 POSITION_BASE = 10_000.0
 
 
-@dataclass
-class ImageTokens:
+class ImageTokens(NamedTuple):
     """Normalised tokens of the two outputs, cls first, and the assignments between levels.
 
     Without part losses nothing reads the fine output: it is then the coarse one.
@@ -62,9 +63,11 @@ class ImageEncoder(nn.Module):
         nn.init.normal_(self.cls_token, std=1e-6)
         self.apply(init_linear)
 
-    def forward(self, images: Tensor, superpixels: Tensor) -> ImageTokens:
+    def forward(
+        self, images: Tensor, superpixels: Tensor, draws: Draws | None = None
+    ) -> ImageTokens:
         """`images` (B, 3, H, W) normalised; `superpixels` (B, H, W) labels at full resolution,
-        below the number of cells in an image of that size.
+        below the number of cells in an image of that size; `draws` for dropout in training.
 
         Raises:
             DataError: the image has fewer superpixels than the first pool makes segments.
@@ -84,8 +87,9 @@ class ImageEncoder(nn.Module):
             if level == 1 and self.norm_fine is not None:
                 fine = self.norm_fine(joined)
             if level < len(self.pools):
+                own_draws = None if draws is None else draws.stream(level)
                 cls, tokens, assignment = self.pools[level](
-                    cls, tokens, live_now, not self.mask_dead
+                    cls, tokens, live_now, not self.mask_dead, own_draws
                 )
                 assignments.append(assignment)
                 live_now = None  # every segment of a pool has a live seed
@@ -146,7 +150,7 @@ def _stem(widths: tuple[int, ...], strides: tuple[int, ...], width_out: int) -> 
     for width, stride in zip(widths, strides, strict=True):
         layers += [
             nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            BlockBatchNorm(width),
             nn.ReLU(inplace=True),
         ]
         width_in = width

@@ -3,8 +3,7 @@ Called with one worker's images and the texts of every worker; no communication 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from caft.model import CAFT, ImageFeatures, TextFeatures
 
 
-@dataclass
-class CAFTLoss:
+class CAFTLoss(NamedTuple):
     """Scalars; `total` is their plain sum. A loss that the configuration leaves out is zero."""
 
     part_text_conditioned: Tensor

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from caft.attention_pool import AttentionPool
 from caft.config import FlatImageConfig, ModelConfig, load_model_config
+from caft.dropout import Draws
 from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.layers import Blocks, projection
@@ -111,7 +112,9 @@ class CAFT(nn.Module):
             return self.image_encoder.patch_labels(images)
         return superpixel_labels(images, self.config.image.superpixels, self.superpixel_network)
 
-    def encode_image(self, images: Tensor, superpixels: Tensor | None = None) -> ImageFeatures:
+    def encode_image(
+        self, images: Tensor, superpixels: Tensor | None = None, draws: Draws | None = None
+    ) -> ImageFeatures:
         """Encode images.
 
         Args:
@@ -119,6 +122,7 @@ class CAFT(nn.Module):
             superpixels: (B, H, W) integer labels, below the number of cells in such an image.
                 None: as `superpixel_labels` cuts them. A flat encoder has its patches, whatever
                 is given.
+            draws: what dropout drops in training; None: torch's generator.
 
         Raises:
             DataError: the images have fewer superpixels than the model makes segments of them.
@@ -128,7 +132,7 @@ class CAFT(nn.Module):
         if images.dtype == torch.uint8:
             images = normalise(images)
         superpixels = superpixels.long()
-        tokens = self.image_encoder(images, superpixels)
+        tokens = self.image_encoder(images, superpixels, draws)
         losses = self.config.losses
         if losses.parts:
             fine = tokens.fine @ self.fine_projection
@@ -240,15 +244,15 @@ class CAFT(nn.Module):
 
     def scales(self) -> dict[str, float]:
         """The factor on the cosine in each logit this model has: part, whole."""
-        return {name: scale.exp().item() for name, (scale, _) in self._log_scales().items()}
+        return {name: scale.exp().item() for name, (scale, _) in self.log_scales().items()}
 
     @torch.no_grad()
     def clamp_scales_(self) -> None:
         """Hold the log-scales in their ranges; called after every optimiser step."""
-        for scale, most in self._log_scales().values():
+        for scale, most in self.log_scales().values():
             scale.clamp_(0, most)
 
-    def _log_scales(self) -> dict[str, tuple[nn.Parameter, float]]:
+    def log_scales(self) -> dict[str, tuple[nn.Parameter, float]]:
         """Each log-scale with its upper bound."""
         losses = self.config.losses
         found = {}

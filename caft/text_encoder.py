@@ -22,6 +22,7 @@ class PartTextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.row_length = CONTEXTS_PER_ROW * config.context_length
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
         self.blocks = _causal_blocks(config.width, config.heads, config.layers)
@@ -31,7 +32,7 @@ class PartTextEncoder(nn.Module):
 
     def pack(self, tokens: Tensor, row_multiple: int = 1) -> PackedTexts:
         """Token ids (B, K, T) laid out as this encoder reads them; see `pack_texts`."""
-        return pack_texts(tokens, CONTEXTS_PER_ROW * len(self.positions), row_multiple)
+        return pack_texts(tokens, self.row_length, row_multiple)
 
     def forward(self, texts: PackedTexts) -> Tensor:
         """Embeddings (B*K, W) of B captions of K sub-captions. Equal to reading each one alone:

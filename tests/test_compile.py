@@ -5,28 +5,29 @@ import torch
 from tests_support import random_images, tiny_config
 
 import caft
+from caft.batch_norm import NormBlocks, set_norm_blocks
+from caft.dropout import Draws
 from caft.losses import caft_loss, draw_negatives
 from caft.superpixels import superpixel_labels
 
 
-def train_step(model, images, superpixels, texts, negatives):
-    features, captions = model(images, texts, superpixels)
+def train_step(model, images, superpixels, texts, negatives, draws):
+    features = model.encode_image(images, superpixels, draws)
+    captions = model.encode_text(texts)
     return caft_loss(features, captions, model, negatives, block_size=2).total
 
 
 @pytest.fixture(scope="module")
 def case():
     torch.manual_seed(0)
-    config = tiny_config()
-    config = config.model_copy(
-        update={"image": config.image.model_copy(update={"pool_dropout": 0.0})}
-    )
-    model = caft.create_model(config)
+    model = caft.create_model(tiny_config())
+    set_norm_blocks(model, NormBlocks(2))
     images = random_images(4)
     superpixels = superpixel_labels(images, model.config.image.superpixels)
     tokens = model.tokenize(["a red dog", "two cats on a mat", "one", "x y z"] * 4)
     texts = model.part_text_encoder.pack(tokens.view(4, 4, -1), row_multiple=4)
-    return model, (images, superpixels, texts, draw_negatives(4, 4, 0, 2))
+    draws = Draws(torch.tensor(7), torch.arange(4))
+    return model, (images, superpixels, texts, draw_negatives(4, 4, 0, 2), draws)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

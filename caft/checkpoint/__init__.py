@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from caft.checkpoint.released import RELEASED_SUFFIXES, load_released
 from caft.config import ModelConfig, load_config, to_yaml, validate
@@ -83,12 +83,15 @@ def convert(path: str | Path, folder: str | Path, config: Mapping[str, Any] | No
     return model
 
 
-def save_weights(model: CAFT, folder: Path) -> None:
-    """Write weights and configuration into `folder`; `write_manifest` completes the checkpoint."""
+def save_weights(model: CAFT, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write weights and configuration into `folder`; `write_manifest` completes the checkpoint.
+
+    Args:
+        weights: the state of a model that is cut up over workers; None: `model` has all of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    state = model.state_dict() if weights is None else weights
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config = to_yaml(model.config)
     save_file(weights, folder / WEIGHTS, metadata={CONFIG_METADATA_KEY: config})
     (folder / CONFIG).write_text(config, encoding="utf-8")

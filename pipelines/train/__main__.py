@@ -29,7 +29,11 @@ from pipelines.train.plan import EpochPlan
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 RESULT, CONFIG_COPY = "train.json", "train.yaml"
 # What may differ when a run is taken up again: it changes the speed, not the result.
-FREE_FIELDS = {"tracking", "progress_every_s", "scaling", "checkpoint", "log_every_steps"}
+FREE_FIELDS = dict.fromkeys(
+    ("tracking", "progress_every_s", "scaling", "checkpoint", "log_every_steps"), True
+)
+FREE_DEEPSPEED = {"zero_stage", "offload_optimizer"}
+PLACES = dict.fromkeys(("model", "output", "dataset"), True)  # what lies there counts, not where
 
 
 def run(config: TrainConfig) -> None:
@@ -133,7 +137,7 @@ def _require_resources(config: TrainConfig) -> None:
 
 def _identity(config: TrainConfig, model: str, fingerprint: str) -> str:
     """Digest of everything that decides the result."""
-    text = config.model_dump_json(exclude=FREE_FIELDS | {"model", "output", "dataset"})
+    text = config.model_dump_json(exclude=FREE_FIELDS | PLACES | {"deepspeed": FREE_DEEPSPEED})
     return hashlib.sha256(f"{text}\n{model}\n{fingerprint}".encode()).hexdigest()
 
 

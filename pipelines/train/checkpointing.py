@@ -1,5 +1,5 @@
 """Saving and restoring a training run: weights, optimiser moments and position, without pickles.
-Moments are gathered per parameter, so a run may resume on another number of workers."""
+Whole tensors are stored, so a run may resume on other workers and at another ZeRO stage."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from safetensors.torch import load_file, save_file
 
 from caft.checkpoint import (
@@ -23,8 +21,8 @@ from caft.checkpoint import (
 from caft.config import ModelConfig, load_config
 from caft.errors import CheckpointError
 from caft.model import CAFT
+from pipelines.train.sharding import set_moments, whole_moments, whole_weights
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
 
@@ -36,11 +34,11 @@ def save_checkpoint(
     Raises:
         StorageError: the disk is full or not writable.
     """
-    moments = _gather_moments(engine, model)
+    weights, moments = whole_weights(model), whole_moments(engine, model)
     if dist.get_rank() == 0:
         target = folder / f"step-{step:08d}"
         shutil.rmtree(target, ignore_errors=True)  # a half-written one from before a crash
-        save_weights(model, target)
+        save_weights(model, target, weights)
         state = target / TRAINING_STATE
         state.mkdir()
         save_file(moments, state / OPTIMIZER)
@@ -52,24 +50,13 @@ def save_checkpoint(
 
 
 def restore_moments(folder: Path, engine: Any, model: CAFT) -> int:
-    """Load the optimiser's moments into a fresh ZeRO engine; returns the step to go on from.
+    """Load the optimiser's moments into a fresh engine; returns the step to go on from.
 
     The weights must have been loaded before the engine was made.
     """
     state = folder / TRAINING_STATE
     step = int(json.loads((state / POSITION).read_text(encoding="utf-8"))["step"])
-    adam = engine.optimizer.optimizer
-    for group in adam.param_groups:
-        for partition in group["params"]:  # ZeRO makes these at its first step: here it is not
-            adam.state[partition] = {
-                "step": torch.tensor(float(step)),
-                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
-            }
-    _link_moments(engine)
-    moments = load_file(state / OPTIMIZER)
-    for name, parameter in model.named_parameters():
-        for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, moments[f"{name}.{moment}"], moment)
+    set_moments(engine, model, load_file(state / OPTIMIZER), step)
     return step
 
 
@@ -115,21 +102,3 @@ def _first_difference(
 
 def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _gather_moments(engine: Any, model: CAFT) -> dict[str, torch.Tensor]:
-    """Every parameter's Adam moments at full shape; all workers take part in the gathering."""
-    _link_moments(engine)
-    moments = {}
-    for name, parameter in model.named_parameters():
-        for moment in MOMENTS:
-            full = safe_get_full_optimizer_state(parameter, moment)
-            moments[f"{name}.{moment}"] = full.reshape(parameter.shape).cpu().contiguous()
-    return moments
-
-
-def _link_moments(engine: Any) -> None:
-    """Let DeepSpeed find every parameter's moments. It links them once, after the step of the
-    first parameter group, when the moments of the later groups do not exist yet."""
-    engine.optimizer._hp_optimizer_states_linked = False
-    engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from caft.config import Config, ModelChoice
 from pipelines.config import StageConfig
 
+MOST_BATCH_NORM_IMAGES = 32  # of the default: enough for statistics, small enough to stay local
+
 
 class OptimizerConfig(Config):
     """AdamW with linear warm-up and cosine decay to zero; 1-D parameters are not decayed."""
@@ -46,13 +48,19 @@ class ScalingConfig(Config):
     recompute_activations: bool = Field(
         False, description="run every block again in backward: less memory, a third more work"
     )
+    micro_batch: int | None = Field(
+        None, gt=0, description="images of a worker that are encoded at a time; None: all of them"
+    )
     max_failures: int = Field(3, ge=0, description="worker-group restarts before giving up")
 
 
 class DeepSpeedConfig(Config):
     """The part of DeepSpeed's configuration that is the user's; the rest follows from ours."""
 
-    zero_stage: Literal[1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="cut over workers: 1 the optimiser, 2 gradients too, 3 weights too"
+    )
+    offload_optimizer: bool = Field(False, description="keep and step the optimiser on the host")
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -71,6 +79,12 @@ class TrainConfig(StageConfig):
     epochs: float = Field(32, gt=0)
     global_batch: int = Field(2048, gt=1)
     block_size: int = Field(256, gt=1, description="images per logical block of the loss")
+    batch_norm_images: int | None = Field(
+        None,
+        gt=0,
+        description="images per block of batch statistics; None: the largest divisor of "
+        "global_batch up to 32",
+    )
     seed: int = 0
     log_every_steps: int = Field(20, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -91,4 +105,55 @@ class TrainConfig(StageConfig):
                 f"global_batch {self.global_batch} is not a multiple of block_size "
                 f"{self.block_size}"
             )
+        if self.global_batch % self.batch_norm_block:
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of batch_norm_images "
+                f"{self.batch_norm_images}"
+            )
+        if self.scaling.micro_batch is not None:
+            _check_micro_batch(
+                self.scaling.micro_batch, self.global_batch // workers, self.batch_norm_block
+            )
+        zero = self.deepspeed
+        if zero.offload_optimizer and zero.zero_stage == 0:
+            raise ValueError(
+                "deepspeed.offload_optimizer needs deepspeed.zero_stage 1, 2 or 3, not 0"
+            )
+        if self.scaling.compile and zero.zero_stage == 3:
+            raise ValueError(
+                "scaling.compile does not go with deepspeed.zero_stage 3, which fetches weights "
+                "between the operations; use stage 2 or less"
+            )
+        share = self.global_batch // workers
+        if self.scaling.compile and share % self.batch_norm_block:
+            raise ValueError(
+                f"scaling.compile needs whole blocks of batch_norm_images {self.batch_norm_block} "
+                f"in the {share} images of a worker (global_batch / num_workers); set it to a "
+                f"divisor of {share}"
+            )
         return self
+
+    @property
+    def batch_norm_block(self) -> int:
+        """Images whose statistics batch normalisation takes together."""
+        if self.batch_norm_images is not None:
+            return self.batch_norm_images
+        most = min(MOST_BATCH_NORM_IMAGES, self.global_batch)
+        return next(n for n in range(most, 0, -1) if self.global_batch % n == 0)
+
+
+def _check_micro_batch(micro_batch: int, images: int, block: int) -> None:
+    """Raise ValueError unless micro-batches share a worker's `images` without rest, and none cuts a
+    block of batch normalisation."""
+    possible = [n for n in range(block, images + 1, block) if images % n == 0]
+    if micro_batch in possible:
+        return
+    if possible:
+        fitting = "one of " + ", ".join(map(str, possible))
+    else:
+        fitting = f"none unless batch_norm_images divides {images}"
+    raise ValueError(
+        f"scaling.micro_batch {micro_batch} must divide the {images} images of a worker "
+        f"(global_batch / num_workers) and be a multiple of batch_norm_images {block}; "
+        f"possible: {fitting}"
+    )

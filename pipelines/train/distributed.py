@@ -3,59 +3,118 @@ The only tensor communication of a step beside DeepSpeed's own gradient reductio
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from caft.batch_norm import NormBlocks, batch_statistics, set_norm_blocks
 from caft.config import LossConfig
+from caft.dropout import Draws
 from caft.losses import CAFTLoss, caft_loss
-from caft.model import CAFT, TextFeatures
+from caft.model import CAFT, ImageFeatures, TextFeatures
 from caft.packing import PackedTexts
 
 PART_TERMS = ("part_text_conditioned", "part_multi_positive")
 
 
 class TrainingModel(nn.Module):
-    """CAFT and its loss as one module, so that DeepSpeed sees every parameter's use."""
+    """CAFT and its loss as one module, so that DeepSpeed sees every parameter's use.
 
-    def __init__(self, model: CAFT, block_size: int, compiled: bool = False) -> None:
+    A batch may come in micro-batches. Each is encoded and forgotten but for its embeddings, the
+    loss is that of the whole batch, and backward encodes one micro-batch after the other again:
+    the same gradients in the memory of one.
+    """
+
+    batch_statistics: Tensor  # (2, channels): what the norms met in the last forward, on average
+
+    def __init__(
+        self,
+        model: CAFT,
+        block_size: int,
+        compiled: bool = False,
+        batch_norm_images: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.block_size = block_size
+        if batch_norm_images is not None:
+            set_norm_blocks(model, NormBlocks(batch_norm_images, _rank(), gather_rows))
         # Two graphs: the exchange of texts between workers stands between them.
-        self._encode: Any = _compiled(model.forward) if compiled else model.forward
+        self._encode: Any = _compiled(self._encoded) if compiled else self._encoded
         self._loss: Any = _compiled(caft_loss) if compiled else caft_loss
 
     def forward(
-        self, images: Tensor, superpixels: Tensor, texts: Tensor | PackedTexts, negatives: Tensor
+        self,
+        images: Tensor,
+        superpixels: Tensor,
+        texts: Tensor | PackedTexts | Sequence[PackedTexts],
+        negatives: Tensor,
+        draws: Draws | None = None,
     ) -> CAFTLoss:
         """The part of the global loss that belongs to this worker's images.
 
         Args:
             images: (B, 3, H, W) uint8, superpixels (B, H, W), texts of B captions: this worker's.
+                Several texts of equal size: each makes a micro-batch with its images.
             negatives: of the global batch, the same on every worker; see `caft_loss`.
+            draws: of dropout, for the B images.
         """
-        image_features, local = self._encode(images, texts, superpixels)
-        texts_of_all = TextFeatures(gather_rows(local.parts), gather_rows(local.whole))
+        if not isinstance(texts, Sequence):
+            encoded = [self._encode(images, superpixels, texts, draws)]
+        else:
+            count = len(texts)
+            own_draws = [None] * count if draws is None else draws.chunk(count)
+            shares = zip(
+                images.chunk(count), superpixels.chunk(count), texts, own_draws, strict=True
+            )
+            encoded = [checkpoint(self._encode, *share, use_reentrant=False) for share in shares]
+        of_images, of_texts, statistics = zip(*encoded, strict=True)
+        self.batch_statistics = torch.stack(statistics).mean(dim=0)
+        image_features = _joined(of_images, superpixels)
+        texts_of_all = TextFeatures(
+            gather_rows(torch.cat([text.parts for text in of_texts])),
+            gather_rows(torch.cat([text.whole for text in of_texts])),
+        )
         softmax = self.model.config.losses.whole == "softmax"
-        rank = dist.get_rank() if dist.is_initialized() else 0
         return self._loss(
             image_features,
             texts_of_all,
             self.model,
             negatives,
             block_size=self.block_size,
-            first_image=rank * len(images),
+            first_image=_rank() * len(images),
             all_whole_images=gather_rows(image_features.whole) if softmax else None,
         )
+
+    def _encoded(
+        self, images: Tensor, superpixels: Tensor, texts: Tensor | PackedTexts, draws: Draws | None
+    ) -> tuple[ImageFeatures, TextFeatures, Tensor]:
+        features = self.model.encode_image(images, superpixels, draws)
+        features = replace(features, assignments=[])  # no loss reads them
+        return features, self.model.encode_text(texts), batch_statistics(self.model)
+
+
+def _joined(features: Sequence[ImageFeatures], superpixels: Tensor) -> ImageFeatures:
+    """What a loss reads of the micro-batches, end to end."""
+
+    def rows(name: str) -> Tensor:
+        return torch.cat([getattr(one, name) for one in features])
+
+    joined = {name: rows(name) for name in ("whole", "fine", "fine_cls", "coarse")}
+    return ImageFeatures(assignments=[], superpixels=superpixels, **joined)
 
 
 def _compiled(function: Callable) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gather_rows(local: Tensor) -> Tensor:

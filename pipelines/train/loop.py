@@ -1,5 +1,5 @@
 """What each Ray Train worker runs: batches in, DeepSpeed steps, metrics and checkpoints out.
-What a step draws depends on seed and step alone: a restarted worker goes on as before."""
+The loop alone: a step is in step.py, DeepSpeed in engine.py, what both save in checkpointing.py."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ import torch.distributed as dist
 
 from caft.checkpoint import WEIGHTS, load_weights, save_weights, write_manifest
 from caft.config import ModelConfig
-from caft.losses import draw_negatives
-from caft.model import CAFT, create_model
-from caft.packing import COMPILED_ROW_MULTIPLE
+from caft.model import create_model
 from pipelines.progress import Progress
-from pipelines.superpixels import complete_superpixels
 from pipelines.tracking import Tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import LossMeter, TrainingModel
-from pipelines.train.ingest import Batch, Loader, iter_batches
+from pipelines.train.engine import start_engine
+from pipelines.train.ingest import Loader, iter_batches
 from pipelines.train.plan import EpochPlan
-from pipelines.train.schedule import learning_rate, parameter_groups
+from pipelines.train.schedule import learning_rate
 
 CHECKPOINTS, FINAL = "checkpoints", "final"
 
@@ -55,7 +53,10 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
     config, output = job.config, Path(job.config.output)
     if not config.scaling.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed reads the environment when it is imported.
     from pipelines.train.checkpointing import newest_checkpoint, restore_moments, save_checkpoint
+    from pipelines.train.sharding import whole_weights
+    from pipelines.train.step import apply_gradients, compute_gradients
 
     if config.scaling.threads_per_worker is not None:
         torch.set_num_threads(config.scaling.threads_per_worker)
@@ -65,8 +66,10 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
     if resume is not None:
         load_weights(model, resume / WEIGHTS)
     model.recompute_activations(config.scaling.recompute_activations)
-    trained = TrainingModel(model, config.block_size, config.scaling.compile)
-    engine = _start_engine(trained, config)
+    trained = TrainingModel(
+        model, config.block_size, config.scaling.compile, config.batch_norm_block
+    )
+    engine = start_engine(trained, config)
     step = restore_moments(resume, engine, model) if resume is not None else 0
     device = engine.device
     rank, workers = dist.get_rank(), dist.get_world_size()
@@ -86,7 +89,8 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
-        meter.add(_train_step(engine, model, batch, step, job, rank))
+        meter.add(compute_gradients(engine, trained, batch, step, config))
+        apply_gradients(engine, trained, learning_rate(step, job.total_steps, config.optimizer))
         step += 1
         if step % config.log_every_steps == 0 or step == job.total_steps:
             steps = meter.steps
@@ -107,65 +111,12 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
             info = {**job.manifest, "metrics": losses}
             folder = output / CHECKPOINTS
             save_checkpoint(folder, engine, model, step, info, config.checkpoint.keep)
+    weights = whole_weights(model)
     if rank == 0:
-        save_weights(model, output / FINAL)
+        save_weights(model, output / FINAL, weights)
         write_manifest(output / FINAL, {"step": step, **job.manifest, "metrics": losses})
     if tracker is not None:
         tracker.close()
-
-
-def _train_step(engine: Any, model: CAFT, batch: Batch, step: int, job: TrainJob, rank: int) -> Any:
-    config, device = job.config, engine.device
-    lr = learning_rate(step, job.total_steps, config.optimizer)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-    torch.manual_seed(hash((config.seed, step, rank)))  # dropout
-    images = batch.images.to(device, non_blocking=True)
-    superpixels = complete_superpixels(images, batch.superpixels, model.superpixel_labels)
-    texts = model.pack_texts(batch.tokens, COMPILED_ROW_MULTIPLE if config.scaling.compile else 1)
-    negatives = draw_negatives(
-        config.global_batch,
-        batch.tokens.shape[1],
-        config.seed * job.total_steps + step,
-        min(config.block_size, config.global_batch),
-    )
-    loss = engine(
-        images,
-        superpixels,
-        texts.to(device, non_blocking=True),
-        negatives.to(device, non_blocking=True),
-    )
-    engine.backward(loss.total * dist.get_world_size())  # DeepSpeed averages, the loss is a sum
-    engine.step()
-    model.clamp_scales_()
-    return loss
-
-
-def _start_engine(model: TrainingModel, config: TrainConfig) -> Any:
-    import deepspeed
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-    # On CPUs DeepSpeed would compile its own shared-memory all-reduce behind a lock file. A worker
-    # killed while it compiles leaves the lock, and every later run on that machine waits for ever.
-    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.optimizer.weight_decay),
-        lr=0.0,  # set before every step
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        fused=True,
-    )
-    settings = {
-        "train_batch_size": config.global_batch,
-        "train_micro_batch_size_per_gpu": config.global_batch // dist.get_world_size(),
-        "zero_optimization": {"stage": config.deepspeed.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": config.optimizer.grad_clip or 0.0,
-        "steps_per_print": 10**9,  # progress and MLflow say it
-    }
-    if config.deepspeed.precision == "bfloat16":
-        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
 
 
 def _from_first_worker(decide: Any) -> Any:

@@ -33,6 +33,7 @@ def make_config(dataset_folder, tmp_path_factory):
     def make(output, *overrides):
         base = [
             f"dataset={dataset_folder}", f"output={output}", "global_batch=8", "block_size=4",
+            "batch_norm_images=4",
             "epochs=0.64", "ingest.window_steps=3", "ingest.extra_parts=1", "log_every_steps=1",
             "checkpoint.every_steps=4", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
             f"tracking.spool={folder / 'spool'}", "progress_every_s=1", "scaling.max_failures=0",
@@ -103,6 +104,23 @@ sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))
     assert losses_of(tmp_path / "run", config)[STEPS] == pytest.approx(
         losses_of(finished, config)[STEPS], rel=1e-5
     )
+
+
+def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
+    finished, make_config, ray_cluster, tmp_path
+):
+    """From step 8 on one worker in micro-batches, weights and optimiser cut and offloaded."""
+    newest = "step-00000008"
+    shutil.copytree(finished / "checkpoints" / newest, tmp_path / "run" / "checkpoints" / newest)
+    config = make_config(
+        tmp_path / "run", "scaling.num_workers=1", "scaling.micro_batch=4",
+        "deepspeed.zero_stage=3", "deepspeed.offload_optimizer=true",
+    )  # fmt: skip
+    run(config)
+    expected, ours = losses_of(finished, config), losses_of(tmp_path / "run", config)
+    assert sorted(ours) == [9, 10, 11, 12]
+    for step, loss in ours.items():
+        assert loss == pytest.approx(expected[step], rel=1e-5)
 
 
 def test_superpixels_of_the_model_s_own_network(make_config, ray_cluster, tmp_path):

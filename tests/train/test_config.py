@@ -1,0 +1,68 @@
+"""The train stage's configuration: what does not go together is said before anything starts."""
+
+import pytest
+
+from caft.config import load_config
+from caft.errors import ConfigError
+from pipelines.train.config import TrainConfig
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    base = ["dataset=none", "output=none", "global_batch=96", "block_size=32", "ingest.lanes=4"]
+    return load_config(TrainConfig, None, [*base, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["batch_norm_images=36"],
+            "global_batch 96 is not a multiple of batch_norm_images 36",
+        ),
+        (
+            ["scaling.micro_batch=16", "scaling.num_workers=1"],
+            r"micro_batch 16 must divide the 96 images of a worker .* and be a multiple of "
+            r"batch_norm_images 32; possible: one of 32, 96",
+        ),
+        (
+            ["scaling.micro_batch=20", "scaling.num_workers=2", "batch_norm_images=8"],
+            "possible: one of 8, 16, 24, 48",
+        ),
+        (
+            ["scaling.micro_batch=8", "scaling.num_workers=4"],
+            "possible: none unless batch_norm_images divides 24",
+        ),
+        (
+            ["deepspeed.offload_optimizer=true", "deepspeed.zero_stage=0"],
+            r"offload_optimizer needs deepspeed\.zero_stage 1, 2 or 3",
+        ),
+        (
+            ["scaling.compile=true", "deepspeed.zero_stage=3"],
+            r"scaling\.compile does not go with deepspeed\.zero_stage 3",
+        ),
+        (
+            ["scaling.compile=true", "scaling.num_workers=4"],
+            r"scaling\.compile needs whole blocks of batch_norm_images 32 in the 24 images of a "
+            r"worker .*; set it to a divisor of 24",
+        ),
+        (["deepspeed.zero_stage=4"], r"deepspeed\.zero_stage"),
+    ],
+)
+def test_what_does_not_go_together_is_named_with_what_would(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        config_of(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "block"), [(2048, 32), (96, 32), (100, 25), (24, 24), (8, 8)]
+)
+def test_the_block_of_batch_norm_follows_from_the_global_batch_alone(global_batch, block):
+    overrides = [f"global_batch={global_batch}", f"block_size={global_batch}"]
+    for workers in (1, 2, 4):
+        config = config_of(*overrides, f"scaling.num_workers={workers}")
+        assert config.batch_norm_block == block
+
+
+def test_micro_batches_that_fit_are_taken():
+    config = config_of("scaling.micro_batch=24", "scaling.num_workers=2", "batch_norm_images=8")
+    assert config.scaling.micro_batch == 24
