@@ -76,7 +76,7 @@ def test_a_handful_of_scenes_is_learned(name, one_thread):
     superpixels = model.superpixel_labels(images)
     training = TrainingModel(model, block_size=len(scenes))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=7e-4)
-    for step in range(220):
+    for step in range(400):
         optimizer.zero_grad()
         negatives = draw_negatives(len(scenes), text.chunks, step, len(scenes))
         training(images, superpixels, tokens, negatives).total.backward()
