@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
 
 def test_the_output_may_be_on_s3(make_data_config, s3_bucket, dataset_folder, tmp_path):
     bucket, environment = s3_bucket
-    output = f"s3://{bucket}/set"
+    output = f"s3://{bucket}/of_test_stage"  # servers of one process share their buckets
     path = tmp_path / "data.yaml"
     path.write_text(to_yaml(make_data_config(output)))
     command = [sys.executable, "-m", "pipelines.data", str(path)]
