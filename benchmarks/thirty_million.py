@@ -16,7 +16,7 @@ CHUNKS_PER_CORE = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows-per-s-per-core", type=float, default=158, help="benchmarks/data.py")
+    parser.add_argument("--rows-per-s-per-core", type=float, default=152, help="benchmarks/data.py")
     parser.add_argument("--kb-per-row", type=float, default=160, help="downloaded; the same")
     parser.add_argument("--kept", type=float, default=0.75, help="share of rows; assumed")
     parser.add_argument("--rows-per-s-per-chunk", type=float, default=64, help="assumed: 1 s a row")
