@@ -34,6 +34,7 @@ from pipelines.data.decontamination import EvaluationHashes
 from pipelines.data.drops import INDEX_SCHEMA
 from pipelines.data.evaluation_images import hash_set
 from pipelines.data.finish import with_superpixels
+from pipelines.data.plan import in_share
 from pipelines.data.sources import is_file, sample_rows
 from pipelines.data.write import ParquetSink, read_table
 
@@ -233,7 +234,7 @@ def _rewrite(candidates: Path, part: Path, config: DataConfig) -> float:
 def _leave_out(rows: Iterable[dict[str, Any]], weight: float) -> None:
     """Reject the rows that the plan would, by their keys."""
     for row in rows:
-        if row["reason"] is None and int(row["key"][:16], 16) / 2.0**64 >= weight:
+        if row["reason"] is None and not in_share(row["key"], weight):
             row |= {"reason": "not_sampled", "data": None}
 
 

@@ -7,7 +7,6 @@ import threading
 from contextlib import contextmanager, suppress
 from glob import glob
 
-import boto3
 import psutil
 import pytest
 import ray
@@ -15,6 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from PIL import Image
 from scripted_server import body, serving
 from stage_support import (
+    S3_BUCKET,
     assert_only_whole_files,
     assert_same,
     caption,
@@ -23,6 +23,7 @@ from stage_support import (
     keys_of,
     picture,
     rejects_of,
+    s3_environment,
     small_config,
     write_list,
 )
@@ -95,16 +96,8 @@ def s3(monkeypatch):
     server = make_server("127.0.0.1", 0, front, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    values = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="caft-test")
-    yield "s3://caft-test", front, values
+    values = s3_environment(monkeypatch, f"http://127.0.0.1:{server.port}")
+    yield f"s3://{S3_BUCKET}", front, values
     server.shutdown()
     thread.join()
 

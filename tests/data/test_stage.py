@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from stage_support import S3_BUCKET, s3_environment
 
 from caft.config import to_yaml
 from caft.errors import ConfigError, DataError, StorageError
@@ -110,22 +111,13 @@ def test_the_output_may_be_on_s3(make_data_config, s3_bucket, dataset_folder, tm
 def s3_bucket(monkeypatch):
     """A bucket of a real S3 server on loopback. Ray's tasks do not inherit a changed environment,
     so the job has its own, as a submitted job would."""
-    import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
-    values = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="caft-test")
-    yield "caft-test", values
+    values = s3_environment(monkeypatch, f"http://{host}:{port}")
+    yield S3_BUCKET, values
     server.stop()
 
 
