@@ -9,20 +9,18 @@ import sys
 from pathlib import Path
 
 import ray
-from ray.train import FailureConfig, RunConfig, WorkerGroupError
-from ray.train import ScalingConfig as RayScalingConfig
-from ray.train.torch import TorchTrainer
 
 from caft.config import load_model_config, to_yaml
-from caft.errors import CAFTError, ClusterError, ConfigError, DataError
+from caft.errors import ConfigError, DataError
 from caft.sfcn import read_sfcn_weights
 from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
 from pipelines.tracking import Tracker
+from pipelines.train.attempts import train_to_the_end
 from pipelines.train.config import TrainConfig
 from pipelines.train.ingest import index_row_groups
-from pipelines.train.loop import CHECKPOINTS, FINAL, TrainJob, train_worker
+from pipelines.train.loop import CHECKPOINTS, FINAL, TrainJob
 from pipelines.train.plan import EpochPlan
 
 # Ray Train would print what workers print a second time.
@@ -78,12 +76,13 @@ def run(config: TrainConfig) -> None:
         tracker.set_tags({"model": model.name, "dataset_fingerprint": dataset.fingerprint})
         print(
             f"train: {model.name} on {plan.rows:,} rows, {total_steps:,} steps of "
-            f"{config.global_batch}, {config.scaling.num_workers} workers",
+            f"{config.global_batch}",
             flush=True,
         )
-        _require_resources(config)
+        if not ray.is_initialized():
+            ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
         job = TrainJob(config, model, plan, total_steps, dataset.fingerprint, tracker.run_id)
-        _fit(job, output)
+        train_to_the_end(job, lambda: _newest_step(output / CHECKPOINTS))
         manifest = json.loads((output / FINAL / "manifest.json").read_text(encoding="utf-8"))
         result = {"identity": identity, "step": manifest["step"], "metrics": manifest["metrics"]}
         (output / RESULT).write_text(json.dumps(result, indent=2), encoding="utf-8")
@@ -91,48 +90,10 @@ def run(config: TrainConfig) -> None:
         print(f"train: finished at step {manifest['step']:,}: {output / FINAL}", flush=True)
 
 
-def _fit(job: TrainJob, output: Path) -> None:
-    scaling = job.config.scaling
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        scaling_config=RayScalingConfig(
-            num_workers=scaling.num_workers,
-            use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker, "GPU": int(scaling.use_gpu)},
-        ),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=str(output),
-            failure_config=FailureConfig(max_failures=scaling.max_failures),
-        ),
-    )
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            if isinstance(failure, CAFTError):
-                raise failure from None  # one line for the user's own mistakes
-        raise
-
-
-def _require_resources(config: TrainConfig) -> None:
-    """Workers hold their CPUs for the whole run; without one more, nothing could decode images.
-
-    Raises:
-        ClusterError: the cluster is too small, and the run would wait for ever.
-    """
-    if not ray.is_initialized():
-        ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
-    scaling = config.scaling
-    needed = scaling.num_workers * scaling.cpus_per_worker + 1
-    have = ray.cluster_resources().get("CPU", 0)
-    if have < needed:
-        raise ClusterError(
-            f"scaling: {scaling.num_workers} workers of {scaling.cpus_per_worker:g} CPUs and one "
-            f"CPU to decode images need {needed:g}, the cluster has {have:g}; lower "
-            "scaling.cpus_per_worker or start Ray with more --num-cpus"
-        )
+def _newest_step(checkpoints: Path) -> int:
+    """The step of the newest checkpoint with a manifest, 0 without any."""
+    manifests = sorted(checkpoints.glob("step-*/manifest.json"))
+    return int(manifests[-1].parent.name.removeprefix("step-")) if manifests else 0
 
 
 def _identity(config: TrainConfig, model: str, fingerprint: str) -> str:

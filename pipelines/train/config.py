@@ -3,13 +3,23 @@ how they are shared, never what is learned."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from caft.config import Config, ModelChoice
 from pipelines.config import StageConfig
 
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def _in_order(workers: int | tuple[int, int]) -> int | tuple[int, int]:
+    if not isinstance(workers, int) and workers[0] > workers[1]:
+        raise ValueError(f"num_workers [{workers[0]}, {workers[1]}]: the fewest come first")
+    return workers
+
+
+WorkerCount = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
 MOST_BATCH_NORM_IMAGES = 32  # of the default: enough for statistics, small enough to stay local
 
 
@@ -40,7 +50,15 @@ class IngestConfig(Config):
 class ScalingConfig(Config):
     """What each Ray Train worker gets, and what it trades: speed and memory, not the result."""
 
-    num_workers: int = Field(1, gt=0)
+    num_workers: WorkerCount = Field(
+        1, description="[least, most]: as many as there is room for, fewer when nodes go away"
+    )
+    wait_s: float | None = Field(
+        None, ge=0, description="for missing workers, then fail; 0: fail at once; None: for ever"
+    )
+    grow_every_s: float = Field(
+        120.0, gt=0, description="seconds between looks for room for more workers"
+    )
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)
     threads_per_worker: int | None = Field(None, gt=0, description="None: torch's own choice")
@@ -51,7 +69,16 @@ class ScalingConfig(Config):
     micro_batch: int | None = Field(
         None, gt=0, description="images of a worker that are encoded at a time; None: all of them"
     )
-    max_failures: int = Field(3, ge=0, description="worker-group restarts before giving up")
+    max_failures: int = Field(
+        3, ge=0, description="failures without a new checkpoint in between before giving up"
+    )
+
+    @property
+    def workers_range(self) -> tuple[int, int]:
+        """The fewest and the most workers; equal unless the run is elastic."""
+        if isinstance(self.num_workers, int):
+            return self.num_workers, self.num_workers
+        return self.num_workers
 
 
 class DeepSpeedConfig(Config):
@@ -95,9 +122,7 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        lanes, workers = self.ingest.lanes, self.scaling.num_workers
-        if lanes % workers:
-            raise ValueError(f"ingest.lanes {lanes} must be a multiple of num_workers {workers}")
+        lanes = self.ingest.lanes
         if self.global_batch % lanes:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of lanes {lanes}")
         if self.global_batch % min(self.block_size, self.global_batch):
@@ -110,10 +135,6 @@ class TrainConfig(StageConfig):
                 f"global_batch {self.global_batch} is not a multiple of batch_norm_images "
                 f"{self.batch_norm_images}"
             )
-        if self.scaling.micro_batch is not None:
-            _check_micro_batch(
-                self.scaling.micro_batch, self.global_batch // workers, self.batch_norm_block
-            )
         zero = self.deepspeed
         if zero.offload_optimizer and zero.zero_stage == 0:
             raise ValueError(
@@ -124,14 +145,33 @@ class TrainConfig(StageConfig):
                 "scaling.compile does not go with deepspeed.zero_stage 3, which fetches weights "
                 "between the operations; use stage 2 or less"
             )
-        share = self.global_batch // workers
-        if self.scaling.compile and share % self.batch_norm_block:
-            raise ValueError(
-                f"scaling.compile needs whole blocks of batch_norm_images {self.batch_norm_block} "
-                f"in the {share} images of a worker (global_batch / num_workers); set it to a "
-                f"divisor of {share}"
-            )
+        least, most = self.scaling.workers_range
+        if not self.worker_counts:
+            several = "" if least == most else f"no number of workers from {least} to {most} fits: "
+            raise ValueError(f"{several}{self._misfit(most)}")
         return self
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """The numbers of workers that a global batch can be dealt to, ascending."""
+        least, most = self.scaling.workers_range
+        return tuple(n for n in range(least, most + 1) if self._misfit(n) is None)
+
+    def _misfit(self, workers: int) -> str | None:
+        """Why so many workers cannot share this configuration's batches; None where they can."""
+        if self.ingest.lanes % workers:
+            return f"ingest.lanes {self.ingest.lanes} must be a multiple of num_workers {workers}"
+        share, block = self.global_batch // workers, self.batch_norm_block
+        micro_batch = self.scaling.micro_batch
+        if micro_batch is not None and (problem := _micro_batch_misfit(micro_batch, share, block)):
+            return problem
+        if self.scaling.compile and share % block:
+            return (
+                f"scaling.compile needs whole blocks of batch_norm_images {block} in the {share} "
+                "images of a worker (global_batch / num_workers); set it to a divisor of "
+                f"{share}"
+            )
+        return None
 
     @property
     def batch_norm_block(self) -> int:
@@ -142,17 +182,17 @@ class TrainConfig(StageConfig):
         return next(n for n in range(most, 0, -1) if self.global_batch % n == 0)
 
 
-def _check_micro_batch(micro_batch: int, images: int, block: int) -> None:
-    """Raise ValueError unless micro-batches share a worker's `images` without rest, and none cuts a
-    block of batch normalisation."""
+def _micro_batch_misfit(micro_batch: int, images: int, block: int) -> str | None:
+    """Why micro-batches do not share a worker's `images` without rest, or cut a block of batch
+    normalisation; None where they fit."""
     possible = [n for n in range(block, images + 1, block) if images % n == 0]
     if micro_batch in possible:
-        return
+        return None
     if possible:
         fitting = "one of " + ", ".join(map(str, possible))
     else:
         fitting = f"none unless batch_norm_images divides {images}"
-    raise ValueError(
+    return (
         f"scaling.micro_batch {micro_batch} must divide the {images} images of a worker "
         f"(global_batch / num_workers) and be a multiple of batch_norm_images {block}; "
         f"possible: {fitting}"

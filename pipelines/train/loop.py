@@ -21,6 +21,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import LossMeter, TrainingModel
 from pipelines.train.engine import start_engine
 from pipelines.train.ingest import Loader, iter_batches
+from pipelines.train.notices import Notice, Notices
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import learning_rate
 
@@ -47,9 +48,10 @@ class TrainJob:
         }
 
 
-def train_worker(settings: dict[str, TrainJob]) -> None:
-    """The Ray Train worker function."""
-    job = settings["job"]
+def train_worker(settings: dict[str, Any]) -> int:
+    """The Ray Train worker function, of a `job` and a board of `notices`; returns the notice that
+    it left for, 0 after the last step."""
+    job: TrainJob = settings["job"]
     config, output = job.config, Path(job.config.output)
     if not config.scaling.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -83,15 +85,18 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
     meter = LossMeter.empty(job.model.losses, device)
     loader = Loader(config.dataset, config.split, job.model, config.ingest)
     batches = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
+    notices = Notices(settings["notices"], device)
+    notice = Notice.NONE
     losses: dict[str, float] = {}
     clock, waited = time.monotonic(), 0.0
-    while step < job.total_steps:
+    while step < job.total_steps and notice == Notice.NONE:
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
         meter.add(compute_gradients(engine, trained, batch, step, config))
         apply_gradients(engine, trained, learning_rate(step, job.total_steps, config.optimizer))
         step += 1
+        notice = notices.agree()
         if step % config.log_every_steps == 0 or step == job.total_steps:
             steps = meter.steps
             losses = meter.take()
@@ -107,16 +112,21 @@ def train_worker(settings: dict[str, TrainJob]) -> None:
             clock, waited = time.monotonic(), 0.0
         if rank == 0:
             progress.update(1, **{name.removeprefix("loss/"): v for name, v in losses.items()})
-        if step % config.checkpoint.every_steps == 0 or step == job.total_steps:
+        if step % config.checkpoint.every_steps == 0 or step == job.total_steps or notice:
             info = {**job.manifest, "metrics": losses}
             folder = output / CHECKPOINTS
             save_checkpoint(folder, engine, model, step, info, config.checkpoint.keep)
+    if step < job.total_steps:
+        if tracker is not None:
+            tracker.close()
+        return int(notice)
     weights = whole_weights(model)
     if rank == 0:
         save_weights(model, output / FINAL, weights)
         write_manifest(output / FINAL, {"step": step, **job.manifest, "metrics": losses})
     if tracker is not None:
         tracker.close()
+    return int(Notice.NONE)
 
 
 def _from_first_worker(decide: Any) -> Any:

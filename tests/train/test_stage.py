@@ -203,4 +203,4 @@ def test_bad_inputs_start_nothing(make_config, tmp_path):
 
 def test_a_cluster_without_a_free_cpu_is_refused(ray_cluster, make_config, tmp_path):
     with pytest.raises(ClusterError, match="4 workers of 1 CPUs and one CPU to decode"):
-        run(make_config(tmp_path / "run", "scaling.num_workers=4"))
+        run(make_config(tmp_path / "run", "scaling.num_workers=4", "scaling.wait_s=0"))

@@ -1,0 +1,151 @@
+"""Trains to the last step over as many worker groups as that takes: failures, nodes that go away,
+nodes that come. Between the driver's checks and the loop that each worker runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2.api.config import FailureConfig, RunConfig
+from ray.train.v2.api.config import ScalingConfig as RayScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from caft.errors import CAFTError
+from pipelines.train.loop import TrainJob, train_worker
+from pipelines.train.notices import Notice, NoticeBoard
+from pipelines.train.room import Growth, find_room, worker_resources
+
+LOOK_EVERY_S = 1.0
+SAID = {
+    Notice.GROW: "there is room for more workers",
+    Notice.NODE_LEAVES: "a node is about to go away",
+}
+
+
+def train_to_the_end(job: TrainJob, newest_step: Callable[[], int]) -> None:
+    """Run worker groups one after the other until the last step is done.
+
+    A group that fails is followed by another from the newest checkpoint, `scaling.max_failures`
+    times without a newer one in between. A node that goes away or comes costs none of these.
+
+    Args:
+        newest_step: the step of the newest checkpoint now, 0 without any.
+
+    Raises:
+        CAFTError: what a worker raised as the user's to mend; it is not tried again.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after a checkpoint of the step it came at.
+    """
+    scaling = job.config.scaling
+    failures, reached = 0, newest_step()
+    with _stop_signals() as stop:
+        while True:
+            workers = find_room(job.config.worker_counts, scaling)
+            try:
+                left = _run_group(job, workers, stop)
+            except (WorkerGroupError, ControllerError, RayActorError) as error:
+                if mistake := _users_own(error):
+                    raise mistake from None
+                newest = newest_step()
+                failures = 1 if newest > reached else failures + 1
+                reached = newest
+                if failures > scaling.max_failures:
+                    raise
+                print(
+                    f"train: the workers failed ({_first_line(error)}), failure {failures} of "
+                    f"{scaling.max_failures} since step {reached:,}; going on from there",
+                    flush=True,
+                )
+                continue
+            if left == Notice.NONE:
+                return
+            if left == Notice.STOP:
+                raise KeyboardInterrupt
+            print(f"train: {SAID[left]}; going on from step {newest_step():,}", flush=True)
+
+
+def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
+    """One worker group from its start until it ends; why it left, NONE after the last step."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = NoticeBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    growth = Growth(workers, job.config.worker_counts, job.config.scaling)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "notices": board},
+        scaling_config=RayScalingConfig(
+            num_workers=workers,
+            use_gpu=job.config.scaling.use_gpu,
+            resources_per_worker=worker_resources(job.config.scaling),
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=job.config.output,
+            failure_config=FailureConfig(
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
+        ),
+    )
+    stop.training = True
+    try:
+        # On another thread than the main one, Ray Train leaves Ctrl-C to us.
+        with ThreadPoolExecutor(1) as pool:
+            running: Future[Any] = pool.submit(trainer.fit)
+            while not wait([running], timeout=LOOK_EVERY_S).done:
+                if stop.asked:
+                    board.post.remote(Notice.STOP)
+                elif growth.possible():
+                    board.post.remote(Notice.GROW)
+            return Notice(running.result().return_value)
+    finally:
+        stop.training = False
+        growth.close()
+        ray.kill(board)
+
+
+def _users_own(error: Exception) -> CAFTError | None:
+    """A worker's complaint that is the user's to mend."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next((failure for failure in failures if isinstance(failure, CAFTError)), None)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
+class _Stop:
+    """SIGINT and SIGTERM while a run trains. While no workers run, there is nothing to save."""
+
+    def __init__(self) -> None:
+        self.asked, self.training = False, False
+
+    def handle(self, number: int, _: object) -> None:
+        if not self.training:
+            raise KeyboardInterrupt
+        if self.asked:  # a second time: the workers do not get the time to save
+            os._exit(128 + number)
+        print("train: stopping; a checkpoint is saved first", flush=True)
+        self.asked = True
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals are not ours to take
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

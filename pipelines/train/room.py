@@ -1,0 +1,112 @@
+"""Room for workers on the cluster: how many fit now, waiting for them, and when more would fit.
+Before every worker group; the questions are placement groups, so an autoscaler hears them too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util import placement_group, remove_placement_group
+
+from caft.errors import ClusterError
+from pipelines.train.config import ScalingConfig
+
+SETTLE_S = 10.0  # a group that has just ended gives its resources back in this time
+SOON_S = 2.0
+SAY_AGAIN_S = 60.0
+
+
+def find_room(counts: Sequence[int], scaling: ScalingConfig) -> int:
+    """The most workers, of the ascending `counts`, that the cluster has room for; waits for the
+    fewest, `scaling.wait_s` at most.
+
+    Raises:
+        ClusterError: not even those came.
+    """
+    wait_s = SETTLE_S
+    for count in reversed(counts):
+        with _asked(_bundles(count, scaling) + _for_decoding()) as group:
+            if group.wait(wait_s):
+                return count
+        wait_s = SOON_S
+    fewest = counts[0]
+    ends = None if scaling.wait_s is None else time.monotonic() + scaling.wait_s
+    with _asked(_bundles(fewest, scaling) + _for_decoding()) as group:
+        while ends is None or time.monotonic() < ends:
+            print(f"train: waiting for room: {_shortage(fewest, scaling)}", flush=True)
+            left = SAY_AGAIN_S if ends is None else min(SAY_AGAIN_S, ends - time.monotonic())
+            if group.wait(max(left, 1.0)):
+                return fewest
+    raise ClusterError(
+        f"scaling: {_shortage(fewest, scaling)}; lower scaling.num_workers or "
+        "scaling.cpus_per_worker, add nodes (start Ray with more --num-cpus), or wait longer with "
+        "scaling.wait_s"
+    )
+
+
+class Growth:
+    """Watches for room for the next larger of `counts` beside `workers` that run now. The request
+    stays open all the time, which is what makes an autoscaler bring nodes back."""
+
+    def __init__(self, workers: int, counts: Sequence[int], scaling: ScalingConfig) -> None:
+        larger = [count for count in counts if count > workers]
+        self._every_s = scaling.grow_every_s
+        self._group = (
+            placement_group(_bundles(larger[0] - workers, scaling), strategy="PACK")
+            if larger
+            else None
+        )
+        self._looked = time.monotonic()
+
+    def possible(self) -> bool:
+        """Whether more workers would fit; looks once in `scaling.grow_every_s`."""
+        if self._group is None or time.monotonic() - self._looked < self._every_s:
+            return False
+        self._looked = time.monotonic()
+        return bool(self._group.wait(SOON_S))
+
+    def close(self) -> None:
+        """Give back what was asked for."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+
+@contextmanager
+def _asked(bundles: list[dict[str, float]]) -> Iterator[Any]:
+    group = placement_group(bundles, strategy="PACK")
+    try:
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def worker_resources(scaling: ScalingConfig) -> dict[str, float]:
+    """What one worker holds while it runs."""
+    gpus = {"GPU": 1.0} if scaling.use_gpu else {}
+    return {"CPU": scaling.cpus_per_worker} | gpus
+
+
+def _bundles(workers: int, scaling: ScalingConfig) -> list[dict[str, float]]:
+    return [worker_resources(scaling)] * workers
+
+
+def _for_decoding() -> list[dict[str, float]]:
+    """Workers hold their CPUs for the whole run; without one more, nothing could decode images."""
+    return [{"CPU": 1.0}]
+
+
+def _shortage(workers: int, scaling: ScalingConfig) -> str:
+    gpu = " and a GPU" if scaling.use_gpu else ""
+    have, free = ray.cluster_resources(), ray.available_resources()
+    found = ", ".join(
+        f"{have.get(name, 0):g} {name}s of which {free.get(name, 0):g} are free"
+        for name in worker_resources(scaling)
+    )
+    return (
+        f"{workers} workers of {scaling.cpus_per_worker:g} CPUs{gpu} and one CPU to decode images "
+        f"do not fit; the cluster has {found}"
+    )
