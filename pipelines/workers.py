@@ -13,6 +13,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCras
 
 from caft import errors
 from caft.errors import CAFTError, ClusterError
+from pipelines.cluster import connect
 
 # Ray Data's own limit is none, with which an item that ends every process would never be given up.
 RETRIES = 4
@@ -48,6 +49,7 @@ def run_tasks(
         return {"item": row["item"], "result": json.dumps(result)}
 
     call.__name__ = label
+    connect()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     with warnings.catch_warnings():  # Ray has no other way yet to name this limit
@@ -71,8 +73,7 @@ def run_tasks(
 
 def cluster_cpus() -> int:
     """Logical CPUs of the cluster; starts a local one where there is none."""
-    if not ray.is_initialized():
-        ray.init()
+    connect()
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 

@@ -11,6 +11,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.pop("RAY_ADDRESS", None)  # tests bring their clusters themselves
 tests_folder = str(Path(__file__).parent)
 repository = str(Path(__file__).parents[1])
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -42,7 +43,8 @@ def ray_cluster():
 
     from pipelines.train.__main__ import WORKER_ENVIRONMENT
 
-    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+    variables = {"env_vars": WORKER_ENVIRONMENT}
+    ray.init("local", num_cpus=4, include_dashboard=False, runtime_env=variables)
     yield
     ray.shutdown()
 

@@ -21,6 +21,7 @@ from caft.superpixels import stored_labels
 from caft.tokenizer import load_tokenizer
 from caft.transforms import eval_image, eval_labels
 from pipelines import storage
+from pipelines.cluster import connect
 from pipelines.evaluate.benchmarks import (
     Benchmark,
     Piece,
@@ -54,6 +55,7 @@ def embed_benchmark(config: EvaluateConfig, model: ModelConfig, benchmark: Bench
         CheckpointError: the model gives features that are not numbers.
         DataError: an image that cannot be decoded.
     """
+    connect()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True  # so batches are the same in every run
     context.enable_progress_bars = False

@@ -8,12 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-import ray
-
 from caft.config import load_model_config, to_yaml
 from caft.errors import ConfigError, DataError
 from caft.sfcn import read_sfcn_weights
 from pipelines import storage
+from pipelines.cluster import connect
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
 from pipelines.tracking import Tracker
@@ -79,8 +78,7 @@ def run(config: TrainConfig) -> None:
             f"{config.global_batch}",
             flush=True,
         )
-        if not ray.is_initialized():
-            ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
+        connect(WORKER_ENVIRONMENT)
         job = TrainJob(config, model, plan, total_steps, dataset.fingerprint, tracker.run_id)
         train_to_the_end(job, lambda: _newest_step(output / CHECKPOINTS))
         manifest = json.loads((output / FINAL / "manifest.json").read_text(encoding="utf-8"))

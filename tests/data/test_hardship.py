@@ -1,6 +1,7 @@
 """Places that fail and pictures that hang: throttled S3, full disks, stalled decoders, poison.
 Each costs time or one row, and is told in one line."""
 
+import io
 import os
 import subprocess
 import threading
@@ -215,17 +216,26 @@ def test_a_chunk_that_always_hangs_ends_the_run_with_one_error(ray_cluster, sour
     assert_only_whole_files(config.output)
 
 
+def scan_bomb(side_px: int, scans: int) -> bytes:
+    """A small progressive JPEG whose last scan is there so often that decoding takes half a
+    minute on any machine."""
+    stream = io.BytesIO()
+    Image.new("RGB", (side_px, side_px), "red").save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
 def test_a_poison_picture_costs_its_own_row_alone(ray_cluster, server, tmp_path):
     """A picture that takes longer to decode than is allowed ends the decoding process."""
-    Image.new("RGB", (10_000, 9_999), "red").save(tmp_path / "huge.png", compress_level=1)
-    server.script["/huge.png"] = body((tmp_path / "huge.png").read_bytes())
+    server.script["/bomb.jpg"] = body(scan_bomb(side_px=4000, scans=2000))
     rows = [(server.url(f"/{n}.jpg"), caption(n)) for n in range(12)]
     source = write_list(
-        tmp_path / "list.csv", [*rows[:5], (server.url("/huge.png"), "A. B."), *rows[5:]]
+        tmp_path / "list.csv", [*rows[:5], (server.url("/bomb.jpg"), "A. B."), *rows[5:]]
     )
-    config = small_config(tmp_path, [source], image={"decode_timeout_s": 0.4})
+    config = small_config(tmp_path, [source], image={"decode_timeout_s": 3.0})
     run(config)
     (reject,) = rejects_of(config.output)
-    assert reject["url"].endswith("/huge.png")
+    assert reject["url"].endswith("/bomb.jpg")
     assert reject["reason"] == "decoder_crash"
     assert open_dataset(config.output).manifest["counts"]["kept"] == 12

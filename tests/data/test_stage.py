@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -67,34 +65,6 @@ def test_another_configuration_is_refused_in_the_same_folder(dataset_folder, mak
         run(make_data_config(dataset_folder, "image.max_side_px=64"))
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_files(
-    dataset_folder, make_data_config, tmp_path
-):
-    """SIGKILL the driver once its first chunk is written, then run the same command again."""
-    config = make_data_config(str(tmp_path / "data"), "concurrency=1")
-    path = tmp_path / "data.yaml"
-    path.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "pipelines.data", str(path)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("data/work/chunk-*.json")):
-        assert time.monotonic() < deadline
-        assert driver.poll() is None
-        time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    assert not (tmp_path / "data" / "manifest.json").exists()
-    with pytest.raises(DataError, match="has not finished"):
-        open_dataset(str(tmp_path / "data"))
-    run(config)
-    ours, undisturbed = open_dataset(config.output), open_dataset(dataset_folder)
-    assert ours.fingerprint == undisturbed.fingerprint
-    assert ours.manifest["counts"] == undisturbed.manifest["counts"]
-
-
 def test_the_output_may_be_on_s3(make_data_config, s3_bucket, dataset_folder, tmp_path):
     bucket, environment = s3_bucket
     output = f"s3://{bucket}/of_test_stage"  # servers of one process share their buckets
@@ -146,7 +116,7 @@ def test_a_list_of_dead_links_is_an_error_and_no_dataset(ray_cluster, make_data_
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_no_disk_space_is_one_clear_error(make_data_config, tmp_path):
+def test_no_disk_space_is_one_clear_error(ray_cluster, make_data_config, tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
     options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]

@@ -82,7 +82,7 @@ from pipelines.config import stage_main
 from pipelines.train.__main__ import WORKER_ENVIRONMENT, run
 from pipelines.train.config import TrainConfig
 workers = {{"env_vars": WORKER_ENVIRONMENT}}
-ray.init(num_cpus=4, include_dashboard=False, runtime_env=workers)
+ray.init('local', num_cpus=4, include_dashboard=False, runtime_env=workers)
 sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))
 """
     driver = subprocess.Popen(
