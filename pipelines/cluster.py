@@ -7,8 +7,6 @@ import os
 
 import ray
 
-LOCAL = "local"
-
 
 def connect(worker_environment: dict[str, str] | None = None) -> None:
     """Join the cluster that RAY_ADDRESS names, as it does in a Ray job; without it start a local
@@ -18,5 +16,5 @@ def connect(worker_environment: dict[str, str] | None = None) -> None:
     if it is gone; the stage would then wait for minutes, and in vain.
     """
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", LOCAL)
+        address = os.environ.get("RAY_ADDRESS") or "local"
         ray.init(address=address, runtime_env={"env_vars": worker_environment or {}})

@@ -217,8 +217,8 @@ def test_a_chunk_that_always_hangs_ends_the_run_with_one_error(ray_cluster, sour
 
 
 def scan_bomb(side_px: int, scans: int) -> bytes:
-    """A small progressive JPEG whose last scan is there so often that decoding takes half a
-    minute on any machine."""
+    """A small progressive JPEG with its last scan repeated: each takes as long to decode as if it
+    were new, all of them far longer than a test allows."""
     stream = io.BytesIO()
     Image.new("RGB", (side_px, side_px), "red").save(stream, "JPEG", progressive=True)
     data = stream.getvalue()

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -63,6 +65,31 @@ def test_a_finished_dataset_is_not_made_again(dataset_folder, make_data_config, 
 def test_another_configuration_is_refused_in_the_same_folder(dataset_folder, make_data_config):
     with pytest.raises(ConfigError, match="another configuration"):
         run(make_data_config(dataset_folder, "image.max_side_px=64"))
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(
+    dataset_folder, make_data_config, tmp_path
+):
+    """SIGKILL the driver once its first chunk is written, then run the same command again."""
+    config = make_data_config(str(tmp_path / "data"), "concurrency=1")
+    path = tmp_path / "data.yaml"
+    path.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "pipelines.data", str(path)]
+    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("data/work/chunk-*.json")):
+        assert time.monotonic() < deadline
+        assert driver.poll() is None
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (tmp_path / "data" / "manifest.json").exists()
+    with pytest.raises(DataError, match="has not finished"):
+        open_dataset(str(tmp_path / "data"))
+    run(config)
+    ours, undisturbed = open_dataset(config.output), open_dataset(dataset_folder)
+    assert ours.fingerprint == undisturbed.fingerprint
+    assert ours.manifest["counts"] == undisturbed.manifest["counts"]
 
 
 def test_the_output_may_be_on_s3(make_data_config, s3_bucket, dataset_folder, tmp_path):

@@ -75,7 +75,6 @@ def test_a_run_killed_in_the_middle_ends_the_same(finished, make_config, tmp_pat
     config = make_config(tmp_path / "run")
     path = tmp_path / "train.yaml"
     path.write_text(to_yaml(config))
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     launch = f"""
 import ray, sys
 from pipelines.config import stage_main
@@ -85,9 +84,7 @@ workers = {{"env_vars": WORKER_ENVIRONMENT}}
 ray.init('local', num_cpus=4, include_dashboard=False, runtime_env=workers)
 sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))
 """
-    driver = subprocess.Popen(
-        [sys.executable, "-c", launch], env=environment, start_new_session=True
-    )
+    driver = subprocess.Popen([sys.executable, "-c", launch], start_new_session=True)
     first = tmp_path / "run" / "checkpoints" / "step-00000004" / "manifest.json"
     deadline = time.monotonic() + 200
     while not first.exists():
