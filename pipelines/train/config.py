@@ -127,7 +127,9 @@ class GuardConfig(Config):
     policy: Literal["stop", "skip"] = Field(
         "stop", description="stop the run, or go on without that step"
     )
-    max_skips: int = Field(10, gt=0, description="skipped steps in a row that the run goes on after")
+    max_skips: int = Field(
+        10, gt=0, description="skipped steps in a row that the run goes on after"
+    )
 
 
 class ProfileConfig(Config):
@@ -200,8 +202,8 @@ class TrainConfig(StageConfig):
             )
         if zero.precision == "float16" and zero.zero_stage == 0:
             raise ValueError(
-                "deepspeed.precision float16 needs deepspeed.zero_stage 1, 2 or 3, whose optimisers "
-                "undo the scaling of the loss; on one worker stage 1 is stage 0"
+                "deepspeed.precision float16 needs deepspeed.zero_stage 1, 2 or 3, whose "
+                "optimisers undo the scaling of the loss; on one worker stage 1 is as good as 0"
             )
         if self.scaling.compile and zero.zero_stage == 3:
             raise ValueError(

@@ -44,8 +44,8 @@ def cooldown_steps(total_steps: int, config: OptimizerConfig) -> int:
     steps = config.cooldown_steps or max(1, round(config.cooldown_fraction * total_steps))
     if steps + config.warmup_steps > total_steps:
         raise ConfigError(
-            f"optimizer: warm-up of {config.warmup_steps:,} steps and cool-down of {steps:,} do not "
-            f"fit into {total_steps:,} steps; lower warmup_steps, cooldown_steps or "
+            f"optimizer: warm-up of {config.warmup_steps:,} steps and cool-down of {steps:,} do "
+            f"not fit into {total_steps:,} steps; lower warmup_steps, cooldown_steps or "
             "cooldown_fraction, or raise epochs"
         )
     return steps
