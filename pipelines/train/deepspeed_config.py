@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,10 +112,8 @@ def _read(path: str, source: str) -> dict[str, Any]:
 
 def _as_json(value: Any) -> Any:
     """YAML reads 5e7, which JSON knows as a number, as text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    exponent = isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?[eE][-+]?\d+", value)
+    return float(value) if exponent else value
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Batch:
     images: Tensor  # (B, 3, S, S) uint8
     superpixels: Tensor | None  # (B, S, S) int16, -1 where the model computes them; None: all
     tokens: Tensor  # (B, K, T) int64, T the longest of this share
+    keys: tuple[str, ...] = ()  # B, of the dataset's rows; empty for a batch of something else
 
 
 def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
@@ -99,4 +100,5 @@ def _collate(lanes: list[dict[str, np.ndarray]], rows: slice) -> Batch:
     tokens = join("tokens").long()
     length = int(tokens.argmax(dim=-1).max()) + 1  # the end token is the largest id
     superpixels = unpack_superpixels(row for arrays in lanes for row in arrays["superpixels"][rows])
-    return Batch(join("images"), superpixels, tokens[..., :length])
+    keys = tuple(str(key) for arrays in lanes for key in arrays["keys"][rows])
+    return Batch(join("images"), superpixels, tokens[..., :length], keys)

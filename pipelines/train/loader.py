@@ -60,6 +60,7 @@ class Loader:
             stored.append(labels)
             parts += sample_parts(rows.captions[n], rng, self.model.text.chunks, self.extra_parts)
         return {
+            "keys": np.array([rows.keys[n] for n in order], dtype=object),
             "images": images,
             "superpixels": pack_superpixels(
                 torch.from_numpy(images), stored, self.model.image.superpixels

@@ -43,21 +43,26 @@ def start_loss_scaling(engine: Any, section: Mapping[str, Any]) -> None:
     )
 
 
-def loss_scale(engine: Any) -> float | None:
-    """The scale of the next backward pass; None where the loss is not scaled."""
-    return engine.optimizer.loss_scaler.cur_scale if _scales(engine) else None
-
-
-def least_loss_scale(engine: Any) -> float:
-    """Where overflow no longer lowers the scale."""
-    return engine.optimizer.loss_scaler.min_scale
-
-
 def fix_loss_scale(engine: Any) -> None:
     """Make the current scale that of this step's backward pass and update. DeepSpeed adapts the
     scale before it undoes it: a step that raised it would divide by twice what was multiplied."""
     if _scales(engine):
         engine.optimizer.override_loss_scale(engine.optimizer.loss_scaler.cur_scale)
+
+
+def loss_scale(engine: Any) -> float | None:
+    """The scale of the next backward pass; None where the loss is not scaled."""
+    return float(engine.optimizer.loss_scaler.cur_scale) if _scales(engine) else None
+
+
+def fixed_loss_scale(engine: Any) -> float | None:
+    """The scale of the last backward pass; None where the loss is not scaled."""
+    return float(engine.optimizer.external_loss_scale) if _scales(engine) else None
+
+
+def can_fall(engine: Any, scale: float) -> bool:
+    """Whether overflow at `scale` makes the next one smaller."""
+    return bool(scale > engine.optimizer.loss_scaler.min_scale)
 
 
 def loss_scale_state(engine: Any) -> dict[str, float] | None:

@@ -49,12 +49,12 @@ def whole_moments(engine: Any, model: CAFT) -> dict[str, Tensor]:
     return moments
 
 
-def set_moments(engine: Any, model: CAFT, moments: Mapping[str, Tensor], step: int) -> None:
-    """Give a fresh engine the moments of `whole_moments`, made after `step` steps."""
+def set_moments(engine: Any, model: CAFT, moments: Mapping[str, Tensor], updates: int) -> None:
+    """Give a fresh engine the moments of `whole_moments`, with `updates_made` in them."""
     adam = engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
     for held in _optimised_tensors(engine):  # they have no state before their first step
         adam.state[held] = {
-            "step": torch.tensor(float(step), device=held.device),
+            "step": torch.tensor(float(updates), device=held.device),
             **{moment: torch.zeros_like(held) for moment in MOMENTS},
         }
     _link_moments(engine)
@@ -67,6 +67,22 @@ def set_moments(engine: Any, model: CAFT, moments: Mapping[str, Tensor], step: i
                 safe_set_local_optimizer_state(parameter, _own_part(parameter, value), moment)
             else:
                 safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def updates_made(engine: Any) -> int:
+    """How many updates are in the moments: steps whose gradients were not finite are not."""
+    adam = engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+    states = (adam.state[held] for held in _optimised_tensors(engine))
+    return max((int(state["step"].item()) for state in states if "step" in state), default=0)
+
+
+def first_not_finite(model: CAFT) -> str | None:
+    """Name of the first weight or running statistic that holds something else than numbers."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        with deepspeed.zero.GatheredParameters([tensor], enabled=_is_cut(tensor)):
+            if not tensor.detach().isfinite().all():
+                return name
+    return None
 
 
 @torch.no_grad()

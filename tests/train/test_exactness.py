@@ -1,33 +1,30 @@
 """The same global batch gives the same loss, gradients and statistics however it is computed: on
 1, 2 or 4 workers, in micro-batches, at every ZeRO stage, with recomputed activations."""
 
-import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tests_support import random_images, tiny_config, tiny_controls
+from tests_support import tiny_config, tiny_controls
+from training_support import PARTS, batch_of, run_in_processes, trained_config
 
 import caft
 from caft.checkpoint import WEIGHTS, load_weights
 from caft.config import load_config
 from caft.dropout import Draws
 from caft.losses import draw_negatives
-from caft.superpixels import superpixel_labels
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
 
 pytestmark = pytest.mark.timeout(900)  # all processes run in the first test's set-up
 
-GLOBAL_BATCH, PARTS, STEPS, SEED, SAVED_AT = 24, 5, 3, 3, 1
+GLOBAL_BATCH, STEPS, SEED, SAVED_AT = 24, 3, 3, 1
 # 24 images on 2 or 4 workers: blocks of 8, of the loss and of some norms, lie across workers.
 LOSS_BLOCK, NORM_BLOCK, WIDE_NORM_BLOCK = 8, 2, 8
 MICRO_BATCH = {1: 12, 2: 6, 4: 2}
@@ -107,36 +104,19 @@ def make_config(case: Case) -> TrainConfig:
 
 
 def model_config(case: Case):
-    config = tiny_config() if case.model == "caft" else tiny_controls()[case.model]
-    text = {"tokenizer": "demo", "vocab_size": 1536}
-    return config.model_copy(update={"text": config.text.model_copy(update=text)})
+    return trained_config(tiny_config() if case.model == "caft" else tiny_controls()[case.model])
 
 
 def share_of_batch(step: int, rank: int, workers: int) -> Batch:
-    images = random_images(GLOBAL_BATCH, seed=step)
-    superpixels = superpixel_labels(images, tiny_config().image.superpixels)
-    generator = torch.Generator().manual_seed(step)
-    end = torch.randint(1, 15, (GLOBAL_BATCH, PARTS, 1), generator=generator)
-    ids = torch.randint(1, 1500, (GLOBAL_BATCH, PARTS, 16), generator=generator)
-    place = torch.arange(16)
-    tokens = torch.where(place < end, ids, 0) + 1535 * (place == end)
-    rows = slice(rank * GLOBAL_BATCH // workers, (rank + 1) * GLOBAL_BATCH // workers)
-    return Batch(images[rows], superpixels[rows], tokens[rows])
+    return batch_of(step, GLOBAL_BATCH, rank, workers)
 
 
-def run_worker(rank: int, cases: list[Case], port: int, folder: Path) -> None:
+def run_worker(rank: int, cases: list[Case], folder: Path) -> None:
     """One process of a group that computes `cases`, all of as many workers."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(cases[0].workers),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
     for case in cases:
         found = compute(case, rank, folder)
         if rank == 0:
             save_file(found, folder / f"{case.name}.safetensors")
-    dist.destroy_process_group()
 
 
 def compute(case: Case, rank: int, folder: Path) -> dict[str, torch.Tensor]:
@@ -187,10 +167,7 @@ def computed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exactness")
     for workers in (2, 4, 1):
         cases = [case for case in CASES if case.workers == workers]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.spawn(run_worker, (cases, port, folder), nprocs=workers)
+        run_in_processes(run_worker, workers, cases, folder)
     return folder
 
 
