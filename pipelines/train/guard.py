@@ -36,7 +36,7 @@ class Skip:
         images: keys whose image alone gives features that are not finite.
         captions: keys whose caption does.
         weight: the first weight that is not finite itself.
-        batch: keys of the whole batch, where nothing of it is at fault by itself.
+        batch: keys of the whole batch, where no single samples are at fault.
     """
 
     step: int
@@ -86,7 +86,7 @@ class Guard:
         Raises:
             DataError: that one was not finite because of single samples, and the policy is to stop
                 or too many came in a row.
-            NumericsError: as before, but nothing of its batch is at fault by itself.
+            NumericsError: as before, but no single samples are at fault.
         """
         total, scale = loss.total.detach(), fixed_loss_scale(self._engine)
         before, self._watched = self._watched, _Watched(step, batch, total, skipped, scale)
@@ -154,6 +154,8 @@ class Guard:
         images, captions, everything = (
             [key for share in shares for key in share[n]] for n in range(3)
         )
+        if len(everything) in (len(images), len(captions)):  # it is not the samples
+            images, captions = [], []
         return Skip(
             watched.step,
             reason,
@@ -199,7 +201,7 @@ def _cause(skip: Skip) -> str:
         return f"{what} not finite, because weights are not: {skip.weight}"
     if at_fault:
         return f"{what} not finite, because of the {' and the '.join(at_fault)}"
-    return f"{what} not finite, and no image or caption of the batch is at fault by itself"
+    return f"{what} not finite, and not because of single images or captions"
 
 
 def _shown(keys: list[str]) -> str:

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(900)  # all processes run in the first test's s
 
 GLOBAL_BATCH, STEPS, SEED, SAVED_AT = 24, 3, 3, 1
 # 24 images on 2 or 4 workers: blocks of 8, of the loss and of some norms, lie across workers.
+GRAD_CLIP = 20.0
 LOSS_BLOCK, NORM_BLOCK, WIDE_NORM_BLOCK = 8, 2, 8
 MICRO_BATCH = {1: 12, 2: 6, 4: 2}
 RELATIVE = 1e-5
@@ -98,7 +99,7 @@ def make_config(case: Case) -> TrainConfig:
         f"scaling.micro_batch={MICRO_BATCH[case.workers] if case.micro else 'null'}",
         f"deepspeed.zero_stage={case.zero}", f"deepspeed.offload_optimizer={case.offload}",
         # Without an eps, Adam makes steps as large as any out of gradients that are rounding error.
-        "optimizer.eps=1.0e-3", "optimizer.grad_clip=20.0",
+        "optimizer.eps=1.0e-3", f"optimizer.grad_clip={GRAD_CLIP}",
     ]  # fmt: skip
     return load_config(TrainConfig, None, overrides)
 
@@ -147,6 +148,7 @@ def compute(case: Case, rank: int, folder: Path) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters():
             found[f"{step}/gradient/{name}"] = safe_get_full_grad(parameter).clone()
         apply_gradients(engine, trained, lr=1e-3)
+        found[f"{step}/norm"] = torch.as_tensor(engine.get_global_grad_norm()).float()
         if case.saves and step + 1 == SAVED_AT:
             save_checkpoint(folder / case.name, engine, model, SAVED_AT, {}, keep=1)
     found |= {f"state/{n}": w for n, w in whole_weights(model).items()}
@@ -189,6 +191,10 @@ def test_loss_gradients_and_statistics_are_those_of_one_worker(case, computed):
             if key.startswith(f"{step}/gradient/"):
                 error = (ours[key] - expected[key]).norm()
                 assert error <= RELATIVE * max(expected[key].norm(), NOISE * whole), key
+        # The norm is that before clipping, which all steps need: it is taken right, or moments are
+        # not those of one worker.
+        torch.testing.assert_close(ours[f"{step}/norm"], whole, rtol=RELATIVE, atol=0)
+        assert whole > GRAD_CLIP
         key = f"{step}/terms"
         torch.testing.assert_close(ours[key], expected[key], rtol=RELATIVE, atol=0, msg=key)
     for key, value in expected.items():

@@ -1,5 +1,6 @@
 """The train stage on real Ray Train workers with DeepSpeed: learns, is killed, goes on, refuses."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -17,7 +19,7 @@ from tests_support import tiny_config, tiny_controls
 import caft
 from caft.checkpoint import read_manifest
 from caft.config import ImageConfig, SuperpixelConfig, load_config, to_yaml
-from caft.errors import CheckpointError, ClusterError, ConfigError, DataError
+from caft.errors import CheckpointError, ClusterError, ConfigError, DataError, NumericsError
 from pipelines.train.__main__ import run
 from pipelines.train.checkpointing import newest_checkpoint
 from pipelines.train.config import TrainConfig
@@ -201,3 +203,37 @@ def test_bad_inputs_start_nothing(make_config, tmp_path):
 def test_a_cluster_without_a_free_cpu_is_refused(ray_cluster, make_config, tmp_path):
     with pytest.raises(ClusterError, match="4 workers of 1 CPUs and one CPU to decode"):
         run(make_config(tmp_path / "run", "scaling.num_workers=4", "scaling.wait_s=0"))
+
+
+def test_steps_are_traced_by_configuration_and_on_request(make_config, ray_cluster, tmp_path):
+    """A file in the output asks a running job; every named worker leaves a trace, MLflow has it."""
+    config = make_config(
+        tmp_path / "run", "epochs=3", "profile.start_step=3", "profile.steps=2",
+        "profile.workers=[0,1]",
+    )  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").touch()
+    run(config)
+    assert not (tmp_path / "run" / "profile").exists()
+    traces = {path.name for path in (tmp_path / "run" / "profiles").glob("*.json.gz")}
+    assert {f"step-00000003-worker-{rank}.json.gz" for rank in (0, 1)} <= traces
+    assert len(traces) == 4  # the steps asked for come later
+    client = MlflowClient(config.tracking.uri)
+    run_id = read_manifest(tmp_path / "run" / "final")["mlflow_run_id"]
+    logged = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "profiles")}
+    assert traces < logged
+    assert client.get_run(run_id).data.metrics["train/skipped_steps"] == 0
+
+
+def test_a_run_that_diverges_stops_and_names_step_and_batch(
+    make_config, dataset_folder, ray_cluster, tmp_path
+):
+    config = make_config(tmp_path / "run", "optimizer.lr=1.0e+30", "optimizer.warmup_steps=0")
+    with pytest.raises(NumericsError, match=r"step 2: .* not finite.*lower optimizer\.lr"):
+        run(config)
+    (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    keys = ds.dataset(dataset_folder, format="parquet", exclude_invalid_files=True)
+    known = set(keys.to_table(columns=["key"])["key"].to_pylist())
+    batch = json.loads(line)["batch"]
+    assert len(batch) == len(set(batch)) == 8
+    assert set(batch) <= known
