@@ -43,13 +43,15 @@ class Profiler:
         self._rank, self._device = rank, device
         self._open_tracker = open_tracker
         self._running: profile | None = None
+        self._asked = False
 
     def before_step(self, step: int, asked: bool = False) -> None:
         """Start, move on or end a window; called before every step, counted from 1.
 
         Args:
-            asked: somebody wants a window now. While one is open this is not heard.
+            asked: somebody wants a window as soon as none is open.
         """
+        self._asked |= asked
         if self._running is not None:
             running = self._running
             running.step()  # the last step of a window writes it
@@ -57,7 +59,8 @@ class Profiler:
                 running.stop()
         elif self._rank in self._config.workers:
             start = self._config.start_step
-            if asked or (start is not None and step == max(1, start - WARM_UP)):
+            if self._asked or (start is not None and step == max(1, start - WARM_UP)):
+                self._asked = False
                 self._start(step + WARM_UP)
 
     def close(self) -> None:

@@ -65,6 +65,14 @@ def test_a_request_traces_the_next_steps_once_and_a_later_one_again(job):
     run.steps(5, 9, asked_at=6)
     assert run.traced("step-00000003-worker-0") == [3]
     assert run.traced("step-00000007-worker-0") == [7]
+    assert len(list(run.folder.glob("*.gz"))) == 2
+
+
+def test_a_request_during_a_window_is_met_after_it(job):
+    run = job(start_step=2, steps=2)
+    run.steps(1, 9, asked_at=3)
+    assert run.traced("step-00000002-worker-0") == [2, 3]
+    assert len(list(run.folder.glob("*.gz"))) == 2
 
 
 def test_a_worker_that_is_not_named_traces_nothing(job):

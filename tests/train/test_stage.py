@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -232,8 +232,8 @@ def test_a_run_that_diverges_stops_and_names_step_and_batch(
     with pytest.raises(NumericsError, match=r"step 2: .* not finite.*lower optimizer\.lr"):
         run(config)
     (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
-    keys = ds.dataset(dataset_folder, format="parquet", exclude_invalid_files=True)
-    known = set(keys.to_table(columns=["key"])["key"].to_pylist())
+    parts = [pq.read_table(part, columns=["key"]) for part in Path(dataset_folder).glob("part-*")]
+    known = {key for part in parts for key in part["key"].to_pylist()}
     batch = json.loads(line)["batch"]
     assert len(batch) == len(set(batch)) == 8
     assert set(batch) <= known
