@@ -45,16 +45,17 @@ class BlockBatchNorm(nn.BatchNorm2d):
             return self._shared(features, self.blocks)
         return self._local(features, self.blocks.images)
 
-    def follow_(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics a step towards a mean and an unbiased variance (C,)."""
+    def follow_(self, mean: Tensor, variance: Tensor, applied: Tensor) -> None:
+        """Move the running statistics a step towards a mean and an unbiased variance (C,), where
+        `applied`, a boolean scalar, says so."""
         momentum = self.momentum
         assert momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance, momentum)
-        self.num_batches_tracked += 1
+        for running, met in ((self.running_mean, mean), (self.running_var, variance)):
+            running.copy_(torch.where(applied, running.lerp(met, momentum), running))
+        self.num_batches_tracked += applied
 
     def _local(self, features: Tensor, block: int) -> Tensor:
         normalised, means, variances = [], [], []
@@ -118,14 +119,19 @@ def batch_statistics(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def update_running_statistics_(model: nn.Module, statistics: Tensor) -> None:
+def update_running_statistics_(
+    model: nn.Module, statistics: Tensor, applied: Tensor | None = None
+) -> None:
     """Let running statistics follow `statistics`, laid out as `batch_statistics` has them: the
-    average over all blocks of a step, the same on every worker."""
+    average over all blocks of a step, the same on every worker. `applied`, a boolean scalar on
+    the same device, says whether the step counts; None: it does."""
     norms = _norms(model)
+    if applied is None:
+        applied = torch.ones((), dtype=torch.bool, device=statistics.device)
     for norm, (mean, variance) in zip(
         norms, statistics.split([norm.num_features for norm in norms], dim=1), strict=True
     ):
-        norm.follow_(mean, variance)
+        norm.follow_(mean, variance, applied)
 
 
 def _norms(model: nn.Module) -> list[BlockBatchNorm]:

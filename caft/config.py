@@ -232,9 +232,9 @@ class ModelConfig(Config):
             return raw
         changes = {key: value for key, value in raw.items() if key != "base"}
         base = load_model_config(str(raw["base"]))
-        changed = [f"{key}={json.dumps(value, default=str)}" for key, value in _leaves(changes)]
+        changed = [f"{key}={json.dumps(value, default=str)}" for key, value in leaves(changes)]
         name = " ".join([base.name, *changed]).replace('"', "")
-        return _merged(base.model_dump(mode="json") | {"name": name}, changes)
+        return merged(base.model_dump(mode="json") | {"name": name}, changes)
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -364,19 +364,19 @@ def _item(node: Any, index: str, override: str) -> Any:
     return node[int(index)]
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the leaves of `changes` in place of its own; sections are merged."""
     result = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both else value
+        result[key] = merged(result[key], value) if both else value
     return result
 
 
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in section.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

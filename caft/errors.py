@@ -18,6 +18,10 @@ class CheckpointError(CAFTError):
     """A checkpoint that is missing, incomplete or does not fit."""
 
 
+class NumericsError(CAFTError):
+    """A loss, gradients or weights that are not finite."""
+
+
 class ClusterError(CAFTError):
     """A port, address or Ray cluster that cannot be used."""
 

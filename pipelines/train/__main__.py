@@ -18,18 +18,30 @@ from pipelines.data.dataset import open_dataset
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed_config import resolve_deepspeed
+from pipelines.train.engine import check_settings
 from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import CHECKPOINTS, FINAL, TrainJob
 from pipelines.train.plan import EpochPlan
+from pipelines.train.schedule import cooldown_steps
 
 # Ray Train would print what workers print a second time.
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 RESULT, CONFIG_COPY = "train.json", "train.yaml"
 # What may differ when a run is taken up again: it changes the speed, not the result.
 FREE_FIELDS = dict.fromkeys(
-    ("tracking", "progress_every_s", "scaling", "checkpoint", "log_every_steps"), True
+    (
+        "tracking",
+        "progress_every_s",
+        "scaling",
+        "checkpoint",
+        "log_every_steps",
+        "guard",
+        "profile",
+    ),
+    True,
 )
-FREE_DEEPSPEED = {"zero_stage", "offload_optimizer"}
+FREE_DEEPSPEED = {"zero_stage", "offload_optimizer", "offload_parameters", "file"}
 PLACES = dict.fromkeys(("model", "output", "dataset"), True)  # what lies there counts, not where
 
 
@@ -39,9 +51,12 @@ def run(config: TrainConfig) -> None:
     Raises:
         DataError: the dataset is missing, unfinished, or too small for one batch.
         CheckpointError: the output holds checkpoints of another model.
-        ConfigError: the output holds a run of another configuration, or the superpixel network
-            has no weights.
+        ConfigError: the output holds a run of another configuration, the superpixel network has no
+            weights, the cool-down is longer than the run, or deepspeed.file says otherwise.
     """
+    config = resolve_deepspeed(config)
+    if config.deepspeed.file is not None:
+        check_settings(config)
     model = load_model_config(config.model)
     if model.image.superpixels.method == "sfcn":
         read_sfcn_weights(model.image.superpixels)  # missing ones are known before Ray starts
@@ -66,6 +81,8 @@ def run(config: TrainConfig) -> None:
             f"global_batch {config.global_batch}; lower it or add data"
         )
     total_steps = max(1, round(config.epochs * plan.steps_per_epoch))
+    if config.optimizer.schedule == "constant_cooldown":
+        cooldown_steps(total_steps, config.optimizer)  # it fits, or nothing starts
     (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     run_id = _run_id(output, identity)
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}

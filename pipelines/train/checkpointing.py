@@ -21,7 +21,8 @@ from caft.checkpoint import (
 from caft.config import ModelConfig, load_config
 from caft.errors import CheckpointError
 from caft.model import CAFT
-from pipelines.train.sharding import set_moments, whole_moments, whole_weights
+from pipelines.train.loss_scale import loss_scale_state, restore_loss_scale
+from pipelines.train.sharding import set_moments, updates_made, whole_moments, whole_weights
 
 OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
@@ -42,7 +43,12 @@ def save_checkpoint(
         state = target / TRAINING_STATE
         state.mkdir()
         save_file(moments, state / OPTIMIZER)
-        (state / POSITION).write_text(json.dumps({"step": step}), encoding="utf-8")
+        position = {
+            "step": step,
+            "updates": updates_made(engine),
+            "loss_scale": loss_scale_state(engine),
+        }
+        (state / POSITION).write_text(json.dumps(position), encoding="utf-8")
         write_manifest(target, {"step": step, **info})
         for old in _steps(folder)[:-keep]:
             shutil.rmtree(old)
@@ -55,9 +61,10 @@ def restore_moments(folder: Path, engine: Any, model: CAFT) -> int:
     The weights must have been loaded before the engine was made.
     """
     state = folder / TRAINING_STATE
-    step = int(json.loads((state / POSITION).read_text(encoding="utf-8"))["step"])
-    set_moments(engine, model, load_file(state / OPTIMIZER), step)
-    return step
+    position = json.loads((state / POSITION).read_text(encoding="utf-8"))
+    set_moments(engine, model, load_file(state / OPTIMIZER), position["updates"])
+    restore_loss_scale(engine, position["loss_scale"])
+    return int(position["step"])
 
 
 def newest_checkpoint(folder: Path, model: ModelConfig) -> Path | None:

@@ -3,7 +3,7 @@ how they are shared, never what is learned."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -24,14 +24,34 @@ MOST_BATCH_NORM_IMAGES = 32  # of the default: enough for statistics, small enou
 
 
 class OptimizerConfig(Config):
-    """AdamW with linear warm-up and cosine decay to zero; 1-D parameters are not decayed."""
+    """AdamW and its learning rate; 1-D parameters (biases, norms, scales) are not decayed."""
 
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(5e-4, gt=0, description="highest rate, reached at the end of the warm-up")
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.5, ge=0)
     warmup_steps: int = Field(2000, ge=0)
     grad_clip: float | None = Field(None, gt=0, description="global norm; None: no clipping")
+    schedule: Literal["cosine", "constant", "constant_cooldown"] = Field(
+        "cosine", description="after the warm-up; constant_cooldown falls at the end of the run"
+    )
+    min_lr: float = Field(0.0, ge=0, description="where the cosine and the cool-down end")
+    cooldown_steps: int | None = Field(
+        None, gt=0, description="last steps of constant_cooldown; None: cooldown_fraction of all"
+    )
+    cooldown_fraction: float = Field(0.2, gt=0, le=1)
+    cooldown_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerConfig:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        if self.schedule != "constant_cooldown" and self.cooldown_steps is not None:
+            raise ValueError(
+                f"cooldown_steps {self.cooldown_steps} needs schedule constant_cooldown, "
+                f"not {self.schedule}"
+            )
+        return self
 
 
 class IngestConfig(Config):
@@ -82,13 +102,47 @@ class ScalingConfig(Config):
 
 
 class DeepSpeedConfig(Config):
-    """The part of DeepSpeed's configuration that is the user's; the rest follows from ours."""
+    """How DeepSpeed shares the work; `file` adds settings of its own to those that follow."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="cut over workers: 1 the optimiser, 2 gradients too, 3 weights too"
     )
     offload_optimizer: bool = Field(False, description="keep and step the optimiser on the host")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    offload_parameters: bool = Field(
+        False, description="keep weights that are not in use on the host; zero_stage 3 alone"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of matrix products; weights, moments and sums stay in float32. float16 scales "
+        "the loss",
+    )
+    file: str | dict[str, Any] | None = Field(
+        None, description="DeepSpeed's own JSON: its path, or the mapping itself"
+    )
+
+
+class GuardConfig(Config):
+    """What happens at a step whose loss or gradients are not finite: its update is never made."""
+
+    policy: Literal["stop", "skip"] = Field(
+        "stop", description="stop the run, or go on without that step"
+    )
+    max_skips: int = Field(
+        10, gt=0, description="skipped steps in a row that the run goes on after"
+    )
+
+
+class ProfileConfig(Config):
+    """Steps of some workers under torch.profiler. A file `profile` in the output asks for as many
+    of a run that is under way."""
+
+    start_step: int | None = Field(
+        None, gt=0, description="first step of the trace; None: none until somebody asks"
+    )
+    steps: int = Field(3, gt=0, le=100, description="length of a trace")
+    workers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="ranks that are traced"
+    )
 
 
 class CheckpointConfig(Config):
@@ -119,6 +173,8 @@ class TrainConfig(StageConfig):
     scaling: ScalingConfig = ScalingConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -139,6 +195,15 @@ class TrainConfig(StageConfig):
         if zero.offload_optimizer and zero.zero_stage == 0:
             raise ValueError(
                 "deepspeed.offload_optimizer needs deepspeed.zero_stage 1, 2 or 3, not 0"
+            )
+        if zero.offload_parameters and zero.zero_stage != 3:
+            raise ValueError(
+                f"deepspeed.offload_parameters needs deepspeed.zero_stage 3, not {zero.zero_stage}"
+            )
+        if zero.precision == "float16" and zero.zero_stage == 0:
+            raise ValueError(
+                "deepspeed.precision float16 needs deepspeed.zero_stage 1, 2 or 3, whose "
+                "optimisers undo the scaling of the loss; on one worker stage 1 is as good as 0"
             )
         if self.scaling.compile and zero.zero_stage == 3:
             raise ValueError(

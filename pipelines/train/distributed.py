@@ -31,6 +31,7 @@ class TrainingModel(nn.Module):
     """
 
     batch_statistics: Tensor  # (2, channels): what the norms met in the last forward, on average
+    finite_samples: Tensor  # (2, B) of images and captions; of forwards in evaluation mode alone
 
     def __init__(
         self,
@@ -64,17 +65,21 @@ class TrainingModel(nn.Module):
             negatives: of the global batch, the same on every worker; see `caft_loss`.
             draws: of dropout, for the B images.
         """
+        # Evaluation mode, in which guard.py looks for bad samples, is not worth another graph.
+        encode = self._encode if self.training else self._encoded
         if not isinstance(texts, Sequence):
-            encoded = [self._encode(images, superpixels, texts, draws)]
+            encoded = [encode(images, superpixels, texts, draws)]
         else:
             count = len(texts)
             own_draws = [None] * count if draws is None else draws.chunk(count)
             shares = zip(
                 images.chunk(count), superpixels.chunk(count), texts, own_draws, strict=True
             )
-            encoded = [checkpoint(self._encode, *share, use_reentrant=False) for share in shares]
+            encoded = [checkpoint(encode, *share, use_reentrant=False) for share in shares]
         of_images, of_texts, statistics = zip(*encoded, strict=True)
         self.batch_statistics = torch.stack(statistics).mean(dim=0)
+        if not self.training:
+            self.finite_samples = torch.stack([_finite_rows(of_images), _finite_rows(of_texts)])
         image_features = _joined(of_images, superpixels)
         texts_of_all = TextFeatures(
             gather_rows(torch.cat([text.parts for text in of_texts])),
@@ -97,6 +102,16 @@ class TrainingModel(nn.Module):
         features = self.model.encode_image(images, superpixels, draws)
         features = replace(features, assignments=[])  # no loss reads them
         return features, self.model.encode_text(texts), batch_statistics(self.model)
+
+
+def _finite_rows(features: Sequence[ImageFeatures] | Sequence[TextFeatures]) -> Tensor:
+    """(B,) whether all that a loss reads of a sample is finite, of micro-batches end to end."""
+    names = ("whole", "fine", "fine_cls") if hasattr(features[0], "fine") else ("whole", "parts")
+    rows = [
+        torch.stack([getattr(one, name).isfinite().flatten(1).all(dim=1) for name in names])
+        for one in features
+    ]
+    return torch.cat(rows, dim=1).all(dim=0)
 
 
 def _joined(features: Sequence[ImageFeatures], superpixels: Tensor) -> ImageFeatures:
@@ -142,28 +157,37 @@ class _GatherRows(torch.autograd.Function):
 
 @dataclass
 class LossMeter:
-    """Sums of the loss terms since the last report; workers' shares add up to the global loss."""
+    """Sums of the loss terms since the last report; workers' shares add up to the global loss.
+    Steps whose update was skipped are left out."""
 
     terms: tuple[str, ...]
     sums: Tensor
+    applied: Tensor  # steps in the sums
     steps: int = 0
 
     @classmethod
     def empty(cls, losses: LossConfig, device: torch.device) -> LossMeter:
         """A meter of the terms that the configuration trains."""
         terms = PART_TERMS * losses.parts + ("whole",) * losses.has_whole
-        return cls(terms, torch.zeros(len(terms), device=device))
+        return cls(terms, torch.zeros(len(terms), device=device), torch.zeros((), device=device))
 
-    def add(self, loss: CAFTLoss) -> None:
-        self.sums += torch.stack([getattr(loss, term).detach() for term in self.terms])
+    def add(self, loss: CAFTLoss, skipped: Tensor | None = None) -> None:
+        values = torch.stack([getattr(loss, term).detach() for term in self.terms])
+        if skipped is None:
+            skipped = torch.tensor(False)
+        skipped = skipped.to(self.sums.device, non_blocking=True)
+        self.sums += torch.where(skipped, 0.0, values)
+        self.applied += ~skipped
         self.steps += 1
 
     def take(self) -> dict[str, float]:
-        """Mean global loss terms since the last call; every worker must call it."""
+        """Mean global loss terms since the last call, NaN if no step counts; every worker must
+        call it."""
         if dist.is_initialized():
             dist.all_reduce(self.sums)
-        means = (self.sums / max(1, self.steps)).tolist()
+        means = (self.sums / self.applied).tolist()
         self.sums.zero_()
+        self.applied.zero_()
         self.steps = 0
         named = {f"loss/{term}": value for term, value in zip(self.terms, means, strict=True)}
         return named | {"loss/total": sum(means)}

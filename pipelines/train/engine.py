@@ -8,8 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from caft.errors import ConfigError
 from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed_config import loss_scale_section, with_own_settings
 from pipelines.train.distributed import TrainingModel
+from pipelines.train.loss_scale import start_loss_scaling
+from pipelines.train.optimizer import FiniteAdamW
 from pipelines.train.schedule import parameter_groups
 
 MOST_REDUCED_AT_ONCE = 100_000_000  # numbers of gradients
@@ -23,16 +27,13 @@ def start_engine(model: TrainingModel, config: TrainConfig) -> Any:
     # On CPUs DeepSpeed would compile its own shared-memory all-reduce behind a lock file. A worker
     # killed while it compiles leaves the lock, and every later run on that machine waits for ever.
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.optimizer.weight_decay),
-        lr=0.0,  # set before every step
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-        fused=True,
-    )
     parameters = sum(p.numel() for p in model.parameters())
     settings = engine_settings(config, dist.get_world_size(), parameters)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    optimizer = _optimizer(model, config)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    if config.deepspeed.precision == "float16":
+        start_loss_scaling(engine, loss_scale_section(config.deepspeed))
+    return engine
 
 
 def engine_settings(config: TrainConfig, workers: int, parameters: int) -> dict[str, Any]:
@@ -47,15 +48,42 @@ def engine_settings(config: TrainConfig, workers: int, parameters: int) -> dict[
     }
     if config.deepspeed.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.scaling.use_gpu}
+    if config.deepspeed.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": config.scaling.use_gpu}
     settings = {
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": config.global_batch // workers,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW needs no compiler
-        "gradient_clipping": config.optimizer.grad_clip or 0.0,
+        # At stage 0 our own optimiser clips, by the norm that it needs anyway.
+        "gradient_clipping": (config.optimizer.grad_clip or 0.0) if zero["stage"] else 0.0,
         "steps_per_print": 10**9,  # progress and MLflow say it
     }
-    if config.deepspeed.precision == "bfloat16":
-        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return settings
+    if config.deepspeed.precision != "float32":
+        settings["torch_autocast"] = {"enabled": True, "dtype": config.deepspeed.precision}
+    return with_own_settings(settings, config.deepspeed)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Let DeepSpeed itself read the settings that a resolved `deepspeed.file` makes.
+
+    Raises:
+        ConfigError: it refuses them.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(engine_settings(config, 1, MOST_REDUCED_AT_ONCE))
+    except Exception as error:  # AssertionError, ValueError, pydantic's and its own
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"deepspeed.file: DeepSpeed refuses it: {reason}") from None
+
+
+def _optimizer(model: TrainingModel, config: TrainConfig) -> torch.optim.Optimizer:
+    ours = config.optimizer
+    groups = parameter_groups(model, ours.weight_decay)
+    rest: dict[str, Any] = {"lr": 0.0, "betas": ours.betas, "eps": ours.eps}  # lr: at every step
+    if config.deepspeed.zero_stage:
+        return torch.optim.AdamW(groups, fused=True, **rest)
+    return FiniteAdamW(groups, ours.grad_clip, **rest)

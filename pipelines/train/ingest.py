@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from caft.errors import DataError
 from pipelines import storage
-from pipelines.data.dataset import Dataset
+from pipelines.data.dataset import DATASET_SCHEMA, Dataset
 from pipelines.superpixels import unpack_superpixels
-from pipelines.train.loader import Loader
+from pipelines.train.loader import COLUMNS, MAY_BE_MISSING, Loader
 from pipelines.train.plan import EpochPlan, RowGroup, Window
 
 SEGMENT_GROUPS = 256  # steps windows handed to one Ray Data execution: bounds the driver's lists
@@ -30,18 +31,20 @@ class Batch:
     images: Tensor  # (B, 3, S, S) uint8
     superpixels: Tensor | None  # (B, S, S) int16, -1 where the model computes them; None: all
     tokens: Tensor  # (B, K, T) int64, T the longest of this share
+    keys: tuple[str, ...] = ()  # B, of the dataset's rows; empty for a batch of something else
 
 
 def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
     """Every row group of the dataset with the number of its rows that are in `split`.
 
     Raises:
-        DataError: no row is in that split.
+        DataError: no row is in that split, or a file lacks a column that training reads.
     """
     groups = []
     for entry in dataset.files:
         filesystem, path = storage.filesystem(storage.join(dataset.path, entry.name))
         with pq.ParquetFile(path, filesystem=filesystem) as file:
+            _require_columns(file.schema_arrow, storage.join(dataset.path, entry.name))
             for index in range(file.num_row_groups):
                 column = file.read_row_group(index, columns=["split"])["split"]
                 rows = column.to_pylist().count(split)
@@ -50,6 +53,19 @@ def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
     if not groups:
         raise DataError(f"{dataset.path}: no row has split '{split}'; check the key 'split'")
     return tuple(groups)
+
+
+def _require_columns(schema: pa.Schema, path: str) -> None:
+    for name in COLUMNS:
+        due = DATASET_SCHEMA.field(name).type
+        if name not in schema.names:
+            if name != MAY_BE_MISSING:
+                raise DataError(
+                    f"{path}: no column '{name}', which training reads; make the dataset with "
+                    "python -m pipelines.data"
+                )
+        elif schema.field(name).type != due:
+            raise DataError(f"{path}: column '{name}' is {schema.field(name).type}, due is {due}")
 
 
 def iter_batches(
@@ -99,4 +115,5 @@ def _collate(lanes: list[dict[str, np.ndarray]], rows: slice) -> Batch:
     tokens = join("tokens").long()
     length = int(tokens.argmax(dim=-1).max()) + 1  # the end token is the largest id
     superpixels = unpack_superpixels(row for arrays in lanes for row in arrays["superpixels"][rows])
-    return Batch(join("images"), superpixels, tokens[..., :length])
+    keys = tuple(str(key) for arrays in lanes for key in arrays["keys"][rows])
+    return Batch(join("images"), superpixels, tokens[..., :length], keys)

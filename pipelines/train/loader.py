@@ -28,6 +28,7 @@ from pipelines.train.config import IngestConfig
 from pipelines.train.plan import Piece
 
 COLUMNS = ["key", "image", "captions", "superpixels", "split"]
+MAY_BE_MISSING = "superpixels"  # the model then computes them all
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Loader:
             stored.append(labels)
             parts += sample_parts(rows.captions[n], rng, self.model.text.chunks, self.extra_parts)
         return {
+            "keys": np.array([rows.keys[n] for n in order], dtype=object),
             "images": images,
             "superpixels": pack_superpixels(
                 torch.from_numpy(images), stored, self.model.image.superpixels
@@ -120,6 +122,8 @@ def _read_piece(dataset: str, piece: Piece, split: str) -> pa.Table:
     filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
     with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
         table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
+    if MAY_BE_MISSING not in table.column_names:
+        table = table.append_column(MAY_BE_MISSING, pa.nulls(len(table), pa.binary()))
     table = table.filter(pc.equal(table["split"], split))
     return table.slice(piece.start, piece.stop - piece.start)
 

@@ -23,6 +23,7 @@ from pipelines.train.engine import start_engine
 from pipelines.train.ingest import Loader, iter_batches
 from pipelines.train.notices import Notice, Notices
 from pipelines.train.plan import EpochPlan
+from pipelines.train.profiling import Profiler
 from pipelines.train.schedule import learning_rate
 
 CHECKPOINTS, FINAL = "checkpoints", "final"
@@ -57,6 +58,7 @@ def train_worker(settings: dict[str, Any]) -> int:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed reads the environment when it is imported.
     from pipelines.train.checkpointing import newest_checkpoint, restore_moments, save_checkpoint
+    from pipelines.train.guard import Guard
     from pipelines.train.sharding import whole_weights
     from pipelines.train.step import apply_gradients, compute_gradients
 
@@ -85,17 +87,29 @@ def train_worker(settings: dict[str, Any]) -> int:
     meter = LossMeter.empty(job.model.losses, device)
     loader = Loader(config.dataset, config.split, job.model, config.ingest)
     batches = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
-    notices = Notices(settings["notices"], device)
+    notices = Notices(settings["notices"], device, config.output)
+    guard = Guard(config, engine, trained, step)
+    profiler = Profiler(
+        config.profile,
+        config.output,
+        rank,
+        device,
+        lambda: Tracker.start(config.tracking, "train", output.name, config, run_id=job.run_id),
+    )
     notice = Notice.NONE
     losses: dict[str, float] = {}
     clock, waited = time.monotonic(), 0.0
     while step < job.total_steps and notice == Notice.NONE:
+        profiler.before_step(step + 1, notices.profile_asked)
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
-        meter.add(compute_gradients(engine, trained, batch, step, config))
-        apply_gradients(engine, trained, learning_rate(step, job.total_steps, config.optimizer))
+        loss = compute_gradients(engine, trained, batch, step, config)
+        lr = learning_rate(step, job.total_steps, config.optimizer)
+        skipped = apply_gradients(engine, trained, lr)
+        meter.add(loss, skipped)
         step += 1
+        guard.watch(step, batch, loss, skipped)
         notice = notices.agree()
         if step % config.log_every_steps == 0 or step == job.total_steps:
             steps = meter.steps
@@ -107,15 +121,18 @@ def train_worker(settings: dict[str, Any]) -> int:
                     "train/input_wait_fraction": waited / seconds,
                     "train/lr": engine.optimizer.param_groups[0]["lr"],
                     **{f"train/{name}_scale": scale for name, scale in model.scales().items()},
+                    **guard.metrics(),
                 }
                 tracker.log_metrics(losses | rates, step=step)
             clock, waited = time.monotonic(), 0.0
         if rank == 0:
             progress.update(1, **{name.removeprefix("loss/"): v for name, v in losses.items()})
         if step % config.checkpoint.every_steps == 0 or step == job.total_steps or notice:
+            guard.settle()
             info = {**job.manifest, "metrics": losses}
             folder = output / CHECKPOINTS
             save_checkpoint(folder, engine, model, step, info, config.checkpoint.keep)
+    profiler.close()
     if step < job.total_steps:
         if tracker is not None:
             tracker.close()

@@ -1,9 +1,11 @@
-"""Notices to a running worker group: save and leave, because a node goes away, the run is to stop,
-or there is room for more workers. Between the driver or Ray and the workers' loop."""
+"""Notices to a running worker group: save and leave, because a node goes away, the run is to stop
+or there is room for more workers; or trace steps. Between driver, Ray or a file and the loop."""
 
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -12,7 +14,12 @@ import torch
 import torch.distributed as dist
 from ray.train.v2.api.train_fn_utils import get_preemption_info
 
+from caft.errors import StorageError
+from pipelines import storage
+
 LOOK_EVERY_S = 1.0
+LOOK_FOR_FILE_EVERY_S = 5.0
+PROFILE_REQUEST = "profile"  # a file of this name in the output asks for a trace
 
 
 class Notice(IntEnum):
@@ -39,28 +46,50 @@ class NoticeBoard:
 
 
 class Notices:
-    """Hears notices on a thread beside training, and lets all workers act on the same step."""
+    """Hears notices on a thread beside training, and lets all workers act on the same step.
 
-    def __init__(self, board: Any, device: torch.device) -> None:
+    Attributes:
+        profile_asked: since the last call of `agree`, a trace was asked for.
+    """
+
+    def __init__(self, board: Any, device: torch.device, output: str) -> None:
         self._board = board
         self._device = device
+        self._request = storage.join(output, PROFILE_REQUEST)
         self._heard = Notice.NONE
+        self._profile = False
         self._agreed: torch.Tensor | None = None
+        self.profile_asked = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def agree(self) -> Notice:
         """The largest notice that a worker had heard one call ago; every worker calls it at every
         step. Read that late it never makes the host wait for the device."""
-        before = self._agreed
-        self._agreed = torch.tensor([float(self._heard)], device=self._device)
+        before, profile = self._agreed, self._profile
+        if profile:
+            self._profile = False  # asked for once
+        self._agreed = torch.tensor([int(self._heard), int(profile)], device=self._device)
         dist.all_reduce(self._agreed, dist.ReduceOp.MAX)
-        return Notice.NONE if before is None else Notice(int(before.item()))
+        if before is None:
+            return Notice.NONE
+        notice, asked = before.tolist()
+        self.profile_asked = bool(asked)
+        return Notice(notice)
 
     def _listen(self) -> None:
-        stopped = threading.Event()
+        stopped, looked = threading.Event(), 0.0
         while not stopped.wait(LOOK_EVERY_S):
             # Answered for all workers together, so each asks equally often.
             if get_preemption_info() is not None:
                 self._heard = max(self._heard, Notice.NODE_LEAVES)
             if dist.get_rank() == 0:
                 self._heard = max(self._heard, ray.get(self._board.read.remote()))
+                if time.monotonic() - looked > LOOK_FOR_FILE_EVERY_S:
+                    self._look_for_request()
+                    looked = time.monotonic()
+
+    def _look_for_request(self) -> None:
+        with suppress(StorageError):  # the next look may reach it
+            if storage.exists(self._request):
+                storage.delete_file(self._request)
+                self._profile = True

@@ -7,15 +7,48 @@ import math
 
 from torch import nn
 
+from caft.errors import ConfigError
 from pipelines.train.config import OptimizerConfig
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up to `lr`, then cosine to zero at `total_steps`; `step` counts from 0."""
+    """The rate of update number `step`, counted from 0: linear warm-up to `lr`, then the schedule.
+
+    - `cosine` falls to `min_lr` at `total_steps` (Loshchilov and Hutter, 2017);
+    - `constant` stays, and does not depend on `total_steps`;
+    - `constant_cooldown` is `constant` until the cool-down, which ends in `min_lr` at
+      `total_steps`: a straight line, or 1 - sqrt of the share that is done (Haegele et al., 2024).
+      A trunk trained at a constant rate therefore serves every length: taken up from any step
+      before its cool-down, it goes on as if it had had this schedule from the start.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if config.schedule == "cosine":
+        progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    elif config.schedule == "constant":
+        share = 1.0
+    else:
+        length = cooldown_steps(total_steps, config)
+        progress = min(1.0, max(0.0, (step - (total_steps - length)) / length))
+        share = 1 - (progress if config.cooldown_shape == "linear" else math.sqrt(progress))
+    return config.min_lr + (config.lr - config.min_lr) * share
+
+
+def cooldown_steps(total_steps: int, config: OptimizerConfig) -> int:
+    """Length of the cool-down of `constant_cooldown` in a run of `total_steps`.
+
+    Raises:
+        ConfigError: the run has no room for it after the warm-up.
+    """
+    steps = config.cooldown_steps or max(1, round(config.cooldown_fraction * total_steps))
+    if steps + config.warmup_steps > total_steps:
+        raise ConfigError(
+            f"optimizer: warm-up of {config.warmup_steps:,} steps and cool-down of {steps:,} do "
+            f"not fit into {total_steps:,} steps; lower warmup_steps, cooldown_steps or "
+            "cooldown_fraction, or raise epochs"
+        )
+    return steps
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

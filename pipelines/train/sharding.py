@@ -36,6 +36,7 @@ def whole_weights(model: CAFT) -> dict[str, Tensor]:
 
 def whole_moments(engine: Any, model: CAFT) -> dict[str, Tensor]:
     """Adam's moments, `<parameter>.<moment>`, on the host; empty on all but the first worker."""
+    _make_moments(engine)
     _link_moments(engine)
     moments = {}
     for name, parameter in _trained(model).items():
@@ -49,14 +50,12 @@ def whole_moments(engine: Any, model: CAFT) -> dict[str, Tensor]:
     return moments
 
 
-def set_moments(engine: Any, model: CAFT, moments: Mapping[str, Tensor], step: int) -> None:
-    """Give a fresh engine the moments of `whole_moments`, made after `step` steps."""
-    adam = engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
-    for held in _optimised_tensors(engine):  # they have no state before their first step
-        adam.state[held] = {
-            "step": torch.tensor(float(step), device=held.device),
-            **{moment: torch.zeros_like(held) for moment in MOMENTS},
-        }
+def set_moments(engine: Any, model: CAFT, moments: Mapping[str, Tensor], updates: int) -> None:
+    """Give a fresh engine the moments of `whole_moments`, with `updates_made` in them."""
+    adam = _adam(engine)
+    _make_moments(engine)
+    for held in _optimised_tensors(engine):
+        adam.state[held]["step"].fill_(updates)
     _link_moments(engine)
     for name, parameter in _trained(model).items():
         for moment in MOMENTS:
@@ -67,6 +66,21 @@ def set_moments(engine: Any, model: CAFT, moments: Mapping[str, Tensor], step: i
                 safe_set_local_optimizer_state(parameter, _own_part(parameter, value), moment)
             else:
                 safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def updates_made(engine: Any) -> int:
+    """How many updates are in the moments: steps whose gradients were not finite are not."""
+    _make_moments(engine)
+    return int(_adam(engine).state[_optimised_tensors(engine)[0]]["step"].item())
+
+
+def first_not_finite(model: CAFT) -> str | None:
+    """Name of the first weight or running statistic that holds something else than numbers."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        with deepspeed.zero.GatheredParameters([tensor], enabled=_is_cut(tensor)):
+            if not tensor.detach().isfinite().all():
+                return name
+    return None
 
 
 @torch.no_grad()
@@ -112,6 +126,21 @@ def _optimised_tensors(engine: Any) -> list[Tensor]:
     if engine.zero_optimization_stage() == 3:
         return optimizer.fp32_partitioned_groups_flat
     return optimizer.single_partition_of_fp32_groups
+
+
+def _adam(engine: Any) -> torch.optim.Optimizer:
+    return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+
+
+def _make_moments(engine: Any) -> None:
+    """Before the first update there are none."""
+    state = _adam(engine).state
+    for held in _optimised_tensors(engine):
+        if not state[held]:
+            state[held] = {
+                "step": torch.zeros((), device=held.device),
+                **{moment: torch.zeros_like(held) for moment in MOMENTS},
+            }
 
 
 def _link_moments(engine: Any) -> None:

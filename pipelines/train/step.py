@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from caft.batch_norm import update_running_statistics_
 from caft.dropout import Draws
@@ -17,13 +18,30 @@ from pipelines.superpixels import complete_superpixels
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
+from pipelines.train.loss_scale import fix_loss_scale
 from pipelines.train.sharding import clamp_scales_
 
 
 def compute_gradients(
     engine: Any, trained: TrainingModel, batch: Batch, step: int, config: TrainConfig
 ) -> CAFTLoss:
-    """This worker's share of the loss; the engine then holds the whole loss's gradients."""
+    """This worker's share of the loss; the engine then holds the whole loss's gradients.
+
+    Where a worker's share is not finite, all gradients of all workers are NaN, so that the
+    gradients alone tell whether a step may be applied.
+    """
+    loss = engine(*model_inputs(engine, trained, batch, step, config))
+    total = loss.total
+    finite = torch.where(total.isfinite(), 1.0, torch.nan)
+    fix_loss_scale(engine)
+    engine.backward(total * finite * dist.get_world_size())  # DeepSpeed averages, the loss is a sum
+    return loss
+
+
+def model_inputs(
+    engine: Any, trained: TrainingModel, batch: Batch, step: int, config: TrainConfig
+) -> tuple[Any, ...]:
+    """What `TrainingModel` is called with at `step`, on the engine's device."""
     model, device = trained.model, engine.device
     count = len(batch.images)
     micro_batch = config.scaling.micro_batch or count
@@ -54,20 +72,31 @@ def compute_gradients(
         torch.tensor(seed).to(device, non_blocking=True),
         torch.arange(first, first + count, device=device),
     )
-    loss = engine(images, superpixels, texts if len(texts) > 1 else texts[0], negatives, draws)
-    engine.backward(loss.total * dist.get_world_size())  # DeepSpeed averages, the loss is a sum
-    return loss
+    return images, superpixels, texts if len(texts) > 1 else texts[0], negatives, draws
 
 
-def apply_gradients(engine: Any, trained: TrainingModel, lr: float) -> None:
-    """Step the optimiser and what follows a step by other rules: scales, running statistics."""
+def apply_gradients(engine: Any, trained: TrainingModel, lr: float) -> Tensor:
+    """Step the optimiser and what follows a step by other rules: scales, running statistics.
+
+    With gradients that are not finite nothing changes, on any worker.
+
+    Returns:
+        Whether nothing changed: a boolean scalar, on the host at ZeRO stages 1 to 3, whose
+        optimisers ask the device themselves, and on the device at stage 0.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     engine.step()
+    if engine.zero_optimization():
+        skipped = torch.tensor(engine.optimizer.overflow)
+    else:
+        skipped = engine.optimizer.found_inf.bool()
     clamp_scales_(trained.model)
     statistics = trained.batch_statistics / dist.get_world_size()
     dist.all_reduce(statistics)
-    update_running_statistics_(trained.model, statistics)
+    applied = ~skipped.to(engine.device, non_blocking=True)
+    update_running_statistics_(trained.model, statistics, applied)
+    return skipped
 
 
 def _shares(count: int, micro_batch: int) -> list[slice]:

@@ -46,6 +46,18 @@ def config_of(*overrides: str) -> TrainConfig:
             r"worker .*; set it to a divisor of 24",
         ),
         (["deepspeed.zero_stage=4"], r"deepspeed\.zero_stage"),
+        (
+            ["deepspeed.offload_parameters=true", "deepspeed.zero_stage=2"],
+            r"offload_parameters needs deepspeed\.zero_stage 3, not 2",
+        ),
+        (
+            ["deepspeed.precision=float16", "deepspeed.zero_stage=0"],
+            r"precision float16 needs deepspeed\.zero_stage 1, 2 or 3",
+        ),
+        (["optimizer.cooldown_steps=5"], "cooldown_steps 5 needs schedule constant_cooldown"),
+        (["optimizer.min_lr=1.0"], r"min_lr 1 is above lr 0\.0005"),
+        (["guard.policy=hope"], r"guard\.policy"),
+        (["profile.start_step=0"], r"profile\.start_step"),
     ],
 )
 def test_what_does_not_go_together_is_named_with_what_would(overrides, message):

@@ -14,9 +14,9 @@ from caft.config import ImageConfig, SuperpixelConfig
 from caft.errors import DataError
 from caft.label_maps import encode_label_map
 from caft.superpixels import superpixel_labels
-from pipelines.data.dataset import CAPTIONS, DATASET_SCHEMA
+from pipelines.data.dataset import CAPTIONS, DATASET_SCHEMA, Dataset, FileEntry
 from pipelines.train.config import IngestConfig
-from pipelines.train.ingest import _collate
+from pipelines.train.ingest import _collate, index_row_groups
 from pipelines.train.loader import Loader, caption_lists
 from pipelines.train.plan import Piece, Window
 
@@ -137,3 +137,29 @@ def test_captions_read_as_arrow_reads_them():
     assert caption_lists(column) == wanted
     assert caption_lists(column.slice(1, 2)) == wanted[1:3]
     assert caption_lists(column.slice(0, 0)) == []
+
+
+def test_a_missing_or_odd_column_is_named_with_its_file(tmp_path):
+    row = {"key": "a", "image": b"", "captions": [], "superpixels": None, "split": "train"}
+    whole = pa.Table.from_pylist([row], schema=DATASET_SCHEMA)
+    dataset = Dataset(str(tmp_path), {}, (FileEntry("part-00000.parquet", 1, 0, ""),), ())
+
+    def index(table: pa.Table):
+        pq.write_table(table, tmp_path / "part-00000.parquet")
+        return index_row_groups(dataset, "train")
+
+    assert index(whole) == index(whole.drop_columns(["superpixels"]))
+    for name in ("key", "image", "captions", "split"):
+        with pytest.raises(DataError, match=rf"part-00000\.parquet: no column '{name}'"):
+            index(whole.drop_columns([name]))
+    numbers = whole.set_column(0, "key", pa.array([7]))
+    with pytest.raises(DataError, match="column 'key' is int64, due is string"):
+        index(numbers)
+
+
+def test_batches_know_their_keys_in_the_order_of_their_images(tmp_path):
+    arrays = load(tmp_path, [None] * 6, "grid")
+    assert sorted(arrays["keys"]) == list("012345")
+    other = {name: values[::-1] for name, values in arrays.items()}
+    batch = _collate([arrays, other], slice(1, 3))
+    assert batch.keys == (*arrays["keys"][1:3], *other["keys"][1:3])

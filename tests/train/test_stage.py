@@ -1,5 +1,6 @@
 """The train stage on real Ray Train workers with DeepSpeed: learns, is killed, goes on, refuses."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -17,7 +19,7 @@ from tests_support import tiny_config, tiny_controls
 import caft
 from caft.checkpoint import read_manifest
 from caft.config import ImageConfig, SuperpixelConfig, load_config, to_yaml
-from caft.errors import CheckpointError, ClusterError, ConfigError, DataError
+from caft.errors import CheckpointError, ClusterError, ConfigError, DataError, NumericsError
 from pipelines.train.__main__ import run
 from pipelines.train.checkpointing import newest_checkpoint
 from pipelines.train.config import TrainConfig
@@ -193,6 +195,11 @@ def test_bad_inputs_start_nothing(make_config, tmp_path):
         run(make_config(tmp_path / "run", "split=nothing"))
     with pytest.raises(DataError, match="fewer than global_batch 4096"):
         run(make_config(tmp_path / "run", "global_batch=4096"))
+    cooldown = ["optimizer.schedule=constant_cooldown", "optimizer.cooldown_steps=12"]
+    with pytest.raises(ConfigError, match="cool-down of 12 do not fit into 12 steps"):
+        run(make_config(tmp_path / "run", *cooldown, "optimizer.warmup_steps=1"))
+    with pytest.raises(ConfigError, match=r"stage is 3, deepspeed\.zero_stage here is 1"):
+        run(make_config(tmp_path / "run", "deepspeed.file.zero_optimization.stage=3"))
     with pytest.raises(ConfigError, match=r"lanes 4 must be a multiple of num_workers 3"):
         make_config(tmp_path / "run", "scaling.num_workers=3")
     assert not (tmp_path / "run").exists()
@@ -201,3 +208,37 @@ def test_bad_inputs_start_nothing(make_config, tmp_path):
 def test_a_cluster_without_a_free_cpu_is_refused(ray_cluster, make_config, tmp_path):
     with pytest.raises(ClusterError, match="4 workers of 1 CPUs and one CPU to decode"):
         run(make_config(tmp_path / "run", "scaling.num_workers=4", "scaling.wait_s=0"))
+
+
+def test_steps_are_traced_by_configuration_and_on_request(make_config, ray_cluster, tmp_path):
+    """A file in the output asks a running job; every named worker leaves a trace, MLflow has it."""
+    config = make_config(
+        tmp_path / "run", "epochs=3", "profile.start_step=3", "profile.steps=2",
+        "profile.workers=[0,1]",
+    )  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").touch()
+    run(config)
+    assert not (tmp_path / "run" / "profile").exists()
+    traces = {path.name for path in (tmp_path / "run" / "profiles").glob("*.json.gz")}
+    assert {f"step-00000003-worker-{rank}.json.gz" for rank in (0, 1)} <= traces
+    assert len(traces) == 4  # the steps asked for come later
+    client = MlflowClient(config.tracking.uri)
+    run_id = read_manifest(tmp_path / "run" / "final")["mlflow_run_id"]
+    logged = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "profiles")}
+    assert traces < logged
+    assert client.get_run(run_id).data.metrics["train/skipped_steps"] == 0
+
+
+def test_a_run_that_diverges_stops_and_names_step_and_batch(
+    make_config, dataset_folder, ray_cluster, tmp_path
+):
+    config = make_config(tmp_path / "run", "optimizer.lr=1.0e+30", "optimizer.warmup_steps=0")
+    with pytest.raises(NumericsError, match=r"step 2: .* not finite.*lower optimizer\.lr"):
+        run(config)
+    (line,) = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    parts = [pq.read_table(part, columns=["key"]) for part in Path(dataset_folder).glob("part-*")]
+    known = {key for part in parts for key in part["key"].to_pylist()}
+    batch = json.loads(line)["batch"]
+    assert len(batch) == len(set(batch)) == 8
+    assert set(batch) <= known
