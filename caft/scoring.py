@@ -26,7 +26,10 @@ TEXT_TILE = {"cpu": 128, "cuda": 4096}
 class Scorer(Protocol):
     """Scores tiles of image-text pairs. It is sent to other processes, and holds no encoder."""
 
-    components: tuple[str, ...]  # of a score: "whole" and "part", or one of them
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Of a score: "whole" and "part", or one of them."""
+        ...
 
     def to(self, device: torch.device | str) -> Scorer: ...
 

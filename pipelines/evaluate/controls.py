@@ -125,9 +125,10 @@ def first_tokens(captions: Sequence[Caption], most: int) -> tuple[Caption, ...]:
     lengths = dict(zip(words, (ids.argmax(dim=1) - 1).tolist(), strict=True))  # the end is largest
     cut = []
     for caption in captions:
-        left, kept = most, []
+        left = most
+        kept: list[str] = []
         for sentence in caption:
-            start = []
+            start: list[str] = []
             for word in sentence.split():
                 left -= lengths[word]
                 if left < 0 and (start or kept):
