@@ -86,9 +86,8 @@ def is_path(checkpoint: str) -> bool:
 
 def needs(extra: str, error: ImportError) -> ConfigError:
     """The error for a package that an optional extra of this project would have brought."""
-    return ConfigError(
-        f"checkpoint: package '{error.name}' is not installed; pip install 'caft[{extra}]'"
-    )
+    reason = " ".join(str(error).split())
+    return ConfigError(f"checkpoint: {reason}; to score such models, pip install 'caft[{extra}]'")
 
 
 class PixelPreprocess:
