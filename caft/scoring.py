@@ -252,8 +252,8 @@ class PartScorer(nn.Module):
         form = mixed + self.linear
         for n in range(self._coupled):
             start = (n + 1) * self._group
-            end = start + self._group
-            form[:, start:end].addmm_(mixed[:, :start], self.get_buffer(f"coupling{n}"))
+            columns = form[:, start : start + self._group]
+            torch.addmm(columns, mixed[:, :start], self.get_buffer(f"coupling{n}"), out=columns)
         if self.pair_cosines is not None:
             pairs = (-1, len(self.pair_cosines), 2, self.pair_cosines.shape[1])
             first = mixed.view(pairs)[:, :, 0]
