@@ -14,7 +14,7 @@ import caft
 from caft.captions import even_chunks
 from caft.errors import CheckpointError, ConfigError
 from caft.tokenizer import ASSET_DIR
-from pipelines.evaluate.adapters import Adapter, PixelPreprocess, fingerprint_of, open_adapter
+from pipelines.evaluate.adapters import fingerprint_of, open_adapter
 
 CAPTIONS = [["A red barn", "It has two doors"], ["Snow"], ["A boat", "The sea", "x " * 200]]
 
@@ -40,32 +40,8 @@ def encoded(adapter):
     return images, adapter.encode_texts(CAPTIONS)
 
 
-class Colours(Adapter):
-    """A model of one's own, of the least that it takes: the mean colour, and random words."""
-
-    name, fingerprint = "colours", "1"
-
-    def preprocess(self):
-        return PixelPreprocess(lambda picture: picture.mean(axis=(0, 1)))
-
-    def encode_images(self, columns):
-        return {"whole": torch.from_numpy(columns["images"]).float()}
-
-    def encode_texts(self, captions):
-        lengths = [[len(s), len(" ".join(s)), 1.0] for s in captions]
-        return {"whole": torch.tensor(lengths)}
-
-    def to(self, device):
-        pass
-
-
-def make_colours():
-    return Colours()
-
-
-def test_a_model_of_one_s_own_is_scored_by_its_cosine(monkeypatch):
-    monkeypatch.setitem(sys.modules, "my_colours", sys.modules[__name__])
-    adapter = open_adapter("python:my_colours:make_colours")
+def test_a_model_of_one_s_own_is_scored_by_its_cosine():
+    adapter = open_adapter("python:colours_adapter:make_colours")
     images, texts = encoded(adapter)
     scorer = adapter.scorer()
     tile = scorer.tile(scorer.prepare_images(images), scorer.prepare_texts(texts), ["whole"])

@@ -242,9 +242,7 @@ def test_a_rerun_with_other_scores_reads_stored_features(settings, tmp_path):
     assert logged["scenes/blended_t2i_r5_high"] == high
 
 
-def test_a_series_and_another_model_side_by_side(
-    settings, make_checkpoint, tmp_path, capsys, monkeypatch
-):
+def test_a_series_and_another_model_side_by_side(settings, make_checkpoint, tmp_path, capsys):
     """A training run's checkpoints share an MLflow run, each at its step; other models have
     their own. What was finished is not done again."""
     training = tmp_path / "run1"
@@ -257,8 +255,7 @@ def test_a_series_and_another_model_side_by_side(
     (training / "checkpoints" / "step-00000030" / "manifest.json").unlink()  # half written
     settings["benchmarks"] = settings["benchmarks"][1:]
     settings["report"] = {"images": 0, "retrievals": 0}
-    settings["checkpoint"] = [str(training), "python:test_adapters:make_colours"]
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings["checkpoint"] = [str(training), "python:colours_adapter:make_colours"]
     output = start(settings)
     printed = capsys.readouterr().out
     compared = json.loads((output / "comparison.json").read_text())
