@@ -85,13 +85,14 @@ class Encoder:
         joined = torch.from_numpy(np.concatenate(overlaps).reshape(-1, 4))
         return writer.finish({OVERLAPS: joined})
 
-    def texts(self, captions: Captions, label: str) -> dict[str, Tensor]:
-        """Features of captions; equal ones are encoded once.
+    def texts(self, versions: Sequence[Captions], label: str) -> Iterator[dict[str, Tensor]]:
+        """Features of each version of a benchmark's captions; the model is started once for all,
+        and reads equal captions once.
 
         Raises:
             CheckpointError: the model gives features that are not numbers.
         """
-        unique = list(dict.fromkeys(map(tuple, captions)))
+        unique = list(dict.fromkeys(tuple(c) for captions in versions for c in captions))
         place = {caption: n for n, caption in enumerate(unique)}
         text = json.dumps(unique, ensure_ascii=False)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -99,8 +100,9 @@ class Encoder:
         folder = storage.join(self.features, key)
         stored = open_features(folder) or self._encode_texts(unique, folder, label)
         features = stored.all()
-        index = torch.tensor([place[tuple(caption)] for caption in captions])
-        return {name: tensor[index] for name, tensor in features.items()}
+        for captions in versions:
+            index = torch.tensor([place[tuple(caption)] for caption in captions])
+            yield {name: tensor[index] for name, tensor in features.items()}
 
     def _encode_texts(self, captions: Captions, folder: str, label: str) -> StoredFeatures:
         starts = range(0, len(captions), CAPTIONS_PER_TASK)

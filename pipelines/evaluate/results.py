@@ -59,7 +59,7 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     config, owner = encoder.config, benchmark.text_to_image
     label = f"evaluate {encoder.adapter.name} {benchmark.name}"
     images = encoder.images(benchmark)
-    texts = encoder.texts(benchmark.sentences, benchmark.name)
+    (texts,) = encoder.texts([benchmark.sentences], benchmark.name)
     names = _kind_names(ranker.scorer.components)
     kinds = _kinds(config, names)
     sweep = [ScoreKind(f"alpha {a:g}", a, best=0) for a in config.alphas] if len(names) > 1 else []
@@ -79,14 +79,14 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
         metrics |= of_kind
         intervals |= {f"{kind.name}_{key}": ends for key, ends in bounds.items()}
     own = next(kind for kind in kinds if kind.name == names[-1])
+    changed = list(variants(config.controls, benchmark.sentences, owner, config.seed))
     controls = {}
-    for variant in variants(config.controls, benchmark.sentences, owner, config.seed):
-        changed = encoder.texts(variant.captions, f"{benchmark.name} {variant.name}")
-        ranked = ranker.rank(images, changed, owner, [own], f"{label} {variant.name}")[own.name]
-        controls[variant.name] = {
-            **_recalls_of(ranked),
-            "changed_share": variant.changed_share(benchmark.sentences),
-        }
+    if changed:
+        versions = encoder.texts([variant.captions for variant in changed], benchmark.name)
+        for variant, texts in zip(changed, versions, strict=True):
+            ranked = ranker.rank(images, texts, owner, [own], f"{label} {variant.name}")[own.name]
+            share = variant.changed_share(benchmark.sentences)
+            controls[variant.name] = _recalls_of(ranked) | {"changed_share": share}
     return BenchmarkResults(
         metrics | _overlaps(images.aside()[OVERLAPS].numpy()),
         intervals,
