@@ -99,6 +99,8 @@ def test_a_fingerprint_tells_weights_and_settings_apart():
         fingerprint_of({"a": weights["b"], "b": weights["a"]}, "x"),
         fingerprint_of(weights, "y"),
     ]
+    functions = [f"Compose(<function to_rgb at 0x7f{n}>)" for n in range(2)]
+    assert len({fingerprint_of(weights, printed) for printed in functions}) == 1
     assert len(set(prints)) == 4
     assert prints[0] == fingerprint_of(dict(reversed(weights.items())), "x")
 
@@ -168,3 +170,39 @@ def test_a_transformers_folder_without_a_model_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
         open_adapter(f"hf:{tmp_path}")
     assert "\n" not in str(caught.value)
+
+
+@library("open_clip")
+def test_an_open_clip_model_is_read_with_its_own_preprocessing(tmp_path):
+    import open_clip
+    from PIL import Image
+
+    tower = {"layers": 1, "width": 32}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {**tower, "image_size": 32, "patch_size": 8, "head_width": 16},
+        "text_cfg": {**tower, "context_length": 24, "vocab_size": 49408, "heads": 2},
+    }
+    (tmp_path / "tiny_clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    model = open_clip.create_model("tiny_clip").eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    name = f"tiny_clip:{tmp_path / 'weights.pt'}"
+    adapter = open_adapter(f"open_clip:{name}")
+    images, texts = encoded(adapter)
+    _, _, transform = open_clip.create_model_and_transforms(*name.split(":"))
+    decoded = [cv2.imdecode(np.frombuffer(row["image"], np.uint8), 1)[..., ::-1] for row in rows()]
+    with torch.inference_mode():
+        expected = model.encode_image(torch.stack([transform(Image.fromarray(p)) for p in decoded]))
+    torch.testing.assert_close(images["whole"], expected)
+    assert texts["whole"].shape == (3, 16)
+    assert adapter.name == "tiny_clip-weights"
+
+
+@library("open_clip")
+@pytest.mark.parametrize("name", ["no_such_model:openai", "ViT-B-32:no_such_tag", "ViT-B-32"])
+def test_what_open_clip_does_not_know_is_one_short_line(name):
+    with pytest.raises(CheckpointError) as caught:
+        open_adapter(f"open_clip:{name}")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300

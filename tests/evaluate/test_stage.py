@@ -4,9 +4,12 @@ import csv
 import json
 import re
 import shutil
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -240,6 +243,34 @@ def test_a_rerun_with_other_scores_reads_stored_features(settings, tmp_path):
     logged = next(r for r in runs if r.info.run_id == again["mlflow_run_id"]).data.metrics
     assert logged["scenes/controls/noisy_1/t2i_r1"] == after["controls"]["noisy_1"]["t2i_r1"]
     assert logged["scenes/blended_t2i_r5_high"] == high
+
+
+def test_killed_encoders_change_nothing_but_time(settings, tmp_path):
+    settings["report"] = {"images": 0, "retrievals": 0}
+    undisturbed = json.loads((start(settings) / "metrics.json").read_text())["benchmarks"]
+    killed, done = [], threading.Event()
+
+    def kill_encoders():
+        while not done.is_set() and len(killed) < 2:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    title = (process.cmdline() or [""])[0]
+                    # one at work: its title names a method, as ray::MapWorker(...).submit()
+                    if title.startswith("ray::MapWorker") and ").submit" in title:
+                        process.kill()
+                        killed.append(title)
+            done.wait(0.005)
+
+    again = {"output": str(tmp_path / "again"), "features": str(tmp_path / "other_features")}
+    killer = threading.Thread(target=kill_encoders)
+    killer.start()
+    try:
+        found = json.loads((start(settings | again) / "metrics.json").read_text())["benchmarks"]
+    finally:
+        done.set()
+        killer.join()
+    assert killed
+    assert found == undisturbed
 
 
 def test_a_series_and_another_model_side_by_side(settings, make_checkpoint, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caft.errors import ConfigError, DataError
+from caft.errors import CheckpointError, ConfigError, DataError
 from caft.scoring import FunctionScorer, Scorer, cosine_scores
 from caft.transforms import decode_image
+
+MAX_REASON_CHARS = 200
 
 Preprocess = Callable[[Sequence[Mapping[str, Any]]], dict[str, np.ndarray]]
 
@@ -84,6 +87,12 @@ def is_path(checkpoint: str) -> bool:
     return checkpoint.partition(":")[0] not in ("hf", "open_clip", "python")
 
 
+def unloadable(checkpoint: str, error: Exception) -> CheckpointError:
+    """The error for what another library could not load, in its own words if they are few."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(f"{checkpoint}: cannot be loaded: {lines[0][:MAX_REASON_CHARS]}")
+
+
 def needs(extra: str, error: ImportError) -> ConfigError:
     """The error for a package that an optional extra of this project would have brought."""
     reason = " ".join(str(error).split())
@@ -107,8 +116,9 @@ class PixelPreprocess:
 
 
 def fingerprint_of(weights: Mapping[str, Tensor], *settings: object) -> str:
-    """Digest of a model's weights, and of settings by how they print."""
-    digest = hashlib.sha256("\n".join(map(str, settings)).encode())
+    """Digest of a model's weights, and of settings by how they print, addresses left out."""
+    printed = "\n".join(map(str, settings))
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", printed).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

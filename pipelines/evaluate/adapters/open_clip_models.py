@@ -4,6 +4,7 @@ An optional extra: nothing else imports open_clip."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from caft.captions import JOINER
 from caft.errors import CheckpointError
-from pipelines.evaluate.adapters import Adapter, PixelPreprocess, fingerprint_of, needs
+from pipelines.evaluate.adapters import Adapter, PixelPreprocess, fingerprint_of, needs, unloadable
 
 
 class OpenCLIPAdapter(Adapter):
@@ -37,11 +38,10 @@ class OpenCLIPAdapter(Adapter):
             )
             self._tokenizer = open_clip.get_tokenizer(model)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"open_clip:{name}: cannot be loaded: {reason}") from None
+            raise unloadable(f"open_clip:{name}", error) from None
         self._model.eval()
         self._preprocess = PixelPreprocess(_Transform(transform))
-        self.name = name.replace(":", "-").replace("/", "-")
+        self.name = f"{model}-{Path(pretrained).stem}".replace("/", "-")
         self.fingerprint = fingerprint_of(self._model.state_dict(), model, transform)
 
     def to(self, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from caft.captions import JOINER
 from caft.errors import CheckpointError
-from pipelines.evaluate.adapters import Adapter, PixelPreprocess, fingerprint_of, needs
+from pipelines.evaluate.adapters import Adapter, PixelPreprocess, fingerprint_of, needs, unloadable
 
 FAMILIES = ("clip", "siglip", "siglip2")
 
@@ -41,8 +41,7 @@ class TransformersAdapter(Adapter):
             processor = AutoImageProcessor.from_pretrained(name, backend="pil")
             self._tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"hf:{name}: cannot be loaded: {reason}") from None
+            raise unloadable(f"hf:{name}", error) from None
         self._preprocess = PixelPreprocess(_Transform(processor))
         self._context_length = int(config.text_config.max_position_embeddings)
         self.name = name.rstrip("/").rsplit("/", 1)[-1]
