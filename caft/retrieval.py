@@ -65,8 +65,8 @@ def rank_all(
 ) -> dict[str, Ranking]:
     """How N images and T texts rank each other by each kind of score, in this process.
 
-    Memory beside the features does not depend on N: tiles of IMAGE_TILE images are scored with
-    all texts, counted and forgotten.
+    Memory beside the features grows with N + T and not with their product: tiles of IMAGE_TILE
+    images are scored with all texts, counted and forgotten.
     """
     owner = torch.as_tensor(text_to_image).long()
     prepared = PreparedTexts.of(scorer, texts)
@@ -75,13 +75,10 @@ def rank_all(
         [tile_own_scores(scorer, tile, first, prepared, owner, kinds) for first, tile in tiles],
         len(owner),
     )
-    tallies = [
-        tile_tallies(scorer, tile, first, prepared, owner, own, kinds) for first, tile in tiles
-    ]
-    return {
-        kind.name: ranking(join([part[kind.name] for part in tallies]), owner, own[kind.name])
-        for kind in kinds
-    }
+    total: dict[str, Tally] = {}
+    for first, tile in tiles:
+        add_tallies(total, tile_tallies(scorer, tile, first, prepared, owner, own, kinds))
+    return {kind.name: ranking(total[kind.name], owner, own[kind.name]) for kind in kinds}
 
 
 def image_tiles(images: Features, first: int = 0) -> list[tuple[int, Features]]:
@@ -152,6 +149,12 @@ def tile_tallies(
         found = tally(row, first, owner.to(row.device), own[kind.name].to(row.device), kind.best)
         counted[kind.name] = found.cpu()
     return counted
+
+
+def add_tallies(total: dict[str, Tally], more: Mapping[str, Tally]) -> None:
+    """Join what further images say to `total`, by kind."""
+    for name, part in more.items():
+        total[name] = join([total[name], part]) if name in total else part
 
 
 def score_rows(

@@ -14,11 +14,12 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from caft.errors import ClusterError
-from caft.metrics.tally import Ranking, Tally, join, ranking
+from caft.metrics.tally import Ranking, Tally, ranking
 from caft.retrieval import (
     OwnScores,
     PreparedTexts,
     ScoreKind,
+    add_tallies,
     image_tiles,
     join_own,
     tile_own_scores,
@@ -84,8 +85,7 @@ class Ranker:
         own = join_own([part for parts in over_blocks(_own_scores) for part in parts], len(owner))
         total: dict[str, Tally] = {}
         for found in over_blocks(_tallies, ray.put(own)):
-            for name, part in found.items():
-                total[name] = join([total[name], part]) if name in total else part
+            add_tallies(total, found)
         return {kind.name: ranking(total[kind.name], owner, own[kind.name]) for kind in kinds}
 
     def _in_flight(self) -> int:
@@ -124,11 +124,11 @@ def _tallies(
     own: Mapping[str, Tensor],
 ) -> dict[str, Tally]:
     scorer, texts = scorer.to(device), texts.to(torch.device(device))
-    tiles = [
-        tile_tallies(scorer, _on(device, tile), start, texts, owner, own, kinds)
-        for start, tile in image_tiles(block, first)
-    ]
-    return {kind.name: join([tile[kind.name] for tile in tiles]) for kind in kinds}
+    total: dict[str, Tally] = {}
+    for start, tile in image_tiles(block, first):
+        tile = _on(device, tile)
+        add_tallies(total, tile_tallies(scorer, tile, start, texts, owner, own, kinds))
+    return total
 
 
 def _on(device: str, features: Features) -> Features:
