@@ -209,6 +209,15 @@ def list_files(path: str, suffix: str = "") -> list[str]:
 
 
 @retried
+def list_folders(path: str) -> list[str]:
+    """Sorted names of the folders directly in a folder; empty when there is no such folder."""
+    fs, inner = filesystem(path)
+    with _reading(path):
+        infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
+@retried
 def delete_file(path: str) -> None:
     """Delete a file if it is there."""
     fs, inner = filesystem(path)

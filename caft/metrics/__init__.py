@@ -1,6 +1,7 @@
 """Scores of models as plain functions of arrays: retrieval, segmentation and superpixels.
 Used by the evaluate stage and by notebooks; nothing in here knows of a model."""
 
+from caft.metrics.intervals import recall_intervals
 from caft.metrics.retrieval import retrieval_recall
 from caft.metrics.segmentation import (
     binarise,
@@ -23,6 +24,7 @@ __all__ = [
     "mask_iou",
     "mask_overlap",
     "overlap_scores",
+    "recall_intervals",
     "retrieval_recall",
     "undersegmentation_error",
 ]

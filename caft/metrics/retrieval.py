@@ -28,7 +28,11 @@ def retrieval_recall(
     Raises:
         ValueError: the shapes do not fit, or an index is no image.
     """
-    t2i, i2t = ranks(scores, text_to_image)
+    return recalls(*ranks(scores, text_to_image))
+
+
+def recalls(t2i: Tensor, i2t: Tensor) -> dict[str, float]:
+    """What `retrieval_recall` returns, of ranks of texts' images and of images' best texts."""
     result = {}
     for name, rank in (("t2i", t2i), ("i2t", i2t)):
         for k in RECALL_AT:

@@ -48,14 +48,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark that can be scored: one caption per image, both in the dataset's order."""
+    """A benchmark that can be scored: N images and T captions, both in the dataset's order."""
 
     name: str
     split: str
     dataset: Dataset
     pieces: tuple[Piece, ...]
     urls: tuple[str, ...]
-    sentences: tuple[tuple[str, ...], ...]
+    sentences: tuple[tuple[str, ...], ...]  # of each caption
+    text_to_image: tuple[int, ...]  # position of the image that each caption belongs to
     regions: Regions
     fingerprint: str  # of the dataset and the regions
 
@@ -96,6 +97,7 @@ def open_benchmark(config: BenchmarkConfig, field: str) -> Benchmark:
         tuple(pieces),
         tuple(urls),
         tuple(sentences),
+        tuple(range(len(sentences))),
         regions,
         fingerprint,
     )

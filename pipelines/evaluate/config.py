@@ -1,4 +1,4 @@
-"""Typed configuration of the evaluate stage: one checkpoint, several benchmarks, one report."""
+"""Typed configuration of the evaluate stage: checkpoints, benchmarks, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from caft.config import Config
 from pipelines.config import StageConfig
+from pipelines.evaluate.controls import ControlsConfig
 
 
 class BenchmarkConfig(Config):
@@ -28,16 +29,49 @@ class ReportConfig(Config):
 
 
 class EvaluateConfig(StageConfig):
-    """Score a checkpoint on retrieval and localisation, and write a report."""
+    """Score checkpoints on retrieval and localisation, and write a report on each."""
 
-    checkpoint: str = Field(description="checkpoint folder, or a .safetensors file")
+    checkpoint: str | tuple[str, ...] = Field(
+        description="checkpoint folder or file; a training run's output, for all it kept; "
+        "hf:NAME, open_clip:MODEL:PRETRAINED or python:MODULE:FUNCTION; or a list of these"
+    )
     output: str
+    features: str | None = Field(
+        None,
+        description="folder that keeps features for later runs; None: 'features' beside output",
+    )
     benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
     alpha: float = Field(0.3, ge=0, le=1, description="weight of the part score when blended")
+    alphas: tuple[float, ...] = Field((), description="other weights, all scored in one pass")
+    top_k: int | None = Field(
+        None, gt=0, description="also rerank: blend an image's top_k texts by whole score alone"
+    )
+    controls: ControlsConfig = ControlsConfig()
+    bootstrap_samples: int = Field(1000, gt=0, description="resamples behind each 95% interval")
+    seed: int = Field(0, ge=0, description="of the bootstrap, of shuffling and of noise")
     batch_size: int = Field(64, gt=0, description="images encoded at a time")
     concurrency: int = Field(1, gt=0, description="actors that hold the model")
-    num_gpus_per_actor: float = Field(0.0, ge=0)
+    num_gpus_per_actor: float = Field(0.0, ge=0, description="also of a task that scores")
     report: ReportConfig = ReportConfig()
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _some(cls, checkpoint: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not checkpoint:
+            raise ValueError("name at least one checkpoint")
+        return checkpoint
+
+    @field_validator("alphas")
+    @classmethod
+    def _weights(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        for alpha in alphas:
+            if not 0 <= alpha <= 1:
+                raise ValueError(f"a weight lies from 0 to 1, not {alpha}")
+        return alphas
 
     @field_validator("benchmarks")
     @classmethod

@@ -1,8 +1,11 @@
-"""Embeds a benchmark with Ray Data: tasks decode rows, actors that hold the model encode them.
-Pieces of a dataset in; feature tensors and overlaps out, in the benchmark's order."""
+"""Encodes benchmarks with Ray Data: tasks decode rows, actors that hold the model encode them.
+Benchmark in; stored features of images and of any captions out, in the benchmark's order."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,81 +15,170 @@ import ray
 import torch
 from torch import Tensor
 
-import caft
-from caft.captions import even_chunks
-from caft.config import ModelConfig
-from caft.errors import CAFTError, CheckpointError, DataError
-from caft.model import ImageFeatures, TextFeatures
-from caft.superpixels import stored_labels
-from caft.tokenizer import load_tokenizer
-from caft.transforms import eval_image, eval_labels
+from caft.errors import CAFTError, CheckpointError, ClusterError
 from pipelines import storage
 from pipelines.cluster import connect
-from pipelines.evaluate.benchmarks import (
-    Benchmark,
-    Piece,
-    Regions,
-    evaluation_caption,
-    read_piece,
-)
+from pipelines.evaluate.adapters import Adapter, Preprocess, open_adapter
+from pipelines.evaluate.adapters.own import CAFTAdapter
+from pipelines.evaluate.benchmarks import Benchmark, Piece, Regions, read_piece
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.features import (
+    FeatureWriter,
+    StoredFeatures,
+    features_key,
+    open_features,
+)
 from pipelines.evaluate.localisation import one_image, region_overlaps
 from pipelines.progress import Progress
-from pipelines.superpixels import (
-    complete_superpixels,
-    pack_superpixels,
-    unpack_superpixels,
-)
+
+CAPTIONS_PER_TASK = 256
+OVERLAPS = "overlaps"
+
+Captions = Sequence[Sequence[str]]
 
 
-@dataclass
-class Embedded:
-    """A benchmark as the model sees it; text n belongs to image n."""
+@dataclass(frozen=True)
+class Encoder:
+    """A checkpoint's model on the cluster, and where features are kept."""
 
-    images: ImageFeatures  # what `score` reads: whole (N, D) and fine (N, M, D)
-    texts: TextFeatures
-    overlaps: np.ndarray  # (R, 4) as `region_overlaps` gives them, of all regions
+    config: EvaluateConfig
+    checkpoint: str  # as `open_adapter` takes it
+    adapter: Adapter
+    features: str  # folder
+
+    def images(self, benchmark: Benchmark) -> StoredFeatures:
+        """Features of a benchmark's images, and aside the overlaps of its regions, int64 (R, 4) as
+        `region_overlaps` gives them.
+
+        Raises:
+            CheckpointError: the model gives features that are not numbers.
+            DataError: an image that cannot be decoded.
+        """
+        key = features_key(
+            model=self.adapter.fingerprint,
+            data=benchmark.fingerprint,
+            split=benchmark.split,
+            of="images",
+        )
+        folder = storage.join(self.features, key)
+        if (found := open_features(folder)) is not None:
+            return found
+        pieces = [asdict(piece) for piece in benchmark.pieces]
+        preparer = Preparer(benchmark.dataset.path, benchmark.split, self.adapter.preprocess())
+        prepared = ray_data().from_items(pieces, override_num_blocks=len(pieces))
+        embedded = prepared.map_batches(preparer, batch_size=1).map_batches(
+            ImageEncoder,
+            fn_constructor_args=(self.checkpoint, benchmark.regions, self._on_gpu),
+            batch_size=self.config.batch_size,
+            **self._actors,
+        )
+        writer, overlaps, done = FeatureWriter(folder), [np.zeros(0, dtype=np.int64)], 0
+        for batch in self._batches(embedded, f"{benchmark.name} images", len(benchmark.urls)):
+            count = len(batch["position"])
+            places = np.arange(done, done + count)
+            assert np.array_equal(batch["position"], places), "rows lost, doubled or out of order"
+            overlaps += [np.asarray(row, dtype=np.int64) for row in batch.pop(OVERLAPS)]
+            names = [benchmark.urls[place] for place in batch.pop("position")]
+            writer.add(self._checked(batch, names))
+            done += count
+        assert done == len(benchmark.urls), "rows lost"
+        joined = torch.from_numpy(np.concatenate(overlaps).reshape(-1, 4))
+        return writer.finish({OVERLAPS: joined})
+
+    def texts(self, versions: Sequence[Captions], label: str) -> Iterator[dict[str, Tensor]]:
+        """Features of each version of a benchmark's captions; the model is started once for all,
+        and reads equal captions once.
+
+        Raises:
+            CheckpointError: the model gives features that are not numbers.
+        """
+        unique = list(dict.fromkeys(tuple(c) for captions in versions for c in captions))
+        place = {caption: n for n, caption in enumerate(unique)}
+        text = json.dumps(unique, ensure_ascii=False)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        key = features_key(model=self.adapter.fingerprint, data=digest, of="texts")
+        folder = storage.join(self.features, key)
+        stored = open_features(folder) or self._encode_texts(unique, folder, label)
+        features = stored.all()
+        for captions in versions:
+            index = torch.tensor([place[tuple(caption)] for caption in captions])
+            yield {name: tensor[index] for name, tensor in features.items()}
+
+    def _encode_texts(self, captions: Captions, folder: str, label: str) -> StoredFeatures:
+        starts = range(0, len(captions), CAPTIONS_PER_TASK)
+        items = [
+            {"captions": json.dumps(captions[start : start + CAPTIONS_PER_TASK])}
+            for start in starts
+        ]
+        embedded = (
+            ray_data()
+            .from_items(items, override_num_blocks=len(items))
+            .map_batches(
+                TextEncoder,
+                fn_constructor_args=(self.checkpoint, self._on_gpu),
+                batch_size=1,
+                **self._actors,
+            )
+        )
+        writer, done = FeatureWriter(folder), 0
+        for batch in self._batches(embedded, f"{label} captions", len(captions)):
+            count = len(next(iter(batch.values())))
+            names = [" ".join(sentences)[:60] for sentences in captions[done : done + count]]
+            writer.add(self._checked(batch, names))
+            done += count
+        assert done == len(captions), "captions lost"
+        return writer.finish()
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.config.num_gpus_per_actor > 0
+
+    @property
+    def _actors(self) -> dict[str, Any]:
+        return {
+            "compute": ray.data.ActorPoolStrategy(size=self.config.concurrency),
+            "num_gpus": self.config.num_gpus_per_actor,
+        }
+
+    def _batches(
+        self, embedded: ray.data.Dataset, label: str, total: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        label = f"evaluate {self.adapter.name} {label}"
+        progress = Progress(label, total, "rows", self.config.progress_every_s)
+        try:
+            for batch in embedded.iter_batches(batch_size=None):
+                progress.update(len(next(iter(batch.values()))))
+                yield batch
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, CAFTError):
+                raise
+            raise type(cause)(str(cause).splitlines()[0]) from None  # Ray adds lines of advice
+        except ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())[-300:]
+            raise ClusterError(f"{label}: {reason}") from error
+
+    def _checked(self, batch: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, Tensor]:
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
+        for tensor in tensors.values():
+            bad = ~tensor.flatten(1).isfinite().all(dim=1)
+            if bad.any():
+                raise CheckpointError(
+                    f"{self.checkpoint}: gives features that are not numbers, first for "
+                    f"{names[int(bad.nonzero()[0])]}; training has diverged, use an earlier "
+                    "checkpoint"
+                )
+        return tensors
 
 
-def embed_benchmark(config: EvaluateConfig, model: ModelConfig, benchmark: Benchmark) -> Embedded:
-    """Run one benchmark through the actors.
-
-    Raises:
-        CheckpointError: the model gives features that are not numbers.
-        DataError: an image that cannot be decoded.
-    """
+def ray_data() -> Any:
+    """The `ray.data` module, set up as all of the stage needs it."""
     connect()
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True  # so batches are the same in every run
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # or a DataError ends as text in a traceback
-    pieces = [asdict(piece) for piece in benchmark.pieces]
-    embedded = (
-        ray.data.from_items(pieces, override_num_blocks=len(pieces))
-        .map_batches(Preparer(benchmark.dataset.path, benchmark.split, model), batch_size=1)
-        .map_batches(
-            Embedder,
-            fn_constructor_args=(config.checkpoint, benchmark.regions),
-            fn_constructor_kwargs={"use_gpu": config.num_gpus_per_actor > 0},
-            batch_size=config.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=config.concurrency),
-            num_gpus=config.num_gpus_per_actor,
-        )
-    )
-    progress = Progress(
-        f"evaluate {benchmark.name}", len(benchmark.urls), "images", config.progress_every_s
-    )
-    batches = []
-    try:
-        for batch in embedded.iter_batches(batch_size=None):
-            batches.append(batch)
-            progress.update(len(batch["position"]))
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if not isinstance(cause, CAFTError):
-            raise
-        raise type(cause)(str(cause).splitlines()[0]) from None  # Ray adds lines of advice
-    return _gather(batches, config.checkpoint, benchmark)
+    return ray.data
 
 
 @dataclass(frozen=True)
@@ -95,106 +187,60 @@ class Preparer:
 
     dataset: str
     split: str
-    model: ModelConfig
+    preprocess: Preprocess
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Columns over the piece's n rows: position, url, image, superpixels and tokens."""
+        """Columns over the piece's n rows: position, url and what the model preprocesses."""
         cv2.setNumThreads(1)  # one task is one core; Ray runs several
         piece = Piece(**{name: values[0] for name, values in batch.items()})
         rows = read_piece(self.dataset, self.split, piece)
-        size_px, text = self.model.image.image_size_px, self.model.text
-        images = torch.stack([_pixels(row, size_px) for row in rows])  # (n, 3, S, S)
-        stored = [self._stored(row) for row in rows]
-        chunks = [
-            chunk
-            for row in rows
-            for chunk in even_chunks(evaluation_caption(row["captions"]), text.chunks)
-        ]
-        tokens = load_tokenizer(text.tokenizer)(chunks, text.context_length)
-        padded = torch.zeros(len(chunks), text.context_length, dtype=torch.int32)
-        padded[:, : tokens.shape[1]] = tokens
         return {
             "position": piece.first + np.arange(len(rows)),
             "url": [row["url"] for row in rows],
-            "images": images.numpy(),
-            "superpixels": pack_superpixels(images, stored, self.model.image.superpixels),
-            "tokens": padded.view(len(rows), text.chunks, -1).numpy(),
+            **self.preprocess(rows),
         }
 
-    def _stored(self, row: dict[str, Any]) -> Tensor | None:
-        config = self.model.image
-        try:
-            labels = stored_labels(row.get("superpixels"), config)
-        except DataError as error:
-            raise DataError(f"{row['url']}: {error}") from None
-        return None if labels is None else eval_labels(labels, config.image_size_px)
 
-
-class Embedder:
-    """Ray Data actor that holds the model."""
+class ImageEncoder:
+    """Ray Data actor that holds the model and reads prepared images."""
 
     def __init__(self, checkpoint: str, regions: Regions, use_gpu: bool) -> None:
-        self._model = caft.load_model(storage.local_copy(checkpoint))
-        self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._model.to(self._device)
+        self._adapter = _on_device(checkpoint, use_gpu)
         self._regions = regions
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Columns over the batch's rows: what `Embedded` is gathered from."""
-        pixels = torch.from_numpy(batch["images"]).to(self._device)
-        superpixels = complete_superpixels(
-            pixels, unpack_superpixels(batch["superpixels"]), self._model.superpixel_labels
-        )
-        images = self._model.encode_image(pixels, superpixels)
-        tokens = torch.from_numpy(batch["tokens"]).to(self._device).long()
-        texts = self._model.encode_text(tokens)
-        overlaps = [
-            region_overlaps(self._model, one_image(images, n), self._regions.get(url, ()))
-            for n, url in enumerate(batch["url"])
-        ]
-        return {
-            "position": batch["position"],
-            "whole": _numpy(images.whole),
-            "fine": _numpy(images.fine if self._model.config.losses.parts else images.fine[:, :0]),
-            "parts": _numpy(texts.parts),
-            "text_whole": _numpy(texts.whole),
-            "overlaps": [overlap.ravel().tolist() for overlap in overlaps],
-        }
+        """Columns over the batch's rows: position, features and overlaps."""
+        overlaps: list[list[int]] = [[] for _ in batch["position"]]
+        if isinstance(self._adapter, CAFTAdapter):
+            images = self._adapter.image_features(batch)
+            features = self._adapter.scored_features(images)
+            for n, url in enumerate(batch["url"]):
+                regions = self._regions.get(url, ())
+                found = region_overlaps(self._adapter.model, one_image(images, n), regions)
+                overlaps[n] = found.ravel().tolist()
+        else:
+            features = self._adapter.encode_images(batch)
+        return {"position": batch["position"], OVERLAPS: overlaps, **_numpy(features)}
 
 
-def _gather(
-    batches: list[dict[str, np.ndarray]], checkpoint: str, benchmark: Benchmark
-) -> Embedded:
-    """Join batches in whatever order they came."""
-    position = np.concatenate([batch["position"] for batch in batches])
-    order = position.argsort()
-    assert np.array_equal(position[order], np.arange(len(benchmark.urls))), "rows lost or doubled"
+class TextEncoder:
+    """Ray Data actor that holds the model and reads captions."""
 
-    def joined(name: str) -> Tensor:
-        tensor = torch.from_numpy(np.concatenate([batch[name] for batch in batches])[order])
-        bad = ~tensor.flatten(1).isfinite().all(dim=1)
-        if bad.any():
-            raise CheckpointError(
-                f"{checkpoint}: gives features that are not numbers, first for "
-                f"{benchmark.urls[int(bad.nonzero()[0])]}; training has diverged, use an earlier "
-                "checkpoint"
-            )
-        return tensor
+    def __init__(self, checkpoint: str, use_gpu: bool) -> None:
+        self._adapter = _on_device(checkpoint, use_gpu)
 
-    overlaps = [np.reshape(row, (-1, 4)) for batch in batches for row in batch["overlaps"]]
-    none = torch.empty(0)
-    images = ImageFeatures(joined("whole"), joined("fine"), none, none, [], none)
-    texts = TextFeatures(joined("parts"), joined("text_whole"))
-    return Embedded(images, texts, np.concatenate(overlaps).astype(np.int64))
+    @torch.inference_mode()
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        captions = [caption for text in batch["captions"] for caption in json.loads(text)]
+        return _numpy(self._adapter.encode_texts(captions))
 
 
-def _pixels(row: dict[str, Any], size_px: int) -> Tensor:
-    try:
-        return eval_image(row["image"], size_px)
-    except DataError as error:
-        raise DataError(f"{row['url']}: {error}") from None
+def _on_device(checkpoint: str, use_gpu: bool) -> Adapter:
+    adapter = open_adapter(checkpoint)
+    adapter.to(torch.device("cuda" if use_gpu else "cpu"))
+    return adapter
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
+def _numpy(features: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.float().cpu().numpy() for name, tensor in features.items()}

@@ -11,10 +11,10 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
-from torch import Tensor
 
 from caft.localize import encode_sentences, heat_maps, segment_hierarchy
-from caft.metrics.retrieval import RECALL_AT, ranks
+from caft.metrics.retrieval import RECALL_AT
+from caft.metrics.tally import Ranking
 from caft.model import CAFT
 from caft.pictures import (
     data_url,
@@ -28,10 +28,9 @@ from caft.transforms import decode_image, eval_image
 from pipelines.evaluate.benchmarks import Benchmark, Region, read_piece
 from pipelines.evaluate.config import EvaluateConfig, ReportConfig
 from pipelines.evaluate.localisation import heat_overlap
-from pipelines.evaluate.results import WAYS, score_names
+from pipelines.evaluate.results import WAYS, BenchmarkResults, score_names
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
-TOP = 5  # retrieved images shown per caption
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class Scored:
     """One benchmark's results, ready to be shown."""
 
     benchmark: Benchmark
-    metrics: Mapping[str, float]
-    scores: Tensor  # the model's own, (N_images, N_texts); text n belongs to image n
+    results: BenchmarkResults
 
 
 def render_report(
@@ -79,14 +77,14 @@ def _section(model: CAFT, result: Scored, config: ReportConfig) -> dict[str, Any
     """What the template shows of one benchmark."""
     benchmark = result.benchmark
     anatomies = _spread(benchmark, config.images)
-    cases = _retrievals(result.scores, config.retrievals)
-    wanted = {*anatomies, *(n for case in cases for n in (case["text"], *case["found"]))}
+    cases = _retrievals(result.results.ranking, config.retrievals)
+    wanted = {*anatomies, *(n for case in cases for n in (case["image"], *case["found"]))}
     images = read_images(benchmark, wanted)
     thumbnails = {n: data_url(to_canvas(image)) for n, image in images.items()}
     return {
         "name": benchmark.name,
         "count": len(benchmark.urls),
-        "metrics": result.metrics,
+        "metrics": result.results.metrics,
         "anatomies": [_anatomy(model, benchmark, n, images[n], config) for n in anatomies],
         "cases": [
             {
@@ -94,9 +92,9 @@ def _section(model: CAFT, result: Scored, config: ReportConfig) -> dict[str, Any
                 "rank": case["rank"],
                 "own_score": case["own_score"],
                 "caption": ". ".join(benchmark.sentences[case["text"]]) + ".",
-                "own": thumbnails[case["text"]],
+                "own": thumbnails[case["image"]],
                 "found": [
-                    {"src": thumbnails[n], "score": score, "right": n == case["text"]}
+                    {"src": thumbnails[n], "score": score, "right": n == case["image"]}
                     for n, score in case["found"].items()
                 ],
             }
@@ -136,7 +134,13 @@ def _anatomy(
     levels = [labels[0].numpy() for labels in segment_hierarchy(features)]
     canvas = to_canvas(image)
     regions = benchmark.regions.get(benchmark.urls[position], ())
-    texts = _texts(regions, benchmark.sentences[position])[: config.sentences]
+    captions = [
+        sentences
+        for sentences, image in zip(benchmark.sentences, benchmark.text_to_image, strict=True)
+        if image == position
+    ]
+    own = [sentence for caption in captions for sentence in caption]
+    texts = _texts(regions, own)[: config.sentences]
     sentences = encode_sentences(model, [text for text, _ in texts])
     heats = []
     for (text, mask), heat in zip(texts, heat_maps(model, features, sentences), strict=True):
@@ -168,28 +172,32 @@ def _texts(
     return [*masks.items(), *((sentence, None) for sentence in rest)]
 
 
-def _retrievals(scores: Tensor, count: int) -> list[dict[str, Any]]:
+def _retrievals(ranking: Ranking, count: int) -> list[dict[str, Any]]:
     """The captions whose image was found most clearly, and those that missed it most.
 
     Ordered by the image's rank, then by how far its score is above that of the best wrong one.
     """
-    texts = torch.arange(scores.shape[1])
-    rank, _ = ranks(scores, texts)
-    own = scores.diagonal()
-    wrong = scores.clone().fill_diagonal_(-torch.inf).amax(dim=0)
-    order = sorted(texts.tolist(), key=lambda n: (float(rank[n]), float(wrong[n] - own[n])))
+    rank = ranking.text_rank
+    behind = (ranking.text_wrong - ranking.text_right).tolist()
+    order = sorted(range(len(rank)), key=lambda n: (float(rank[n]), behind[n]))
     best = order[:count]
     worst = [n for n in reversed(order) if n not in best][:count]
-    cases = []
-    for text in [*best, *worst]:
-        top = scores[:, text].topk(min(TOP, len(scores)))
-        cases.append(
-            {
-                "text": text,
-                "good": text in best,
-                "rank": int(rank[text]),
-                "own_score": float(own[text]),
-                "found": dict(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
-            }
-        )
-    return cases
+    return [
+        {
+            "text": text,
+            "image": int(ranking.text_to_image[text]),
+            "good": text in best,
+            "rank": int(rank[text]),
+            "own_score": float(ranking.text_right[text]),
+            "found": {
+                image: score
+                for image, score in zip(
+                    ranking.text_top[text].tolist(),
+                    ranking.text_top_scores[text].tolist(),
+                    strict=True,
+                )
+                if image >= 0
+            },
+        }
+        for text in [*best, *worst]
+    ]

@@ -1,62 +1,145 @@
-"""The numbers of one benchmark, and the table that shows them.
-Between the embedded benchmark and everything that reports: MLflow, metrics.json, report, log."""
+"""The numbers of one benchmark, and the tables that show them.
+Between features and everything that reports: MLflow, metrics.json, metrics.csv, report, log."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from caft.config import ModelConfig
-from caft.metrics import overlap_scores, retrieval_recall
-from caft.metrics.retrieval import RECALL_AT
-from caft.model import CAFT
-from pipelines.evaluate.embed import Embedded
+from caft.metrics import overlap_scores
+from caft.metrics.intervals import recall_intervals
+from caft.metrics.retrieval import RECALL_AT, recalls
+from caft.metrics.tally import Ranking
+from caft.retrieval import ScoreKind
+from caft.scoring import Scorer
+from pipelines.evaluate.benchmarks import Benchmark
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.controls import variants
+from pipelines.evaluate.embed import OVERLAPS, Encoder
+from pipelines.evaluate.scoring import Ranker
 
-SCORES, WAYS = ("whole", "part", "blended"), ("t2i", "i2t")
+SCORES, WAYS = ("whole", "part", "blended", "rerank"), ("t2i", "i2t")
+CSV_COLUMNS = ("model", "step", "benchmark", "captions", "score", "metric", "value", "low", "high")
+AS_WRITTEN = "as written"
+
+
+@dataclass(frozen=True)
+class BenchmarkResults:
+    """What one model does on one benchmark; recalls are fractions."""
+
+    metrics: dict[str, float]  # blended_t2i_r1, ..., images, texts, miou, ...
+    intervals: dict[str, tuple[float, float]]  # of the recalls in `metrics`, 95%
+    alphas: dict[str, dict[str, float]]  # by weight: t2i_r1, ...
+    controls: dict[str, dict[str, float]]  # of the model's own score, by variant: t2i_r1, ...
+    ranking: Ranking  # by the model's own score
+
+    def as_json(self) -> dict[str, Any]:
+        """The metrics, and what is nested under them."""
+        nested = ("intervals", "alphas", "controls")
+        return self.metrics | {name: getattr(self, name) for name in nested}
 
 
 def score_names(model: ModelConfig) -> tuple[str, ...]:
-    """The kinds of score a model has; the last is its own, that of `CAFT.score`."""
-    if model.losses.parts and model.losses.has_whole:
-        return ("whole", "blended")
-    return ("part",) if model.losses.parts else ("whole",)
+    """The kinds of score a CAFT model has; the last is its own, that of `CAFT.score`."""
+    components = [("whole", model.losses.has_whole), ("part", model.losses.parts)]
+    return _kind_names([name for name, there in components if there])
 
 
-def score_benchmark(
-    model: CAFT, embedded: Embedded, alpha: float
-) -> tuple[dict[str, float], Tensor]:
-    """Every number of a benchmark by name, and the model's own scores (N_images, N_texts)."""
-    own = torch.arange(len(embedded.texts.whole))
-    metrics = {"images": float(len(own))}
-    for name in score_names(model.config):
-        weight = alpha if name == "blended" else 0.0
-        scores = model.score(embedded.images, embedded.texts, alpha=weight)
-        recall = retrieval_recall(scores, own)
-        metrics |= {f"{name}_{key}": value for key, value in recall.items()}
-    if len(embedded.overlaps):
-        pixels = embedded.overlaps.T
-        metrics["regions"] = float(len(embedded.overlaps))
-        metrics |= overlap_scores(pixels[0], pixels[1])
-        box = overlap_scores(pixels[2], pixels[3])
-        metrics |= {f"centre_box_{key}": value for key, value in box.items()}
-    return metrics, scores
+def own_score(scorer: Scorer) -> str:
+    """The kind of score that a model is judged by."""
+    return _kind_names(scorer.components)[-1]
 
 
-def table(benchmarks: Mapping[str, Mapping[str, float]]) -> str:
-    """The tables that end the stage's log, in per cent: recalls, then overlaps where measured."""
+def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> BenchmarkResults:
+    """Encode what is not stored yet, and score it every way that the configuration asks for."""
+    config, owner = encoder.config, benchmark.text_to_image
+    label = f"evaluate {encoder.adapter.name} {benchmark.name}"
+    images = encoder.images(benchmark)
+    (texts,) = encoder.texts([benchmark.sentences], benchmark.name)
+    names = _kind_names(ranker.scorer.components)
+    kinds = _kinds(config, names)
+    sweep = [ScoreKind(f"alpha {a:g}", a, best=0) for a in config.alphas] if len(names) > 1 else []
+    found = ranker.rank(images, texts, owner, [*kinds, *sweep], label)
+    metrics = {"images": float(images.count), "texts": float(len(owner))}
+    intervals: dict[str, tuple[float, float]] = {}
+    for kind in kinds:
+        ranked = found[kind.name]
+        of_kind = {f"{kind.name}_{key}": value for key, value in _recalls_of(ranked).items()}
+        bounds = recall_intervals(
+            ranked.text_rank,
+            ranked.image_rank,
+            ranked.text_to_image,
+            config.bootstrap_samples,
+            config.seed,
+        )
+        metrics |= of_kind
+        intervals |= {f"{kind.name}_{key}": ends for key, ends in bounds.items()}
+    own = next(kind for kind in kinds if kind.name == names[-1])
+    changed = list(variants(config.controls, benchmark.sentences, owner, config.seed))
+    controls = {}
+    if changed:
+        versions = encoder.texts([variant.captions for variant in changed], benchmark.name)
+        for variant, texts in zip(changed, versions, strict=True):
+            ranked = ranker.rank(images, texts, owner, [own], f"{label} {variant.name}")[own.name]
+            share = variant.changed_share(benchmark.sentences)
+            controls[variant.name] = _recalls_of(ranked) | {"changed_share": share}
+    return BenchmarkResults(
+        metrics | _overlaps(images.aside()[OVERLAPS].numpy()),
+        intervals,
+        {f"{alpha:g}": _recalls_of(found[f"alpha {alpha:g}"]) for alpha in config.alphas if sweep},
+        controls,
+        found[own.name],
+    )
+
+
+def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """One benchmark's numbers as MLflow takes them, from `BenchmarkResults.as_json`."""
+    flat = {key: value for key, value in results.items() if isinstance(value, float)}
+    for name, (low, high) in results["intervals"].items():
+        flat |= {f"{name}_low": low, f"{name}_high": high}
+    for group in ("alphas", "controls"):
+        for name, recall in results[group].items():
+            flat |= {f"{group}/{name}/{key}": value for key, value in recall.items()}
+    return flat
+
+
+def to_csv(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Every number of some models' results (as in metrics.json), one a row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for evaluation in evaluations:
+        for name, results in evaluation["benchmarks"].items():
+            start = (evaluation["model"], evaluation["step"], name)
+            writer.writerows((*start, *row) for row in _csv_rows(results, evaluation["score"]))
+    return text.getvalue()
+
+
+def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables that end the stage's log, in per cent: recalls, then controls and overlaps where
+    measured. Keys are what stands in the first column."""
     width = max(map(len, ("benchmark", *benchmarks)))
-    head = f"{'benchmark':<{width}}{'images':>8}  {'score':<8}"
-    for way in WAYS:
-        head += f"{way.upper() + ' R@1':>9}" + "".join(f"{f'R@{k}':>7}" for k in RECALL_AT[1:])
-    lines = [head]
+    lines = [f"{'benchmark':<{width}}{'images':>8}  {'score':<8}{_recall_heads()}"]
     for name, metrics in benchmarks.items():
         kinds = [kind for kind in SCORES if f"{kind}_{WAYS[0]}_r1" in metrics]
         for kind in kinds:
             first = kind == kinds[0]
             label = f"{name:<{width}}{metrics['images']:>8,.0f}" if first else " " * (width + 8)
-            lines.append(f"{label}  {kind:<8}" + _recalls(metrics, kind))
+            lines.append(f"{label}  {kind:<8}" + _recalls(metrics, f"{kind}_"))
+    for group, what in (("alphas", "alpha"), ("controls", "captions")):
+        rows = [
+            (name, variant, recall)
+            for name, metrics in benchmarks.items()
+            for variant, recall in metrics.get(group, {}).items()
+        ]
+        if rows:
+            second = max(len(what), *(len(variant) for _, variant, _ in rows))
+            lines += ["", f"{'benchmark':<{width}}  {what:<{second}}{_recall_heads()}"]
+            lines += [f"{n:<{width}}  {v:<{second}}{_recalls(recall, '')}" for n, v, recall in rows]
     located = {name: metrics for name, metrics in benchmarks.items() if "miou" in metrics}
     if located:
         head = f"{'benchmark':<{width}}{'regions':>8}{'mIoU':>8}{'oIoU':>8}"
@@ -68,9 +151,60 @@ def table(benchmarks: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _recalls(metrics: Mapping[str, float], kind: str) -> str:
+def _kind_names(components: Sequence[str]) -> tuple[str, ...]:
+    return ("whole", "blended") if len(components) > 1 else tuple(components)
+
+
+def _kinds(config: EvaluateConfig, names: Sequence[str]) -> list[ScoreKind]:
+    kinds = [ScoreKind(name, config.alpha if name == "blended" else 0.0) for name in names]
+    if config.top_k is not None:
+        kinds.append(ScoreKind("rerank", config.alpha, config.top_k))
+    return kinds
+
+
+def _recalls_of(ranked: Ranking) -> dict[str, float]:
+    return recalls(ranked.text_rank, ranked.i2t)
+
+
+def _overlaps(overlaps: Any) -> dict[str, float]:
+    """Localisation of R regions from their overlaps (R, 4); nothing where there are none."""
+    if not len(overlaps):
+        return {}
+    pixels = overlaps.T
+    box = overlap_scores(pixels[2], pixels[3])
+    return {
+        "regions": float(len(overlaps)),
+        **overlap_scores(pixels[0], pixels[1]),
+        **{f"centre_box_{key}": value for key, value in box.items()},
+    }
+
+
+def _csv_rows(results: Mapping[str, Any], own: str) -> Iterator[tuple[Any, ...]]:
+    """captions, score, metric, value, low, high."""
+    for key, value in results.items():
+        if isinstance(value, float):
+            kind, _, metric = key.partition("_")
+            of_score = kind in SCORES
+            ends = results["intervals"].get(key, ("", ""))
+            yield (AS_WRITTEN, *((kind, metric) if of_score else ("", key)), value, *ends)
+    for alpha, recall in results["alphas"].items():
+        for key, value in recall.items():
+            yield AS_WRITTEN, f"alpha {alpha}", key, value, "", ""
+    for variant, recall in results["controls"].items():
+        for key, value in recall.items():
+            yield variant, own, key, value, "", ""
+
+
+def _recall_heads() -> str:
+    return "".join(
+        f"{way.upper() + ' R@1':>9}" + "".join(f"{f'R@{k}':>7}" for k in RECALL_AT[1:])
+        for way in WAYS
+    )
+
+
+def _recalls(metrics: Mapping[str, float], prefix: str) -> str:
     shown = ""
     for way in WAYS:
-        values = [100 * metrics[f"{kind}_{way}_r{k}"] for k in RECALL_AT]
+        values = [100 * metrics[f"{prefix}{way}_r{k}"] for k in RECALL_AT]
         shown += f"{values[0]:>9.1f}" + "".join(f"{value:>7.1f}" for value in values[1:])
     return shown

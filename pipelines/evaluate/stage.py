@@ -1,4 +1,4 @@
-"""The evaluate stage's flow: check inputs, embed each benchmark, score, log, report.
+"""The evaluate stage's flow: check inputs, then encode, score, log and report each checkpoint.
 Finished results are recognised by checkpoint, datasets and configuration, and kept."""
 
 from __future__ import annotations
@@ -6,28 +6,37 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import caft
-from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
+import ray
+
 from caft.config import to_yaml
 from caft.errors import ConfigError
-from caft.model import CAFT
 from pipelines import storage
+from pipelines.evaluate.adapters import Adapter
+from pipelines.evaluate.adapters.own import CAFTAdapter
 from pipelines.evaluate.benchmarks import Benchmark, open_benchmark
+from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.embed import embed_benchmark
+from pipelines.evaluate.embed import Encoder
 from pipelines.evaluate.report import Scored, render_report
-from pipelines.evaluate.results import score_benchmark, score_names, table
+from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
+from pipelines.evaluate.scoring import Ranker
 from pipelines.tracking import Tracker
+from pipelines.workers import cluster_cpus
 
-METRICS, REPORT, CONFIG_COPY, RUN = "metrics.json", "report.html", "evaluate.yaml", "run.json"
+METRICS, TABLE, REPORT = "metrics.json", "metrics.csv", "report.html"
+CONFIG_COPY, RUN = "evaluate.yaml", "run.json"
+COMPARISON = "comparison"  # .json and .csv, of several checkpoints
+FEATURES = "features"
 # What may differ when an evaluation is taken up again: where things lie, and the speed.
 FREE_FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("tracking", "progress_every_s", "checkpoint", "output"), True),
+    **dict.fromkeys(("tracking", "progress_every_s", "checkpoint", "output", "features"), True),
     **dict.fromkeys(("batch_size", "concurrency", "num_gpus_per_actor"), True),
     "benchmarks": {"__all__": {"dataset", "regions"}},
 }
@@ -35,99 +44,183 @@ REPORT_BYTES = 64 * 2**20  # rough need of disk, to refuse work whose result cou
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that was found whole, and its model."""
+class Evaluation:
+    """One checkpoint on all benchmarks, and the folder of its results."""
 
-    path: str
-    model: CAFT
-    fingerprint: str  # of weights and model configuration
-    step: int
-    run_id: str  # the train stage's MLflow run; empty when unknown
+    checkpoint: Checkpoint
+    output: str
+    identity: str
+
+    @property
+    def metrics(self) -> str:
+        return storage.join(self.output, METRICS)
+
+    def known_run(self) -> str | None:
+        """The MLflow run of an earlier attempt at the same evaluation.
+
+        Raises:
+            ConfigError: the output holds another evaluation.
+        """
+        path = storage.join(self.output, RUN)
+        if not storage.exists(path):
+            return None
+        known = storage.read_json(path)
+        if known["identity"] != self.identity:
+            raise ConfigError(
+                f"output: {self.output} holds the evaluation of another checkpoint, dataset or "
+                f"configuration (see {CONFIG_COPY} there); choose another output"
+            )
+        return str(known["run_id"])
 
 
 def run(config: EvaluateConfig) -> None:
-    """Score the checkpoint on every benchmark, unless that was done before.
+    """Score checkpoints on every benchmark, unless that was done before.
+
+    One checkpoint's results go into the output, those of several into a folder of it for each,
+    with a comparison beside them.
 
     Raises:
-        CheckpointError: the checkpoint is unfinished, damaged or does not fit its configuration.
+        CheckpointError: a checkpoint is unfinished, damaged or does not fit its configuration.
         DataError: a dataset or regions file that cannot be used.
         ConfigError: the output holds another evaluation, or a path is relative in a Ray job.
         StorageError: the output cannot be written.
     """
-    checkpoint = open_checkpoint(storage.require_absolute(config.checkpoint, "checkpoint"))
-    output = storage.require_absolute(config.output, "output")
-    config = config.model_copy(update={"checkpoint": checkpoint.path, "output": output})
+    checkpoints = open_checkpoints(config.checkpoints)
+    output = storage.require_absolute(config.output, "output").rstrip("/")
+    beside = storage.join(output.rpartition("/")[0], FEATURES)
+    features = storage.require_absolute(config.features or beside, "features")
+    config = config.model_copy(update={"output": output, "features": features})
     benchmarks = [
         open_benchmark(benchmark, f"benchmarks.{n}")
         for n, benchmark in enumerate(config.benchmarks)
     ]
-    identity = _identity(config, checkpoint, benchmarks)
-    run_id = _known_run(output, identity)
-    metrics_path, report_path = storage.join(output, METRICS), storage.join(output, REPORT)
-    if storage.exists(metrics_path) and storage.exists(report_path):
+    evaluations = [
+        Evaluation(
+            checkpoint,
+            output if len(checkpoints) == 1 else storage.join(output, checkpoint.label),
+            _identity(config, checkpoint, benchmarks),
+        )
+        for checkpoint in checkpoints
+    ]
+    runs = {e.checkpoint.series: run_id for e in evaluations if (run_id := e.known_run())}
+    open_ones = [e for e in evaluations if not storage.exists(e.metrics)]
+    if open_ones:
+        storage.check_space(output, REPORT_BYTES * len(open_ones))
+        _evaluate(config, open_ones, benchmarks, runs)
+    else:
         print(f"evaluate: finished before: {output}", flush=True)
-        _print_results(config, storage.read_json(metrics_path), report_path)
-        return
-    storage.check_space(output, REPORT_BYTES)
-    links = _links(checkpoint, benchmarks)
-    name = output.rstrip("/").rsplit("/", 1)[-1]
-    with Tracker.start(config.tracking, "evaluate", name, config, links, run_id) as tracker:
-        known = {"identity": identity, "run_id": tracker.run_id}
-        storage.write_json(storage.join(output, RUN), known)
-        storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
-        model = checkpoint.model.config.name
-        tracker.set_tags({"model": model, "checkpoint_fingerprint": checkpoint.fingerprint})
-        scored = [_score(config, checkpoint, benchmark, tracker) for benchmark in benchmarks]
-        results = {
-            "identity": identity,
-            "model": model,
-            "step": checkpoint.step,
-            "checkpoint": checkpoint.path,
-            "checkpoint_fingerprint": checkpoint.fingerprint,
-            "mlflow_run_id": tracker.run_id,
-            "alpha": config.alpha,
-            "score": score_names(checkpoint.model.config)[-1],
-            "benchmarks": {result.benchmark.name: result.metrics for result in scored},
-        }
-        runs = {"evaluate": tracker.run_id, **links}
-        facts = _facts(checkpoint, scored, runs)
-        page = render_report(checkpoint.model, checkpoint.step, scored, config, facts)
-        _attach(tracker, {REPORT: page, METRICS: json.dumps(results, indent=2)})
-        storage.write_bytes(report_path, page.encode())
-        storage.write_json(metrics_path, results)
-    print(f"evaluate: finished: {output}", flush=True)
-    _print_results(config, results, report_path)
+    results = [storage.read_json(e.metrics) for e in evaluations]
+    if len(results) > 1:
+        storage.write_json(storage.join(output, f"{COMPARISON}.json"), results)
+        csv = to_csv(results).encode()
+        storage.write_bytes(storage.join(output, f"{COMPARISON}.csv"), csv)
+    if open_ones:
+        print(f"evaluate: finished: {output}", flush=True)
+    _print_results(config, evaluations, results)
 
 
-def open_checkpoint(path: str) -> Checkpoint:
-    """Load a checkpoint folder or a single `.safetensors` file, with what is known of it.
+def _evaluate(
+    config: EvaluateConfig,
+    evaluations: Sequence[Evaluation],
+    benchmarks: Sequence[Benchmark],
+    runs: Mapping[str, str],
+) -> None:
+    """Evaluate checkpoints, several at a time. Those of one training run share an MLflow run, in
+    which each logs at its own step."""
+    by_series = {e.checkpoint.series: e for e in reversed(evaluations)}
+    with ExitStack() as stack:
+        trackers = {}
+        for series, first in reversed(by_series.items()):
+            name = config.output.rsplit("/", 1)[-1]
+            if len(by_series) > 1:
+                name = f"{name} {first.checkpoint.label}"
+            links = _links(first.checkpoint, benchmarks)
+            tracker = Tracker.start(
+                config.tracking, "evaluate", name, config, links, runs.get(series)
+            )
+            trackers[series] = stack.enter_context(tracker)
+            trackers[series].set_tags({"model": first.checkpoint.model})
+        with ThreadPoolExecutor(_side_by_side(config, len(evaluations))) as threads:
+            waiting = [
+                threads.submit(_evaluate_one, config, e, benchmarks, trackers[e.checkpoint.series])
+                for e in evaluations
+            ]
+            try:
+                for future in waiting:
+                    future.result()
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
 
-    Raises:
-        CheckpointError: it is missing, unfinished, damaged, or does not fit its configuration.
-    """
-    local = Path(storage.local_copy(path))
-    model = caft.load_model(local)
-    if local.is_file():
-        return Checkpoint(path, model, sha256_of(local), step=0, run_id="")
-    manifest = read_manifest(local)
-    digests = "".join(manifest["files"][name]["sha256"] for name in (WEIGHTS, CONFIG))
-    return Checkpoint(
-        path,
-        model,
-        hashlib.sha256(digests.encode()).hexdigest(),
-        step=int(manifest.get("step", 0)),
-        run_id=str(manifest.get("mlflow_run_id", "")),
-    )
+
+def _evaluate_one(
+    config: EvaluateConfig,
+    evaluation: Evaluation,
+    benchmarks: Sequence[Benchmark],
+    tracker: Tracker,
+) -> None:
+    checkpoint, output = evaluation.checkpoint, evaluation.output
+    known = {"identity": evaluation.identity, "run_id": tracker.run_id}
+    storage.write_json(storage.join(output, RUN), known)
+    storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
+    adapter = checkpoint.open()
+    assert config.features is not None, "run has filled it in"
+    encoder = Encoder(config, checkpoint.place, adapter, config.features)
+    ranker = Ranker(adapter.scorer(), config.num_gpus_per_actor, config.progress_every_s)
+    scored = []
+    for benchmark in benchmarks:
+        found = score_benchmark(encoder, ranker, benchmark)
+        flat = flat_metrics(found.as_json())
+        named = {f"{benchmark.name}/{key}": value for key, value in flat.items()}
+        tracker.log_metrics(named, step=checkpoint.step)
+        scored.append(Scored(benchmark, found))
+    results = {
+        "identity": evaluation.identity,
+        "model": checkpoint.model,
+        "label": checkpoint.label,
+        "step": checkpoint.step,
+        "checkpoint": checkpoint.place,
+        "checkpoint_fingerprint": checkpoint.fingerprint,
+        "mlflow_run_id": tracker.run_id,
+        "alpha": config.alpha,
+        "score": own_score(ranker.scorer),
+        "benchmarks": {result.benchmark.name: result.results.as_json() for result in scored},
+    }
+    tracker.set_tags({"checkpoint_fingerprint": checkpoint.fingerprint})
+    files = {TABLE: to_csv([results]), METRICS: json.dumps(results, indent=2)}
+    files |= _report(config, checkpoint, adapter, scored, tracker.run_id)
+    _attach(tracker, files, None if output == config.output else checkpoint.label)
+    for name, text in files.items():
+        if name != METRICS:
+            storage.write_bytes(storage.join(output, name), text.encode())
+    storage.write_json(evaluation.metrics, results)  # last: with it the evaluation is finished
 
 
-def _score(
-    config: EvaluateConfig, checkpoint: Checkpoint, benchmark: Benchmark, tracker: Tracker
-) -> Scored:
-    embedded = embed_benchmark(config, checkpoint.model.config, benchmark)
-    metrics, scores = score_benchmark(checkpoint.model, embedded, config.alpha)
-    named = {f"{benchmark.name}/{key}": value for key, value in metrics.items()}
-    tracker.log_metrics(named, step=checkpoint.step)
-    return Scored(benchmark, metrics, scores)
+def _report(
+    config: EvaluateConfig,
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    scored: list[Scored],
+    run_id: str,
+) -> dict[str, str]:
+    """The HTML report by its file's name; of CAFT's own models alone, whose segments it shows."""
+    if not isinstance(adapter, CAFTAdapter):
+        return {}
+    links = _links(checkpoint, [result.benchmark for result in scored])
+    facts = _facts(checkpoint, scored, {"evaluate": run_id, **links})
+    return {REPORT: render_report(adapter.model, checkpoint.step, scored, config, facts)}
+
+
+def _side_by_side(config: EvaluateConfig, count: int) -> int:
+    """How many of `count` evaluations the cluster holds at once."""
+    if config.num_gpus_per_actor:
+        cluster_cpus()  # joins the cluster
+        have, need = ray.cluster_resources().get("GPU", 0.0), config.num_gpus_per_actor
+    else:
+        have, need = float(cluster_cpus()), 1.0
+    # Beside the actors of one there has to be room for what decodes its images.
+    spare = 0.0 if config.num_gpus_per_actor else 1.0
+    return max(1, min(count, int(have / (need * config.concurrency + spare))))
 
 
 def _identity(
@@ -137,20 +230,6 @@ def _identity(
     prints = [checkpoint.fingerprint, *(benchmark.fingerprint for benchmark in benchmarks)]
     text = "\n".join([config.model_dump_json(exclude=FREE_FIELDS), *prints])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _known_run(output: str, identity: str) -> str | None:
-    """The MLflow run of an earlier attempt at the same evaluation."""
-    path = storage.join(output, RUN)
-    if not storage.exists(path):
-        return None
-    known = storage.read_json(path)
-    if known["identity"] != identity:
-        raise ConfigError(
-            f"output: {output} holds the evaluation of another checkpoint, dataset or "
-            f"configuration (see {CONFIG_COPY} there); choose another output"
-        )
-    return str(known["run_id"])
 
 
 def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str, str]:
@@ -166,7 +245,7 @@ def _facts(
     checkpoint: Checkpoint, scored: Sequence[Scored], runs: dict[str, str]
 ) -> dict[str, str]:
     """What the report says of where its numbers come from."""
-    facts = {"Checkpoint": f"{checkpoint.path}, fingerprint {checkpoint.fingerprint}"}
+    facts = {"Checkpoint": f"{checkpoint.place}, fingerprint {checkpoint.fingerprint}"}
     for result in scored:
         dataset = result.benchmark.dataset
         facts[f"Dataset of {result.benchmark.name}"] = (
@@ -175,13 +254,24 @@ def _facts(
     return facts | {f"MLflow run, {stage}": run for stage, run in runs.items() if run}
 
 
-def _attach(tracker: Tracker, files: dict[str, str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def _attach(tracker: Tracker, files: dict[str, str], folder: str | None) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
         for name, text in files.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-            tracker.log_artifact(str(Path(folder) / name))
+            (Path(temporary) / name).write_text(text, encoding="utf-8")
+            tracker.log_artifact(str(Path(temporary) / name), folder)
 
 
-def _print_results(config: EvaluateConfig, results: dict[str, Any], report: str) -> None:
-    ordered = {b.name: results["benchmarks"][b.name] for b in config.benchmarks}
-    print(f"\n{table(ordered)}\n\nreport: {report}", flush=True)
+def _print_results(
+    config: EvaluateConfig, evaluations: Sequence[Evaluation], results: Sequence[dict[str, Any]]
+) -> None:
+    rows = {}
+    for benchmark in config.benchmarks:
+        for evaluation, result in zip(evaluations, results, strict=True):
+            several = len(evaluations) > 1
+            name = f"{benchmark.name} {evaluation.checkpoint.label}" if several else benchmark.name
+            rows[name] = result["benchmarks"][benchmark.name]
+    print(f"\n{table(rows)}\n", flush=True)
+    for evaluation in evaluations:
+        report = storage.join(evaluation.output, REPORT)
+        if storage.exists(report):
+            print(f"report: {report}", flush=True)

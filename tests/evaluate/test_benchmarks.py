@@ -21,6 +21,7 @@ def test_a_benchmark_holds_the_rows_of_its_split_in_order(settings, split_rows, 
     benchmark = open_benchmark(benchmark_config(settings, n), "benchmarks.0")
     assert len(benchmark.urls) == len(set(benchmark.urls)) == len(benchmark.sentences) == count
     assert all(settings["benchmarks"][n]["name"] in url for url in benchmark.urls)
+    assert benchmark.text_to_image == tuple(range(count))  # one caption of each image
     rows = [
         (piece.first + k, row)
         for piece in benchmark.pieces

@@ -15,6 +15,7 @@ from caft.errors import DataError
 from caft.label_maps import encode_label_map
 from caft.superpixels import superpixel_labels
 from pipelines.data.dataset import DATASET_SCHEMA
+from pipelines.evaluate.adapters.own import CAFTPreprocess
 from pipelines.evaluate.benchmarks import Piece
 from pipelines.evaluate.embed import Preparer
 from pipelines.superpixels import unpack_superpixels
@@ -35,9 +36,10 @@ def prepare(folder, stored: list[bytes | None], method: str):
     pq.write_table(table, folder / "part-00000.parquet")
     superpixels = SuperpixelConfig(method=method)
     image = tiny_config().image.model_dump() | {"image_size_px": 96, "superpixels": superpixels}
-    model = tiny_config(image=ImageConfig(**image))
+    preprocess = CAFTPreprocess(ImageConfig(**image))
     piece = asdict(Piece("part-00000.parquet", 0, 0))
-    return Preparer(str(folder), "test", model)({name: [value] for name, value in piece.items()})
+    columns = {name: [value] for name, value in piece.items()}
+    return Preparer(str(folder), "test", preprocess)(columns)
 
 
 def test_stored_maps_are_used_and_missing_ones_left_to_sfcn(tmp_path):

@@ -30,3 +30,17 @@ def test_every_recall_is_shown_in_per_cent_and_columns_line_up():
 
 def test_without_regions_there_is_no_second_table():
     assert "mIoU" not in table({"scenes": metrics(0.5)})
+
+
+def test_controls_and_weights_have_tables_of_their_own():
+    recalls = {f"{way}_r{k}": 0.25 for way in ("t2i", "i2t") for k in (1, 5, 10)}
+    more = {"controls": {"noisy_0.5": recalls}, "alphas": {"0.1": recalls, "1": recalls}}
+    _, alphas, controls = (
+        part.splitlines() for part in table({"scenes": metrics(1.0, **more)}).split("\n\n")
+    )
+    assert [line.split() for line in alphas[1:]] == [
+        ["scenes", "0.1", *["25.0"] * 6],
+        ["scenes", "1", *["25.0"] * 6],
+    ]
+    assert controls[1].split() == ["scenes", "noisy_0.5", *["25.0"] * 6]
+    assert len({len(line) for line in controls}) == 1

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from mlflow import MlflowClient
+from evaluate_support import mlflow_runs, start
 
 import caft
 from caft.captions import even_chunks
@@ -22,17 +22,6 @@ from pipelines.config import stage_main
 from pipelines.evaluate.benchmarks import open_benchmark, read_piece
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.stage import run
-
-
-def start(settings):
-    run(validate(EvaluateConfig, settings, "test"))
-    return Path(settings["output"])
-
-
-def mlflow_runs(settings):
-    client = MlflowClient(settings["tracking"]["uri"])
-    experiment = client.get_experiment_by_name("caft")
-    return client, client.search_runs([experiment.experiment_id])
 
 
 def without_ray(settings, benchmark_settings, alpha):

@@ -1,0 +1,102 @@
+"""CAFT and its controls behind the adapter interface.
+Rows become pixels and superpixels on CPUs; the model completes and encodes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import caft
+from caft.captions import even_chunks
+from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
+from caft.config import FlatImageConfig, ImageConfig
+from caft.errors import DataError
+from caft.model import ImageFeatures
+from caft.scoring import CAFTScorer
+from caft.superpixels import stored_labels
+from caft.transforms import eval_image, eval_labels
+from pipelines import storage
+from pipelines.evaluate.adapters import Adapter
+from pipelines.superpixels import complete_superpixels, pack_superpixels, unpack_superpixels
+
+
+class CAFTAdapter(Adapter):
+    """A checkpoint folder, a `.safetensors` file, or a released file.
+
+    Raises:
+        CheckpointError: see `caft.load_model`.
+    """
+
+    def __init__(self, path: str) -> None:
+        local = Path(storage.local_copy(path))
+        self.model = caft.load_model(local)
+        self.name = self.model.config.name
+        if local.is_file():
+            self.fingerprint = sha256_of(local)
+            return
+        manifest = read_manifest(local)
+        digests = "".join(manifest["files"][name]["sha256"] for name in (WEIGHTS, CONFIG))
+        self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
+        self.step = int(manifest.get("step", 0))
+        self.run_id = str(manifest.get("mlflow_run_id", ""))
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+
+    def preprocess(self) -> CAFTPreprocess:
+        return CAFTPreprocess(self.model.config.image)
+
+    def image_features(self, columns: Mapping[str, np.ndarray]) -> ImageFeatures:
+        """All that the model knows of preprocessed images."""
+        pixels = torch.from_numpy(columns["images"]).to(self.model.device)
+        superpixels = complete_superpixels(
+            pixels, unpack_superpixels(columns["superpixels"]), self.model.superpixel_labels
+        )
+        return self.model.encode_image(pixels, superpixels)
+
+    def scored_features(self, images: ImageFeatures) -> dict[str, Tensor]:
+        """What the score reads of `image_features`."""
+        read = {"whole": images.whole, "fine": images.fine}
+        names = ("whole", "fine") if self.model.config.losses.parts else ("whole",)
+        return {name: read[name] for name in names}
+
+    def encode_images(self, columns: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return self.scored_features(self.image_features(columns))
+
+    def encode_texts(self, captions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        chunks = self.model.config.text.chunks
+        pieces = [piece for sentences in captions for piece in even_chunks(sentences, chunks)]
+        tokens = self.model.tokenize(pieces).view(len(captions), chunks, -1)
+        texts = self.model.encode_text(self.model.pack_texts(tokens).to(self.model.device))
+        return {"parts": texts.parts, "whole": texts.whole}
+
+    def scorer(self) -> CAFTScorer:
+        return CAFTScorer(self.model)
+
+
+@dataclass(frozen=True)
+class CAFTPreprocess:
+    """Pixels and superpixels of rows: the part of the work that needs no weights."""
+
+    image: ImageConfig | FlatImageConfig
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """`images` (n, 3, S, S) uint8 and `superpixels` as `pack_superpixels` gives them."""
+        pixels, stored = [], []
+        for row in rows:
+            try:
+                pixels.append(eval_image(row["image"], self.image.image_size_px))
+                labels = stored_labels(row.get("superpixels"), self.image)
+            except DataError as error:
+                raise DataError(f"{row['url']}: {error}") from None
+            stored.append(None if labels is None else eval_labels(labels, self.image.image_size_px))
+        images = torch.stack(pixels)  # (n, 3, S, S)
+        superpixels = pack_superpixels(images, stored, self.image.superpixels)
+        return {"images": images.numpy(), "superpixels": superpixels}

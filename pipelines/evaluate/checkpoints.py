@@ -1,0 +1,99 @@
+"""Which models an evaluation is about: names in a configuration to opened checkpoints.
+First step of the evaluate stage; a training run's output stands for all that it kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from caft.checkpoint import MANIFEST
+from caft.errors import CheckpointError
+from pipelines import storage
+from pipelines.evaluate.adapters import Adapter, is_path, open_adapter
+from pipelines.train.loop import CHECKPOINTS, FINAL
+
+STEP = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole."""
+
+    place: str  # as `open_adapter` takes it
+    label: str  # names it among those of one evaluation, and its folder
+    model: str
+    fingerprint: str
+    step: int
+    run_id: str  # the train stage's MLflow run; empty when unknown
+    adapter: Adapter | None  # kept open where there is one checkpoint alone
+
+    @property
+    def series(self) -> str:
+        """What checkpoints of one training run have in common."""
+        return self.run_id or self.place
+
+    def open(self) -> Adapter:
+        return self.adapter or open_adapter(self.place)
+
+
+def open_checkpoints(names: Sequence[str]) -> list[Checkpoint]:
+    """Open each checkpoint once, so that one that cannot be used stops all before they start.
+
+    Raises:
+        CheckpointError: one is missing, unfinished, damaged, or does not fit its configuration.
+        ConfigError: a relative path inside a Ray job, or a package that is not installed.
+    """
+    places = [place for name in names for place in _places(name)]
+    places = list(dict.fromkeys(places))
+    opened = []
+    for place, label in zip(places, _labels(places), strict=True):
+        adapter = open_adapter(place)
+        opened.append(
+            Checkpoint(
+                place,
+                label,
+                adapter.name,
+                adapter.fingerprint,
+                adapter.step,
+                adapter.run_id,
+                adapter if len(places) == 1 else None,
+            )
+        )
+    return opened
+
+
+def _places(name: str) -> list[str]:
+    """A checkpoint, or all finished ones of a training run's output, by step."""
+    if not is_path(name):
+        return [name]
+    path = storage.require_absolute(name, "checkpoint").rstrip("/")
+    folder = storage.join(path, CHECKPOINTS)
+    steps = [step for step in storage.list_folders(folder) if step.startswith(STEP)]
+    if not steps:
+        return [path]
+    kept = [
+        storage.join(folder, step)
+        for step in steps
+        if storage.exists(storage.join(folder, step, MANIFEST))
+    ]
+    final = storage.join(path, FINAL)
+    if storage.exists(storage.join(final, MANIFEST)):
+        last = storage.read_json(storage.join(final, MANIFEST)).get("step")
+        if f"{STEP}{int(last or 0):08d}" not in steps:
+            kept.append(final)
+    if not kept:
+        raise CheckpointError(f"{folder}: none of its {len(steps)} checkpoints is finished")
+    return kept
+
+
+def _labels(places: Sequence[str]) -> list[str]:
+    """Short names that tell places apart: as few of their last parts as do."""
+    parts = [
+        [part for part in re.split(r"[/:]+", p) if part not in ("", CHECKPOINTS)] for p in places
+    ]
+    for count in range(1, max(map(len, parts)) + 1):
+        labels = [re.sub(r"[^\w.-]+", "-", "-".join(part[-count:])) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{n}-{label}" for n, label in enumerate(labels)]

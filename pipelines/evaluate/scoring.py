@@ -1,0 +1,135 @@
+"""Ranks a benchmark with Ray tasks, a block of images each, in the memory of one block.
+Stored image features and captions' features in; rankings by kind of score out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from torch import Tensor
+
+from caft.errors import ClusterError
+from caft.metrics.tally import Ranking, Tally, ranking
+from caft.retrieval import (
+    OwnScores,
+    PreparedTexts,
+    ScoreKind,
+    add_tallies,
+    image_tiles,
+    join_own,
+    tile_own_scores,
+    tile_tallies,
+)
+from caft.scoring import Features, Scorer
+from pipelines.cluster import connect
+from pipelines.evaluate.features import StoredFeatures
+from pipelines.progress import Progress
+from pipelines.workers import RETRIES, cluster_cpus
+
+IN_FLIGHT_PER_WORKER = 2  # so that none waits while the next block is read
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Scores of one model on the cluster. A block's result depends on the block alone, and blocks
+    are joined in their order: how many tasks run, where, and how often, does not show."""
+
+    scorer: Scorer
+    num_gpus: float  # per task
+    progress_every_s: float
+
+    def rank(
+        self,
+        images: StoredFeatures,
+        texts: Features,
+        text_to_image: Sequence[int],
+        kinds: Sequence[ScoreKind],
+        label: str,
+    ) -> dict[str, Ranking]:
+        """How N images and T texts rank each other, by kind.
+
+        Raises:
+            ClusterError: a block's process was lost more often than Ray starts one again.
+        """
+        connect()
+        owner = torch.tensor(text_to_image)
+        device = "cuda" if self.num_gpus else "cpu"
+        prepared = PreparedTexts.of(self.scorer, texts, device)
+        shared = [ray.put(value) for value in (self.scorer, prepared, owner)]
+        options: dict[str, Any] = {"max_retries": RETRIES, "num_gpus": self.num_gpus, "num_cpus": 1}
+        progress = Progress(label, 2 * images.count, "images scored", self.progress_every_s)
+
+        def over_blocks(function: Callable[..., Any], *more: Any) -> Iterator[Any]:
+            task: Any = ray.remote(**options)(function)
+            waiting: deque[tuple[int, Any]] = deque()
+            try:
+                for first, block in images.blocks():
+                    rows = len(next(iter(block.values())))
+                    waiting.append((rows, task.remote(block, first, device, kinds, *shared, *more)))
+                    while len(waiting) > self._in_flight():
+                        rows, result = waiting.popleft()
+                        yield ray.get(result)
+                        progress.update(rows)
+                for rows, result in waiting:
+                    yield ray.get(result)
+                    progress.update(rows)
+            except RayError as error:
+                reason = " ".join(str(error).split())[-300:]
+                raise ClusterError(f"{label}: {reason}") from error
+
+        own = join_own([part for parts in over_blocks(_own_scores) for part in parts], len(owner))
+        total: dict[str, Tally] = {}
+        for found in over_blocks(_tallies, ray.put(own)):
+            add_tallies(total, found)
+        return {kind.name: ranking(total[kind.name], owner, own[kind.name]) for kind in kinds}
+
+    def _in_flight(self) -> int:
+        if not self.num_gpus:
+            return IN_FLIGHT_PER_WORKER * cluster_cpus()
+        gpus = float(ray.cluster_resources().get("GPU", 1))
+        return IN_FLIGHT_PER_WORKER * max(1, int(gpus / self.num_gpus))
+
+
+@torch.inference_mode()
+def _own_scores(
+    block: dict[str, Tensor],
+    first: int,
+    device: str,
+    kinds: Sequence[ScoreKind],
+    scorer: Scorer,
+    texts: PreparedTexts,
+    owner: Tensor,
+) -> list[OwnScores]:
+    scorer, texts = scorer.to(device), texts.to(torch.device(device))
+    return [
+        tile_own_scores(scorer, _on(device, tile), start, texts, owner, kinds)
+        for start, tile in image_tiles(block, first)
+    ]
+
+
+@torch.inference_mode()
+def _tallies(
+    block: dict[str, Tensor],
+    first: int,
+    device: str,
+    kinds: Sequence[ScoreKind],
+    scorer: Scorer,
+    texts: PreparedTexts,
+    owner: Tensor,
+    own: Mapping[str, Tensor],
+) -> dict[str, Tally]:
+    scorer, texts = scorer.to(device), texts.to(torch.device(device))
+    total: dict[str, Tally] = {}
+    for start, tile in image_tiles(block, first):
+        tile = _on(device, tile)
+        add_tallies(total, tile_tallies(scorer, tile, start, texts, owner, own, kinds))
+    return total
+
+
+def _on(device: str, features: Features) -> Features:
+    return {name: tensor.to(device) for name, tensor in features.items()}
