@@ -18,6 +18,7 @@ from pipelines.data.dataset import open_dataset
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.config import TrainConfig
+from pipelines.train.held_out import open_held_out
 from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import CHECKPOINTS, FINAL, TrainJob
 from pipelines.train.plan import EpochPlan
@@ -27,7 +28,8 @@ WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 RESULT, CONFIG_COPY = "train.json", "train.yaml"
 # What may differ when a run is taken up again: it changes the speed, not the result.
 FREE_FIELDS = dict.fromkeys(
-    ("tracking", "progress_every_s", "scaling", "checkpoint", "log_every_steps"), True
+    ("tracking", "progress_every_s", "scaling", "checkpoint", "log_every_steps", "evaluation"),
+    True,
 )
 FREE_DEEPSPEED = {"zero_stage", "offload_optimizer"}
 PLACES = dict.fromkeys(("model", "output", "dataset"), True)  # what lies there counts, not where
@@ -37,7 +39,7 @@ def run(config: TrainConfig) -> None:
     """Train until the last step, from the newest whole checkpoint if there is one.
 
     Raises:
-        DataError: the dataset is missing, unfinished, or too small for one batch.
+        DataError: the dataset or the held-out set is missing, unfinished, or too small.
         CheckpointError: the output holds checkpoints of another model.
         ConfigError: the output holds a run of another configuration, or the superpixel network
             has no weights.
@@ -65,6 +67,7 @@ def run(config: TrainConfig) -> None:
             f"{config.dataset}: {plan.rows} rows in split '{config.split}' are fewer than "
             f"global_batch {config.global_batch}; lower it or add data"
         )
+    held_out = open_held_out(config)
     total_steps = max(1, round(config.epochs * plan.steps_per_epoch))
     (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     run_id = _run_id(output, identity)
@@ -79,7 +82,9 @@ def run(config: TrainConfig) -> None:
             flush=True,
         )
         connect(WORKER_ENVIRONMENT)
-        job = TrainJob(config, model, plan, total_steps, dataset.fingerprint, tracker.run_id)
+        job = TrainJob(
+            config, model, plan, total_steps, dataset.fingerprint, tracker.run_id, held_out
+        )
         train_to_the_end(job, lambda: _newest_step(output / CHECKPOINTS))
         manifest = json.loads((output / FINAL / "manifest.json").read_text(encoding="utf-8"))
         result = {"identity": identity, "step": manifest["step"], "metrics": manifest["metrics"]}
