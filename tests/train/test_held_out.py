@@ -163,7 +163,7 @@ def rows_of_the_split(dataset: str) -> list[dict]:
     opened = open_dataset(dataset)
     parts = [pq.read_table(Path(dataset) / entry.name) for entry in opened.files]
     table = pa.concat_tables(parts)
-    return table.filter(pc.equal(table["split"], "test")).to_pylist()
+    return table.filter(pc.equal(table["split"], "test_scenes")).to_pylist()
 
 
 def wait_for(condition) -> None:
