@@ -11,7 +11,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -149,7 +149,7 @@ class BareLoop:
 class DeepSpeedLoop:
     """The train stage's own step and engine on one worker, from memory."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, batches: Iterator[Batch] | None = None) -> None:
         os.environ["LOCAL_RANK"] = "0"
         if settings.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -165,7 +165,7 @@ class DeepSpeedLoop:
             model, self._config.block_size, batch_norm_images=self._config.batch_norm_block
         )
         self._engine = start_engine(self._trained, self._config)
-        self._batches, self._device = from_memory(settings), settings.device
+        self._batches, self._device = batches or from_memory(settings), settings.device
 
     def __call__(self, steps: int) -> Spent:
         return timed(self._step, self._batches, steps, self._device)
@@ -242,15 +242,21 @@ def from_disk(settings: Settings) -> Iterator[Batch]:
     return iter(DataLoader(Windows(settings), batch_size=None, num_workers=1, prefetch_factor=4))
 
 
-def timed(step, batches: Iterator[Batch], steps: int, device: str) -> Spent:
-    """Seconds of a step, the device's work included, and the share spent waiting for batches."""
-    waited, started = 0.0, time.perf_counter()
-    for number in range(steps):
+def timed(
+    step: Callable[[Batch, int], None], batches: Iterator[Batch], steps: int, device: str
+) -> Spent:
+    """Seconds of a step, the device's work included, in the median interval, as the stage's
+    telemetry has it; and the share of all time spent waiting for batches."""
+    waited, spent = 0.0, []
+    for number in range(max(1, steps // INTERVAL) * INTERVAL):
+        if number % INTERVAL == 0:
+            started = time.perf_counter()
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
         step(batch, number)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    return Spent(seconds / steps, waited / seconds)
+        if (number + 1) % INTERVAL == 0:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            spent.append(time.perf_counter() - started)
+    return Spent(statistics.median(spent) / INTERVAL, waited / sum(spent))

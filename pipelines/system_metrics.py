@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import psutil
+
 PREFIX = "system/"
 
 
@@ -18,13 +20,15 @@ class SystemMetrics:
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
+        psutil.cpu_percent()  # tells the load since the call before
         self._monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         with suppress(ImportError, RuntimeError):
             self._monitors.append(GPUMonitor())
 
     def sample(self) -> None:
         for monitor in self._monitors:
-            monitor.collect_metrics()
+            with suppress(Exception):  # a counter that cannot be read must not end the thread
+                monitor.collect_metrics()
 
     def take(self) -> dict[str, float]:
         """Means of the samples since the last call; bytes sent and received since the start."""

@@ -38,15 +38,20 @@ class Evaluations:
         model: ModelConfig,
         output: str,
         tracker: Tracker,
+        busy_cpus: float = 0.0,
     ) -> None:
+        """
+        Args:
+            busy_cpus: of the cluster's, those that training cannot do without.
+        """
         self._evaluation, self._held_out, self._model = evaluation, held_out, model
-        self._tracker = tracker
+        self._tracker, self._busy_cpus = tracker, busy_cpus
         self._path = storage.join(output, RECORD)
         self._finished = _read(self._path)
         self._failed = 0
         self._said: set[str] = set()
         self._waiting: tuple[int, Any] | None = None
-        self._closing = False
+        self._closing = self._given_up = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -74,9 +79,10 @@ class Evaluations:
             self._changed.notify()
 
     def close(self, wait: bool) -> None:
-        """Take no more; with `wait`, return when what was asked for is done."""
+        """Take no more. With `wait`, return when what was asked for is done; without, what is not
+        done yet never will be."""
         with self._changed:
-            self._closing = True
+            self._closing, self._given_up = True, not wait
             self._changed.notify()
         if wait:
             self._thread.join()
@@ -85,19 +91,29 @@ class Evaluations:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None or self._closing)
-                if self._waiting is None:
+                if self._waiting is None or self._given_up:
                     return
                 asked, self._waiting = self._waiting, None
             step = asked[0]
             try:
                 metrics = self._score(asked[1])
             except Exception as error:  # whatever ends a task, training goes on
-                self._fail(step, error)
+                if not self._given_up:
+                    self._fail(step, error)
             else:
-                self._record(step, metrics)
+                if not self._given_up:
+                    self._record(step, metrics)
             del asked  # or the store would keep the weights until the next ones come
 
     def _score(self, weights: Any) -> dict[str, float]:
+        cpus = ray.cluster_resources().get("CPU", 0.0)
+        if cpus < self._busy_cpus + self._evaluation.num_cpus:
+            self._say(
+                "shares",
+                f"the cluster's {cpus:g} CPUs are workers' or needed to decode images, so training "
+                "may wait for data while an evaluation runs; add a node, or lower "
+                "evaluation.num_cpus",
+            )
         results = start_scoring(weights, self._model, self._held_out, self._evaluation)
         if not ray.wait([results], timeout=SAY_AFTER_S)[0]:
             self._say("waits", f"waiting for {self._needs()}; training goes on")

@@ -86,7 +86,12 @@ def train_worker(settings: dict[str, Any]) -> int:
         log.describe(workers, telemetry.peak)
         if config.evaluation is not None and job.held_out is not None:
             evaluations = Evaluations(
-                config.evaluation, job.held_out, job.model, config.output, log.tracker
+                config.evaluation,
+                job.held_out,
+                job.model,
+                config.output,
+                log.tracker,
+                busy_cpus=workers * config.scaling.cpus_per_worker + 1,  # one to decode
             )
 
     def evaluate() -> None:

@@ -23,6 +23,7 @@ from pipelines.train.ingest import Batch
 from pipelines.train.peak import device_peak
 
 GIB = 2**30
+APPLIED = "applied"  # steps whose losses are in the sums
 # What a worker tells the others of its interval, beside its losses.
 SHARED = (
     "seconds", "waited_s", "alone_s", "images", "tokens", "texts", "host_bytes", "device_bytes",
@@ -67,10 +68,25 @@ class Telemetry:
             self._parts = batch.tokens.shape[1]
             yield batch
 
-    def add(self, loss: CAFTLoss, gradient_norm: Tensor | float | None) -> None:
-        """Count a step: this worker's share of its loss, and the norm of the whole gradient,
-        before clipping, where the optimiser knows it."""
-        self._losses += torch.stack([getattr(loss, term).detach() for term in self._terms])
+    def add(
+        self,
+        loss: CAFTLoss,
+        gradient_norm: Tensor | float | None,
+        skipped: Tensor | None = None,
+    ) -> None:
+        """Count a step.
+
+        Args:
+            loss: this worker's share of it.
+            gradient_norm: of the whole gradient, before clipping, where the optimiser knows it.
+            skipped: a boolean scalar: whether the weights were left as they are, because the step
+                was not finite. Its losses then have no place in a mean.
+        """
+        losses = torch.stack([getattr(loss, term).detach() for term in self._terms])
+        row = torch.cat([losses, losses.new_ones(1)])
+        if skipped is not None:
+            row = torch.where(skipped.to(self._device, non_blocking=True), 0.0, row)
+        self._losses += row
         self._steps += 1
         if gradient_norm is not None:
             self._norms.append(torch.as_tensor(gradient_norm, device=self._device).float())
@@ -110,7 +126,7 @@ class Telemetry:
         ]
 
     def _exchange(self, own: list[float]) -> dict[str, np.ndarray]:
-        """Sums of loss terms and the values of SHARED by name, (workers,) each."""
+        """Sums of loss terms, APPLIED and the values of SHARED by name, (workers,) each."""
         told = torch.tensor(own, dtype=torch.float64).to(self._device)
         row = torch.cat([self._losses.double(), told])
         rows = [row]
@@ -118,11 +134,13 @@ class Telemetry:
             rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
             dist.all_gather(rows, row)
         columns = torch.stack(rows).cpu().numpy().T
-        return dict(zip((*self._terms, *SHARED), columns, strict=True))
+        return dict(zip((*self._terms, APPLIED, *SHARED), columns, strict=True))
 
     def _loss_means(self, workers: dict[str, np.ndarray]) -> dict[str, float]:
-        """Workers' shares of a loss add up to the loss of the global batch."""
-        means = {f"loss/{t}": float(workers[t].sum()) / self._steps for t in self._terms}
+        """Workers' shares of a loss add up to the loss of the global batch. NaN if all steps were
+        skipped."""
+        applied = float(workers[APPLIED][0]) or math.nan
+        means = {f"loss/{t}": float(workers[t].sum()) / applied for t in self._terms}
         return means | {"loss/total": sum(means.values())}
 
     def _rates(self, workers: dict[str, np.ndarray]) -> dict[str, float]:
@@ -177,7 +195,7 @@ class Telemetry:
 
     def _restart(self) -> None:
         self._since = time.perf_counter()
-        self._losses = torch.zeros(len(self._terms), device=self._device)
+        self._losses = torch.zeros(len(self._terms) + 1, device=self._device)  # and their steps
         self._norms: list[Tensor] = []
         self._steps, self._waited_s = 0, 0.0
         self._images, self._tokens, self._texts, self._parts = 0, 0, 0, 0
@@ -209,7 +227,10 @@ class _Stopwatch:
         self._started = self._now()
 
     def stop(self) -> None:
-        self._pairs.append((self._started, self._now()))
+        """The second moment; a pass that no step began is not timed."""
+        if self._started is not None:
+            self._pairs.append((self._started, self._now()))
+            self._started = None
 
     def take(self) -> float:
         """Seconds of all pairs since the last call; the device must have come to their end."""

@@ -11,7 +11,7 @@ from tests_support import random_images, tiny_config, tiny_controls
 import caft
 from caft.config import load_config
 from caft.describe import Workload, flops
-from caft.losses import draw_negatives
+from caft.losses import CAFTLoss, draw_negatives
 from caft.superpixels import superpixel_labels
 from pipelines.data.dataset import open_dataset
 from pipelines.progress import Progress
@@ -90,7 +90,8 @@ def test_tags_say_what_the_run_runs_on(watched_run):
 
 @pytest.mark.parametrize("name", ["caft", "clip_softmax", "flair"])
 def test_one_worker_alone_measures_its_own_steps(name):
-    """Without a process group, against losses and FLOP computed here."""
+    """Without a process group, against losses and FLOP computed here; steps that were skipped
+    because they are not finite have no part in means."""
     model = caft.create_model(tiny_controls()[name])
     config = load_config(
         TrainConfig, None, ["dataset=none", "output=none", "global_batch=4", "ingest.lanes=4"]
@@ -101,7 +102,9 @@ def test_one_worker_alone_measures_its_own_steps(name):
     for n, batch in enumerate(telemetry.watch(iter([make_batch(model, 0), make_batch(model, 1)]))):
         negatives = draw_negatives(4, batch.tokens.shape[1], n, 4)
         loss = trained(batch.images, batch.superpixels, model.pack_texts(batch.tokens), negatives)
-        telemetry.add(loss, torch.tensor(3.0) if n else torch.tensor(float("inf")))
+        telemetry.add(loss, torch.tensor(3.0))
+        bad = CAFTLoss(*(term * torch.nan for term in loss))
+        telemetry.add(bad, torch.tensor(torch.inf), skipped=torch.tensor(True))
         losses.append(loss)
     metrics = telemetry.take(step=2, lr=0.1)
     assert metrics["loss/total"] == pytest.approx(np.mean([one.total.item() for one in losses]))
@@ -112,8 +115,7 @@ def test_one_worker_alone_measures_its_own_steps(name):
     assert metrics["train/gradient_norm"] == metrics["train/gradient_norm_max"] == 3.0
     assert metrics["train/worker_skew"] == 0
     chunks = model.config.text.chunks
-    lengths = np.mean([[5 + n] * chunks for n in (0, 1)])
-    flop = flops(model.config, Workload(lengths, chunks, 4, config.block_size)).training
+    flop = flops(model.config, Workload(5.5, chunks, 4, config.block_size)).training
     rate = flop * metrics["train/images_per_s"] / telemetry.peak.flop_per_s
     assert metrics["train/mfu"] == pytest.approx(rate)
 
