@@ -109,6 +109,9 @@ class EvaluationConfig(Config):
     batch_size: int = Field(64, gt=0, description="images encoded at a time")
     num_cpus: float = Field(1.0, gt=0, description="that the task reserves while it runs")
     num_gpus: float = Field(0.0, ge=0, description="0: it computes on its CPUs")
+    wait_s: float = Field(
+        300.0, ge=0, description="for room for the last one, once training has ended"
+    )
 
 
 class TrainConfig(StageConfig):

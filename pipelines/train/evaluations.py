@@ -3,7 +3,9 @@ Lives on the first worker; the scoring itself is a Ray task (held_out.py)."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +13,7 @@ import ray
 import torch
 
 from caft.config import ModelConfig
-from caft.errors import StorageError
+from caft.errors import ClusterError, StorageError
 from pipelines import storage
 from pipelines.tracking import Tracker
 from pipelines.train.config import EvaluationConfig
@@ -19,6 +21,7 @@ from pipelines.train.held_out import HeldOutSet, start_scoring
 
 PREFIX = "eval/"
 RECORD = "held_out.json"  # in the run's output: metrics by step
+LOOK_EVERY_S = 1.0
 SAY_AFTER_S = 20.0  # without a CPU; Ray starts a process in less
 
 
@@ -52,6 +55,7 @@ class Evaluations:
         self._said: set[str] = set()
         self._waiting: tuple[int, Any] | None = None
         self._closing = self._given_up = False
+        self._ends = math.inf  # when training has ended
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -79,10 +83,11 @@ class Evaluations:
             self._changed.notify()
 
     def close(self, wait: bool) -> None:
-        """Take no more. With `wait`, return when what was asked for is done; without, what is not
-        done yet never will be."""
+        """Take no more. With `wait`, return when what was asked for is done, or has found no room
+        for `evaluation.wait_s`; without, what is not done yet never will be."""
         with self._changed:
             self._closing, self._given_up = True, not wait
+            self._ends = time.monotonic()
             self._changed.notify()
         if wait:
             self._thread.join()
@@ -115,8 +120,17 @@ class Evaluations:
                 "evaluation.num_cpus",
             )
         results = start_scoring(weights, self._model, self._held_out, self._evaluation)
-        if not ray.wait([results], timeout=SAY_AFTER_S)[0]:
-            self._say("waits", f"waiting for {self._needs()}; training goes on")
+        asked = time.monotonic()
+        while not ray.wait([results], timeout=LOOK_EVERY_S)[0]:
+            now = time.monotonic()
+            if now - asked >= SAY_AFTER_S:
+                self._say("waits", f"waiting for {self._needs()}; training goes on")
+            if now >= self._ends + self._evaluation.wait_s:
+                ray.cancel(results)
+                raise ClusterError(
+                    f"{self._needs()} did not come within evaluation.wait_s "
+                    f"{self._evaluation.wait_s:g}"
+                )
         ray.get(next(results))  # STARTED
         return ray.get(next(results))
 

@@ -110,6 +110,16 @@ def test_without_a_free_cpu_it_waits_and_says_so_once(
     assert said.count("waiting for 4 free CPUs on one node; training goes on") == 1
 
 
+def test_without_room_at_the_end_the_run_ends_all_the_same(ray_cluster, make_evaluations, capsys):
+    logged = Logged()
+    evaluations = make_evaluations(logged, num_gpus=1, wait_s=0.5)
+    evaluations.submit(6, weights_of(caft.create_model(tiny_config())))
+    evaluations.close(wait=True)
+    assert logged.metrics == [(6, {"eval/failed": 1.0})]
+    said = capsys.readouterr().out
+    assert "step 6 failed (1 free CPUs and 1 GPUs on one node did not come within" in said
+
+
 def test_a_held_out_set_that_cannot_be_used_starts_no_worker(watched_config, tmp_path):
     def make(**evaluation):
         changes = {"evaluation": EvaluationConfig(**evaluation), "output": str(tmp_path / "run")}
