@@ -246,6 +246,16 @@ class CAFT(nn.Module):
         """The factor on the cosine in each logit this model has: part, whole."""
         return {name: scale.exp().item() for name, (scale, _) in self.log_scales().items()}
 
+    def biases(self) -> dict[str, float]:
+        """What each logit adds to the scaled cosine, where it adds something."""
+        losses = self.config.losses
+        found = {}
+        if losses.parts:
+            found["part"] = self.part_bias.item()
+        if losses.whole == "sigmoid":
+            found["whole"] = self.whole_bias.item()
+        return found
+
     @torch.no_grad()
     def clamp_scales_(self) -> None:
         """Hold the log-scales in their ranges; called after every optimiser step."""

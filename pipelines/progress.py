@@ -14,10 +14,11 @@ class Progress:
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._first, self._done = done, done
         self._started = self._printed = time.monotonic()
-        self._values: dict[str, float] = {}
+        self._values: dict[str, float | str] = {}
 
-    def update(self, n: int, **values: float) -> None:
-        """Add `n` finished units; `values` (a loss, a count per reject reason) replace the last."""
+    def update(self, n: int, **values: float | str) -> None:
+        """Add `n` finished units; `values` (a loss, a count per reject reason, anything that is
+        already text) replace the last."""
         self._done += n
         self._values |= values
         now = time.monotonic()
@@ -34,11 +35,16 @@ class Progress:
             f"{100 * self._done / max(1, self._total):.0f}%",
             f"{rate:,.1f} {self._unit}/s",
             f"ETA {_duration(left)}" if self._done < self._total else f"in {_duration(seconds)}",
-            *(f"{name} {value:,.4g}" for name, value in self._values.items()),
+            *(
+                f"{name} {value if isinstance(value, str) else format(value, ',.4g')}"
+                for name, value in self._values.items()
+            ),
         ]
         on_terminal = sys.stdout.isatty()
         last = self._done >= self._total
-        end = "\r" if on_terminal and not last else "\n"
+        end = "\n"
+        if on_terminal:
+            end = "\x1b[K\n" if last else "\x1b[K\r"  # what a longer line left is wiped away
         print(" ".join(parts), end=end, flush=True)
 
 

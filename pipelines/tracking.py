@@ -19,6 +19,7 @@ from typing import Any
 from caft import __version__
 from caft.config import Config
 from pipelines.config import TrackingConfig
+from pipelines.system_metrics import SystemMetrics
 
 FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 30.0
@@ -35,10 +36,13 @@ class Tracker:
     As a context manager it ends the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
 
-    def __init__(self, tracking: TrackingConfig, spool: Path, run_id: str) -> None:
+    def __init__(
+        self, tracking: TrackingConfig, spool: Path, run_id: str, system_metrics: bool = False
+    ) -> None:
         self.run_id = run_id
         self._tracking, self._spool = tracking, spool
         self._lock = threading.Lock()
+        self._with_system, self._step = system_metrics, 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()
@@ -52,18 +56,20 @@ class Tracker:
         config: Config,
         links: Mapping[str, str] | None = None,
         run_id: str | None = None,
+        system_metrics: bool = False,
     ) -> Tracker:
         """Start a run, or take up `run_id` again.
 
         Args:
             links: runs this one builds on, stage -> run id; kept as tags `<stage>_run_id`.
+            system_metrics: whether the load of this machine is logged with every step's metrics.
         """
         root = Path(tracking.spool)
         _send_left_over(tracking, root)
         spool = root / f"{stage}-{uuid.uuid4().hex[:12]}.{os.getpid()}.spool"
         spool.mkdir(parents=True)
         run_id = run_id or _create_run(tracking, root, stage, name)
-        tracker = cls(tracking, spool, run_id)
+        tracker = cls(tracking, spool, run_id, system_metrics)
         tags = {f"{other}_run_id": value for other, value in (links or {}).items() if value}
         tags |= {"stage": stage, "caft_version": __version__, "git_revision": _git_revision()}
         tracker.set_tags(tags)
@@ -71,8 +77,18 @@ class Tracker:
         return tracker
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._step = max(self._step, step or 0)
         now = int(time.time() * 1000)
         self._record({"metrics": dict(metrics), "step": step or 0, "time_ms": now})
+
+    def latest_metrics(self) -> dict[str, float]:
+        """Each metric of the run at its last step, as far as they were sent; none while the
+        tracking server is away."""
+        try:
+            run_id = _real_run_id(self._tracking, self._spool.parent, self.run_id)
+            return dict(_client(self._tracking).get_run(run_id).data.metrics)
+        except Exception:  # whatever a dead server raises; the sending thread says so
+            return {}
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._record({"tags": dict(tags)})
@@ -104,9 +120,15 @@ class Tracker:
             stream.write(line + "\n")
 
     def _send_until_closed(self) -> None:
-        warned = False
+        warned, logged = False, 0
+        system = SystemMetrics() if self._with_system else None
         while True:
             closing = self._closed.wait(FLUSH_EVERY_S)
+            if system is not None:
+                system.sample()
+                if self._step > logged:
+                    logged = self._step
+                    self.log_metrics(system.take(), logged)
             try:
                 _send_spool(self._tracking, self._spool)
                 if closing:

@@ -33,6 +33,20 @@ def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
     assert list(Path(tracking.spool).iterdir()) == []
 
 
+def test_the_machine_s_load_is_logged_with_the_metrics_of_a_step(tracking):
+    config = StageConfig(tracking=tracking)
+    with Tracker.start(tracking, "train", "first", config, system_metrics=True) as tracker:
+        tracker.log_metrics({"loss": 3.0}, step=7)
+    client = MlflowClient(tracking.uri)
+    logged = client.get_run(tracker.run_id).data.metrics
+    assert 0 <= logged["system/cpu_utilization_percentage"] <= 100
+    assert logged["system/system_memory_usage_megabytes"] > 0
+    history = client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
+    assert [metric.step for metric in history] == [7]
+    with Tracker.start(tracking, "train", "first", config, run_id=tracker.run_id) as again:
+        assert again.latest_metrics()["loss"] == 3.0
+
+
 def test_a_failed_stage_ends_its_run_as_failed(tracking):
     with (
         pytest.raises(RuntimeError, match="broken"),
@@ -48,6 +62,7 @@ def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
     config = StageConfig(tracking=tracking)
     with Tracker.start(tracking, "data", "x", config) as first:  # nobody listens yet
         first.log_metrics({"rows": 5.0}, step=1)
+        assert first.latest_metrics() == {}
     assert list(Path(tracking.spool).glob("*.spool"))
     make_look_dead(Path(tracking.spool))
     server = start_server(tmp_path, port)

@@ -20,6 +20,7 @@ from pipelines.train.attempts import train_to_the_end
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import resolve_deepspeed
 from pipelines.train.engine import check_settings
+from pipelines.train.held_out import open_held_out
 from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import CHECKPOINTS, FINAL, TrainJob
 from pipelines.train.plan import EpochPlan
@@ -36,6 +37,7 @@ FREE_FIELDS = dict.fromkeys(
         "scaling",
         "checkpoint",
         "log_every_steps",
+        "evaluation",
         "guard",
         "profile",
     ),
@@ -49,7 +51,7 @@ def run(config: TrainConfig) -> None:
     """Train until the last step, from the newest whole checkpoint if there is one.
 
     Raises:
-        DataError: the dataset is missing, unfinished, or too small for one batch.
+        DataError: the dataset or the held-out set is missing, unfinished, or too small.
         CheckpointError: the output holds checkpoints of another model.
         ConfigError: the output holds a run of another configuration, the superpixel network has no
             weights, the cool-down is longer than the run, or deepspeed.file says otherwise.
@@ -80,6 +82,7 @@ def run(config: TrainConfig) -> None:
             f"{config.dataset}: {plan.rows} rows in split '{config.split}' are fewer than "
             f"global_batch {config.global_batch}; lower it or add data"
         )
+    held_out = open_held_out(config)
     total_steps = max(1, round(config.epochs * plan.steps_per_epoch))
     if config.optimizer.schedule == "constant_cooldown":
         cooldown_steps(total_steps, config.optimizer)  # it fits, or nothing starts
@@ -96,7 +99,9 @@ def run(config: TrainConfig) -> None:
             flush=True,
         )
         connect(WORKER_ENVIRONMENT)
-        job = TrainJob(config, model, plan, total_steps, dataset.fingerprint, tracker.run_id)
+        job = TrainJob(
+            config, model, plan, total_steps, dataset.fingerprint, tracker.run_id, held_out
+        )
         train_to_the_end(job, lambda: _newest_step(output / CHECKPOINTS))
         manifest = json.loads((output / FINAL / "manifest.json").read_text(encoding="utf-8"))
         result = {"identity": identity, "step": manifest["step"], "metrics": manifest["metrics"]}

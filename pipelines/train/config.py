@@ -150,6 +150,24 @@ class CheckpointConfig(Config):
     keep: int = Field(2, gt=0, description="newest checkpoints that stay on disk")
 
 
+class EvaluationConfig(Config):
+    """A small held-out set that is scored beside training, as a Ray task of its own."""
+
+    every_steps: int = Field(1000, gt=0)
+    dataset: str | None = Field(
+        None, description="folder written by the data stage; None: the one that is trained on"
+    )
+    split: str = "test"
+    images: int = Field(1000, gt=1, description="most of them: the first of the split")
+    alpha: float = Field(0.3, ge=0, le=1, description="weight of the part score when blended")
+    batch_size: int = Field(64, gt=0, description="images encoded at a time")
+    num_cpus: float = Field(1.0, gt=0, description="that the task reserves while it runs")
+    num_gpus: float = Field(0.0, ge=0, description="0: it computes on its CPUs")
+    wait_s: float = Field(
+        300.0, ge=0, description="for room for the last one, once training has ended"
+    )
+
+
 class TrainConfig(StageConfig):
     """Pretrain CAFT on a dataset folder, with Ray Train and DeepSpeed."""
 
@@ -175,6 +193,7 @@ class TrainConfig(StageConfig):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     profile: ProfileConfig = ProfileConfig()
+    evaluation: EvaluationConfig | None = Field(None, description="None: only afterwards")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -190,6 +209,11 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of batch_norm_images "
                 f"{self.batch_norm_images}"
+            )
+        held_out = self.evaluation
+        if held_out and held_out.split == self.split and held_out.dataset in (None, self.dataset):
+            raise ValueError(
+                f"evaluation.split '{held_out.split}' is the one that is trained on; choose another"
             )
         zero = self.deepspeed
         if zero.offload_optimizer and zero.zero_stage == 0:

@@ -4,7 +4,7 @@ The only tensor communication of a step beside DeepSpeed's own gradient reductio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from caft.batch_norm import NormBlocks, batch_statistics, set_norm_blocks
-from caft.config import LossConfig
 from caft.dropout import Draws
 from caft.losses import CAFTLoss, caft_loss
 from caft.model import CAFT, ImageFeatures, TextFeatures
@@ -32,6 +31,7 @@ class TrainingModel(nn.Module):
 
     batch_statistics: Tensor  # (2, channels): what the norms met in the last forward, on average
     finite_samples: Tensor  # (2, B) of images and captions; of forwards in evaluation mode alone
+    before_exchange: Callable[[], None] | None = None  # called when a worker first needs the others
 
     def __init__(
         self,
@@ -76,6 +76,8 @@ class TrainingModel(nn.Module):
                 images.chunk(count), superpixels.chunk(count), texts, own_draws, strict=True
             )
             encoded = [checkpoint(encode, *share, use_reentrant=False) for share in shares]
+        if self.before_exchange is not None:
+            self.before_exchange()
         of_images, of_texts, statistics = zip(*encoded, strict=True)
         self.batch_statistics = torch.stack(statistics).mean(dim=0)
         if not self.training:
@@ -153,41 +155,3 @@ class _GatherRows(torch.autograd.Function):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-@dataclass
-class LossMeter:
-    """Sums of the loss terms since the last report; workers' shares add up to the global loss.
-    Steps whose update was skipped are left out."""
-
-    terms: tuple[str, ...]
-    sums: Tensor
-    applied: Tensor  # steps in the sums
-    steps: int = 0
-
-    @classmethod
-    def empty(cls, losses: LossConfig, device: torch.device) -> LossMeter:
-        """A meter of the terms that the configuration trains."""
-        terms = PART_TERMS * losses.parts + ("whole",) * losses.has_whole
-        return cls(terms, torch.zeros(len(terms), device=device), torch.zeros((), device=device))
-
-    def add(self, loss: CAFTLoss, skipped: Tensor | None = None) -> None:
-        values = torch.stack([getattr(loss, term).detach() for term in self.terms])
-        if skipped is None:
-            skipped = torch.tensor(False)
-        skipped = skipped.to(self.sums.device, non_blocking=True)
-        self.sums += torch.where(skipped, 0.0, values)
-        self.applied += ~skipped
-        self.steps += 1
-
-    def take(self) -> dict[str, float]:
-        """Mean global loss terms since the last call, NaN if no step counts; every worker must
-        call it."""
-        if dist.is_initialized():
-            dist.all_reduce(self.sums)
-        means = (self.sums / self.applied).tolist()
-        self.sums.zero_()
-        self.applied.zero_()
-        self.steps = 0
-        named = {f"loss/{term}": value for term, value in zip(self.terms, means, strict=True)}
-        return named | {"loss/total": sum(means)}

@@ -34,8 +34,9 @@ class Batch:
     keys: tuple[str, ...] = ()  # B, of the dataset's rows; empty for a batch of something else
 
 
-def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
-    """Every row group of the dataset with the number of its rows that are in `split`.
+def index_row_groups(dataset: Dataset, split: str, field: str = "split") -> tuple[RowGroup, ...]:
+    """Every row group of the dataset with the number of its rows that are in `split`; `field` is
+    what messages call that setting.
 
     Raises:
         DataError: no row is in that split, or a file lacks a column that training reads.
@@ -51,7 +52,7 @@ def index_row_groups(dataset: Dataset, split: str) -> tuple[RowGroup, ...]:
                 if rows:
                     groups.append(RowGroup(entry.name, index, rows))
     if not groups:
-        raise DataError(f"{dataset.path}: no row has split '{split}'; check the key 'split'")
+        raise DataError(f"{dataset.path}: no row has split '{split}'; check the key '{field}'")
     return tuple(groups)
 
 

@@ -4,7 +4,6 @@ The loop alone: a step is in step.py, DeepSpeed in engine.py, what both save in 
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,19 @@ import torch.distributed as dist
 from caft.checkpoint import WEIGHTS, load_weights, save_weights, write_manifest
 from caft.config import ModelConfig
 from caft.model import create_model
-from pipelines.progress import Progress
 from pipelines.tracking import Tracker
 from pipelines.train.config import TrainConfig
-from pipelines.train.distributed import LossMeter, TrainingModel
+from pipelines.train.distributed import TrainingModel
 from pipelines.train.engine import start_engine
+from pipelines.train.evaluations import Evaluations
+from pipelines.train.held_out import HeldOutSet
 from pipelines.train.ingest import Loader, iter_batches
 from pipelines.train.notices import Notice, Notices
 from pipelines.train.plan import EpochPlan
 from pipelines.train.profiling import Profiler
+from pipelines.train.run_log import RunLog
 from pipelines.train.schedule import learning_rate
+from pipelines.train.telemetry import Telemetry, losses_of
 
 CHECKPOINTS, FINAL = "checkpoints", "final"
 
@@ -39,6 +41,7 @@ class TrainJob:
     total_steps: int
     dataset_fingerprint: str
     run_id: str
+    held_out: HeldOutSet | None = None
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -75,18 +78,39 @@ def train_worker(settings: dict[str, Any]) -> int:
     )
     engine = start_engine(trained, config)
     step = restore_moments(resume, engine, model) if resume is not None else 0
-    device = engine.device
+    device = torch.device(engine.device)
     rank, workers = dist.get_rank(), dist.get_world_size()
 
-    tracker = (
-        Tracker.start(config.tracking, "train", output.name, config, run_id=job.run_id)
-        if rank == 0
-        else None
-    )
-    progress = Progress("train", job.total_steps, "steps", config.progress_every_s, done=step)
-    meter = LossMeter.empty(job.model.losses, device)
+    telemetry = Telemetry(config, trained, job.plan.steps_per_epoch, device)
+    log: RunLog | None = None
+    evaluations: Evaluations | None = None
+    if rank == 0:
+        log = RunLog(config, output.name, job.run_id, job.total_steps, done=step)
+        log.describe(workers, telemetry.peak)
+        if config.evaluation is not None and job.held_out is not None:
+            evaluations = Evaluations(
+                config.evaluation,
+                job.held_out,
+                job.model,
+                config.output,
+                log.tracker,
+                busy_cpus=workers * config.scaling.cpus_per_worker + 1,  # one to decode
+            )
+
+    def evaluate() -> None:
+        """Have the weights of this step scored, unless they were; every worker calls it."""
+        if config.evaluation is None or step == 0:
+            return
+        if step % config.evaluation.every_steps and step < job.total_steps:
+            return
+        if _from_first_worker(lambda: evaluations is not None and not evaluations.knows(step)):
+            weights = whole_weights(model)
+            if evaluations is not None:
+                evaluations.submit(step, weights)
+
+    evaluate()  # a group that ended may have saved this step and not scored it
     loader = Loader(config.dataset, config.split, job.model, config.ingest)
-    batches = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
+    batches = telemetry.watch(iter_batches(job.plan, loader, rank, workers, step, job.total_steps))
     notices = Notices(settings["notices"], device, config.output)
     guard = Guard(config, engine, trained, step)
     profiler = Profiler(
@@ -97,53 +121,42 @@ def train_worker(settings: dict[str, Any]) -> int:
         lambda: Tracker.start(config.tracking, "train", output.name, config, run_id=job.run_id),
     )
     notice = Notice.NONE
-    losses: dict[str, float] = {}
-    clock, waited = time.monotonic(), 0.0
+    metrics: dict[str, float] = {}
     while step < job.total_steps and notice == Notice.NONE:
         profiler.before_step(step + 1, notices.profile_asked)
-        asked = time.monotonic()
         batch = next(batches)
-        waited += time.monotonic() - asked
         loss = compute_gradients(engine, trained, batch, step, config)
         lr = learning_rate(step, job.total_steps, config.optimizer)
         skipped = apply_gradients(engine, trained, lr)
-        meter.add(loss, skipped)
+        telemetry.add(loss, engine.get_global_grad_norm(), skipped)
         step += 1
         guard.watch(step, batch, loss, skipped)
         notice = notices.agree()
         if step % config.log_every_steps == 0 or step == job.total_steps:
-            steps = meter.steps
-            losses = meter.take()
-            seconds = time.monotonic() - clock
-            if tracker is not None:
-                rates = {
-                    "train/images_per_s": steps * config.global_batch / seconds,
-                    "train/input_wait_fraction": waited / seconds,
-                    "train/lr": engine.optimizer.param_groups[0]["lr"],
-                    **{f"train/{name}_scale": scale for name, scale in model.scales().items()},
-                    **guard.metrics(),
-                }
-                tracker.log_metrics(losses | rates, step=step)
-            clock, waited = time.monotonic(), 0.0
-        if rank == 0:
-            progress.update(1, **{name.removeprefix("loss/"): v for name, v in losses.items()})
+            metrics = telemetry.take(step, lr) | guard.metrics()
+            if log is not None:
+                log.log(metrics, step)
+        if log is not None:
+            log.step_done(metrics)
+        evaluate()
         if step % config.checkpoint.every_steps == 0 or step == job.total_steps or notice:
             guard.settle()
-            info = {**job.manifest, "metrics": losses}
+            info = {**job.manifest, "metrics": losses_of(metrics)}
             folder = output / CHECKPOINTS
             save_checkpoint(folder, engine, model, step, info, config.checkpoint.keep)
     profiler.close()
-    if step < job.total_steps:
-        if tracker is not None:
-            tracker.close()
-        return int(notice)
-    weights = whole_weights(model)
-    if rank == 0:
-        save_weights(model, output / FINAL, weights)
-        write_manifest(output / FINAL, {"step": step, **job.manifest, "metrics": losses})
-    if tracker is not None:
-        tracker.close()
-    return int(Notice.NONE)
+    finished = step == job.total_steps
+    if finished:
+        weights = whole_weights(model)
+        if rank == 0:
+            save_weights(model, output / FINAL, weights)
+            info = {"step": step, **job.manifest, "metrics": losses_of(metrics)}
+            write_manifest(output / FINAL, info)
+    if evaluations is not None:
+        evaluations.close(wait=finished)
+    if log is not None:
+        log.close()
+    return int(Notice.NONE if finished else notice)
 
 
 def _from_first_worker(decide: Any) -> Any:

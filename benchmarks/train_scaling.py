@@ -1,0 +1,160 @@
+"""What the train stage costs on top of a bare loop, and what a second worker gives.
+
+A bare PyTorch loop (batches from memory, or decoded by a DataLoader from the same files), the same
+with DeepSpeed, and the full stage on one worker, on two with twice the batch (weak scaling) and on
+two with the same batch (strong scaling). Each lives in a process of its own, is warm before it is
+measured, and takes its turn. A worker has one thread.
+
+    python benchmarks/train_scaling.py [--steps 40 --rounds 3]
+    python benchmarks/train_scaling.py --device cuda --model caft_b --batch 256 --workers 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from scene_files import write_scenes
+from train_loops import SAVE_EVERY, BareLoop, DeepSpeedLoop, Settings, Spent, Stage
+
+from caft.config import load_model_config
+
+BARE, STAGE, WEAK, STRONG = (
+    "bare PyTorch, memory",
+    "train stage",
+    "train stage, 2 workers, batch x 2",
+    "train stage, 2 workers, same batch",
+)
+LOOPS: dict[str, Callable[[Settings], Callable[..., Spent]]] = {
+    "memory": lambda settings: BareLoop(settings, from_files=False),
+    "files": lambda settings: BareLoop(settings, from_files=True),
+    "deepspeed": DeepSpeedLoop,
+    "stage": Stage,
+}
+SIDES: dict[str, tuple[str, tuple[int, ...]]] = {  # loop, and of a stage: workers, times the batch
+    BARE: ("memory", ()),
+    "bare PyTorch, DataLoader": ("files", ()),
+    "DeepSpeed, memory": ("deepspeed", ()),
+    STAGE: ("stage", (1, 1)),
+    WEAK: ("stage", (2, 2)),
+    STRONG: ("stage", (2, 1)),
+}
+WARM_STEPS, PROBE_BATCH, STEP_S = 5, 16, 0.2
+TARGETS = {"overhead": 0.05, "speed-up": 1.8, "waiting": 0.03}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="caft_xs")
+    parser.add_argument("--batch", type=int, help="a multiple of 8; default: of about 200 ms")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--steps", type=int, default=40, help="of one measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scenes", type=int, default=2048)
+    parser.add_argument("--workers", type=int, default=2, choices=[1, 2], help="most of them")
+    args = parser.parse_args()
+    sides = [name for name in SIDES if args.workers == 2 or name not in (WEAK, STRONG)]
+    with tempfile.TemporaryDirectory(prefix="caft-scaling-") as folder:
+        precision = "bfloat16" if args.device == "cuda" else "float32"
+        cpus = max(4, len(os.sched_getaffinity(0)))
+        write_scenes(Path(folder) / "data", args.scenes, load_model_config(args.model))
+        settings = Settings(folder, args.model, PROBE_BATCH, args.device, precision, cpus)
+        if args.batch is None:
+            probe = start_loop("memory", settings)
+            step_s = asked(probe, WARM_STEPS).step_s
+            probe.send(())
+            args.batch = max(8, 8 * round(PROBE_BATCH * STEP_S / step_s / 8))
+        settings = replace(settings, batch=args.batch)
+        report(measure(sides, settings, args.steps, args.rounds), args)
+
+
+def measure(
+    sides: list[str], settings: Settings, steps: int, rounds: int
+) -> dict[str, list[Spent]]:
+    loops = {loop: start_loop(loop, settings) for loop in {SIDES[name][0]: 0 for name in sides}}
+    spent: dict[str, list[Spent]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name in sides:
+            loop, options = SIDES[name]
+            spent[name].append(asked(loops[loop], steps, *options))
+    for connection in loops.values():
+        connection.send(())
+    return spent
+
+
+def start_loop(name: str, settings: Settings) -> Connection:
+    """A loop that is warm, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=serve, args=(there, name, settings)).start()
+    there.close()  # so that a loop that fails ends the wait for it
+    here.recv()
+    return here
+
+
+def asked(loop: Connection, *call: int) -> Spent:
+    loop.send(call)
+    return loop.recv()
+
+
+def serve(connection: Connection, name: str, settings: Settings) -> None:
+    """One loop in its own process: asked for some steps, it answers with what they took."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    loop = LOOPS[name](settings)
+    if name != "stage":  # that starts anew each time, and tells its warm-up apart
+        loop(WARM_STEPS)
+    connection.send("warm")
+    while call := connection.recv():
+        connection.send(loop(*call))
+
+
+def report(spent: dict[str, list[Spent]], args: argparse.Namespace) -> None:
+    def median(name: str, field: str) -> float:
+        return statistics.median(getattr(one, field) for one in spent[name])
+
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    print(
+        f"\n{args.model} on {device}, batch {args.batch}, {len(os.sched_getaffinity(0))} cores, "
+        f"one thread a worker; median of {args.rounds} runs of {args.steps} steps, taking turns\n"
+    )
+    print("| side | ms per step | over bare | images/s | waiting for data |\n|---|---|---|---|---|")
+    bare = median(BARE, "step_s")
+    for name in spent:
+        seconds = median(name, "step_s")
+        rate = batches(name) * args.batch / seconds
+        over = f"{seconds / bare - 1:+.1%}" if name not in (WEAK, STRONG) else ""
+        print(
+            f"| {name} | {1000 * seconds:,.1f} | {over} | {rate:,.0f} "
+            f"| {median(name, 'waiting'):.1%} |"
+        )
+    whole, save = median(STAGE, "with_saves_s"), median(STAGE, "save_s")
+    print(
+        f"\nstage over bare, a checkpoint every {SAVE_EVERY:,} steps included ({1000 * save:,.0f} "
+        f"ms each): {whole / bare - 1:+.1%} (target: at most {TARGETS['overhead']:.0%}); waiting "
+        f"for data {median(STAGE, 'waiting'):.1%} (at most {TARGETS['waiting']:.0%})"
+    )
+    for name, what in ((WEAK, "weak"), (STRONG, "strong")):
+        if name in spent:
+            faster = batches(name) * median(STAGE, "step_s") / median(name, "step_s")
+            print(
+                f"1 -> 2 workers, {what} scaling: {faster:.2f} times the images/s, efficiency "
+                f"{faster / 2:.0%} (target: {TARGETS['speed-up']} times)"
+            )
+
+
+def batches(side: str) -> int:
+    """How many times the batch of the bare loop a side takes in one step."""
+    return SIDES[side][1][-1] if SIDES[side][1] else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The held-out set of a training run, and the Ray task that scores weights on it.
+Opened by the driver before any worker starts; asked for by evaluations.py while they train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from caft.captions import even_chunks
+from caft.config import ModelConfig
+from caft.errors import DataError
+from caft.metrics import retrieval_recall
+from caft.model import CAFT, ImageFeatures, TextFeatures
+from pipelines import storage
+from pipelines.data.dataset import open_dataset
+from pipelines.evaluate.adapters.own import CAFTPreprocess
+from pipelines.evaluate.benchmarks import Piece, evaluation_caption, read_piece
+from pipelines.evaluate.results import score_names
+from pipelines.superpixels import complete_superpixels, unpack_superpixels
+from pipelines.train.config import EvaluationConfig, TrainConfig
+from pipelines.train.ingest import index_row_groups
+
+STARTED = "started"
+
+
+@dataclass(frozen=True)
+class HeldOutSet:
+    """The first images of a split, each with one caption."""
+
+    dataset: str
+    split: str
+    pieces: tuple[Piece, ...]
+    images: int  # the last piece may hold more rows than these need
+
+
+def open_held_out(config: TrainConfig) -> HeldOutSet | None:
+    """The set that `config.evaluation` names; None without one.
+
+    Raises:
+        DataError: its dataset is missing or unfinished, or has fewer than two rows in the split.
+        ConfigError: a relative path inside a Ray job.
+    """
+    evaluation = config.evaluation
+    if evaluation is None:
+        return None
+    path = config.dataset
+    if evaluation.dataset is not None:
+        path = storage.require_absolute(evaluation.dataset, "evaluation.dataset")
+    groups = index_row_groups(open_dataset(path), evaluation.split, "evaluation.split")
+    pieces, rows = [], 0
+    for group in groups:
+        if rows >= evaluation.images:
+            break
+        pieces.append(Piece(group.file, group.index, rows))
+        rows += group.rows
+    images = min(rows, evaluation.images)
+    if images < 2:
+        raise DataError(
+            f"{path}: split '{evaluation.split}' has one row, and retrieval needs two; check "
+            "evaluation.split"
+        )
+    return HeldOutSet(path, evaluation.split, tuple(pieces), images)
+
+
+def start_scoring(
+    weights: Any, model: ModelConfig, held_out: HeldOutSet, evaluation: EvaluationConfig
+) -> Any:
+    """Start a task that scores weights, given by name as arrays in Ray's object store.
+
+    Returns:
+        A Ray generator that yields STARTED once the task has a CPU, then its metrics.
+    """
+    return _score_task.options(
+        num_cpus=evaluation.num_cpus, num_gpus=evaluation.num_gpus, max_retries=1
+    ).remote(weights, model, held_out, evaluation)
+
+
+@ray.remote(num_returns="streaming")
+def _score_task(
+    weights: Mapping[str, np.ndarray],
+    model: ModelConfig,
+    held_out: HeldOutSet,
+    evaluation: EvaluationConfig,
+) -> Iterator[Any]:
+    yield STARTED
+    torch.set_num_threads(max(1, int(evaluation.num_cpus)))
+    trained = CAFT(model)
+    trained.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    device = torch.device("cuda" if evaluation.num_gpus else "cpu")
+    yield score_held_out(trained.to(device), held_out, evaluation)
+
+
+@torch.inference_mode()
+def score_held_out(
+    model: CAFT, held_out: HeldOutSet, evaluation: EvaluationConfig
+) -> dict[str, float]:
+    """Recalls of the model on the set, named as the evaluate stage names them, and `seconds`.
+
+    Raises:
+        DataError: an image or a superpixel map that cannot be decoded.
+    """
+    started = time.perf_counter()
+    model.eval()
+    encoded = list(_encoded(model, held_out, evaluation.batch_size))
+    images = ImageFeatures(
+        torch.cat([image.whole for image, _ in encoded]),
+        torch.cat([image.fine for image, _ in encoded]),
+        *(torch.empty(0),) * 2,
+        assignments=[],
+        superpixels=torch.empty(0),
+    )
+    texts = TextFeatures(
+        torch.cat([text.parts for _, text in encoded]),
+        torch.cat([text.whole for _, text in encoded]),
+    )
+    metrics: dict[str, float] = {}
+    for name in score_names(model.config):
+        alpha = evaluation.alpha if name == "blended" else 0.0
+        recall = retrieval_recall(
+            model.score(images, texts, alpha=alpha), torch.arange(held_out.images)
+        )
+        metrics |= {f"{name}_{key}": value for key, value in recall.items()}
+    return metrics | {"seconds": time.perf_counter() - started}
+
+
+def _encoded(
+    model: CAFT, held_out: HeldOutSet, batch_size: int
+) -> Iterator[tuple[ImageFeatures, TextFeatures]]:
+    """Features of the set, batch by batch, in its order."""
+    preprocess = CAFTPreprocess(model.config.image)
+    device, chunks = next(model.parameters()).device, model.config.text.chunks
+    for piece in held_out.pieces:
+        rows = read_piece(held_out.dataset, held_out.split, piece)[: held_out.images - piece.first]
+        for first in range(0, len(rows), batch_size):
+            batch = rows[first : first + batch_size]
+            prepared = preprocess(batch)
+            pixels = torch.from_numpy(prepared["images"]).to(device)  # (B, 3, S, S)
+            superpixels = complete_superpixels(
+                pixels, unpack_superpixels(prepared["superpixels"]), model.superpixel_labels
+            )
+            captions = [evaluation_caption(row["captions"]) for row in batch]
+            texts = [text for caption in captions for text in even_chunks(caption, chunks)]
+            tokens = model.tokenize(texts).view(len(batch), chunks, -1).to(device)  # (B, K, T)
+            yield model.encode_image(pixels, superpixels), model.encode_text(tokens)

@@ -1,0 +1,62 @@
+"""What the first worker tells the world of a run: MLflow and one line of progress now and then.
+Fed by the loop with what telemetry.py measures and what held-out evaluations find."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+
+from pipelines.progress import Progress
+from pipelines.tracking import Tracker
+from pipelines.train.config import TrainConfig
+from pipelines.train.peak import TERA, Peak
+
+LIBRARIES = ("torch", "ray", "deepspeed")
+
+
+class RunLog:
+    """The run's metrics and progress. A run that is taken up again at an earlier step passes the
+    steps in between a second time; they are logged once."""
+
+    def __init__(
+        self, config: TrainConfig, name: str, run_id: str, total_steps: int, done: int
+    ) -> None:
+        self._config = config
+        self.tracker = Tracker.start(
+            config.tracking, "train", name, config, run_id=run_id, system_metrics=True
+        )
+        pool = ThreadPoolExecutor(1)  # with the server away, the answer takes its time
+        self._before = pool.submit(self.tracker.latest_metrics)
+        pool.shutdown(wait=False)
+        self._progress = Progress("train", total_steps, "steps", config.progress_every_s, done=done)
+
+    def describe(self, workers: int, peak: Peak) -> None:
+        """Tags of what the run runs on."""
+        tags = {f"{library}_version": version(library) for library in LIBRARIES}
+        known = f" ({peak.flop_per_s / TERA:,.3g} TFLOP/s a worker)" if peak.flop_per_s else ""
+        tags |= {"world_size": str(workers), "mfu_peak": f"{peak.known_from}{known}"}
+        self.tracker.set_tags(tags)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log an interval's metrics, unless an earlier attempt has logged that step."""
+        seen = self._before.result().get("train/samples_seen", 0.0)
+        if step > round(seen / self._config.global_batch):
+            self.tracker.log_metrics(metrics, step)
+
+    def step_done(self, metrics: Mapping[str, float]) -> None:
+        """Count a step; `metrics` are those of the latest interval, empty before the first."""
+        self._progress.update(1, **(_shown(metrics) if metrics else {}))
+
+    def close(self) -> None:
+        self.tracker.close()
+
+
+def _shown(metrics: Mapping[str, float]) -> dict[str, str | float]:
+    memory = metrics.get("train/device_memory_gib", metrics["train/host_memory_gib"])
+    return {
+        "loss": metrics["loss/total"],
+        "images/s": metrics["train/images_per_s"],
+        "waiting": f"{metrics['train/input_wait_fraction']:.0%}",
+        "memory": f"{memory:.1f} GiB",
+    }
