@@ -10,6 +10,7 @@ import http.client
 import os
 import socket
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import certifi
@@ -92,7 +93,8 @@ class Transfer:
             error = await self._end(done)
         finally:
             if not done.done():
-                multi.remove_handle(self._curl)
+                with suppress(RuntimeError):  # ended just now: libcurl's side has let it go already
+                    multi.remove_handle(self._curl)
                 self._curl.close()
                 self._curl = self._handle()  # `multi` may still undo the old one a turn later
             self._close_sockets()
