@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from caft.config import load_model_config, to_yaml
@@ -123,10 +124,10 @@ def _remember(output: Path, identity: str, run_id: str) -> None:
     (output / "run.json").write_text(text, encoding="utf-8")
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Console entry."""
-    return stage_main(TrainConfig, run)
+    return stage_main(TrainConfig, run, list(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
