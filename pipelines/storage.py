@@ -169,15 +169,25 @@ def staged(path: str) -> Iterator[Path]:
         if local:
             os.replace(file, inner)
         else:
-            with (
-                open(file, "rb") as source,
-                fs.open_output_stream(inner, compression=None) as stream,
-            ):
-                shutil.copyfileobj(source, stream, COPY_BYTES)
+            _copy(file, fs, inner)
     except OSError as error:
         raise write_error(path, error) from None
     finally:
         file.unlink(missing_ok=True)
+
+
+def upload(file: Path, path: str) -> None:
+    """Copy a local file to `path`. Raises StorageError as `write_bytes`."""
+    fs, inner = filesystem(path)
+    try:
+        _copy(file, fs, inner)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def _copy(file: Path, fs: pafs.FileSystem, inner: str) -> None:
+    with open(file, "rb") as source, fs.open_output_stream(inner, compression=None) as stream:
+        shutil.copyfileobj(source, stream, COPY_BYTES)
 
 
 def write_error(path: str, error: OSError) -> StorageError:
@@ -206,6 +216,15 @@ def list_files(path: str, suffix: str = "") -> list[str]:
         infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     names = [info.base_name for info in infos if info.type == pafs.FileType.File]
     return sorted(name for name in names if name.endswith(suffix))
+
+
+@retried
+def list_folders(path: str) -> list[str]:
+    """Sorted names of the folders directly in a folder; empty when there is no such folder."""
+    fs, inner = filesystem(path)
+    with _reading(path):
+        infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
 
 @retried
@@ -268,6 +287,17 @@ def local_copy(path: str) -> str:
     target = tempfile.mkdtemp(prefix="caft-")
     pafs.copy_files(inner, target, source_filesystem=fs)
     return target
+
+
+@contextmanager
+def opened_folder(path: str) -> Iterator[Path]:
+    """The folder at `path`, or a local copy of a remote one for as long as the block runs."""
+    folder = local_copy(path)
+    try:
+        yield Path(folder)
+    finally:
+        if not is_local(path):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
