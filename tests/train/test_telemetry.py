@@ -31,7 +31,7 @@ TRAIN = {
     "worker_images_per_s_max", "tokens_per_s", "tokens_per_step", "input_wait_fraction",
     "input_wait_fraction_max", "worker_skew", "host_memory_gib", "mfu", "gradient_norm",
     "gradient_norm_max", "lr", "epoch", "samples_seen", "part_scale", "whole_scale", "part_bias",
-    "whole_bias",
+    "whole_bias", "skipped_steps",
 }  # fmt: skip
 
 
