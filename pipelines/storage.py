@@ -169,15 +169,25 @@ def staged(path: str) -> Iterator[Path]:
         if local:
             os.replace(file, inner)
         else:
-            with (
-                open(file, "rb") as source,
-                fs.open_output_stream(inner, compression=None) as stream,
-            ):
-                shutil.copyfileobj(source, stream, COPY_BYTES)
+            _copy(file, fs, inner)
     except OSError as error:
         raise write_error(path, error) from None
     finally:
         file.unlink(missing_ok=True)
+
+
+def upload(file: Path, path: str) -> None:
+    """Copy a local file to `path`. Raises StorageError as `write_bytes`."""
+    fs, inner = filesystem(path)
+    try:
+        _copy(file, fs, inner)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def _copy(file: Path, fs: pafs.FileSystem, inner: str) -> None:
+    with open(file, "rb") as source, fs.open_output_stream(inner, compression=None) as stream:
+        shutil.copyfileobj(source, stream, COPY_BYTES)
 
 
 def write_error(path: str, error: OSError) -> StorageError:
@@ -277,6 +287,24 @@ def local_copy(path: str) -> str:
     target = tempfile.mkdtemp(prefix="caft-")
     pafs.copy_files(inner, target, source_filesystem=fs)
     return target
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Path]:
+    """The file or folder at `path`, or a local copy of a remote one for as long as the block runs.
+
+    Raises:
+        StorageError: nothing is there, or it cannot be read.
+    """
+    if is_local(path):
+        yield Path(path.removeprefix("file://"))
+        return
+    fs, inner = filesystem(path)
+    with tempfile.TemporaryDirectory(prefix="caft-") as folder:
+        target = Path(folder, Path(inner).name)
+        with _reading(path):
+            pafs.copy_files(inner, str(target), source_filesystem=fs)
+        yield target
 
 
 @contextmanager

@@ -11,9 +11,7 @@ from caft.checkpoint import MANIFEST
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter, is_path, open_adapter
-from pipelines.train.loop import CHECKPOINTS, FINAL
-
-STEP = "step-"
+from pipelines.train.checkpoint_store import CHECKPOINTS, FINAL, STEP
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,9 @@ def _places(name: str) -> list[str]:
     ]
     final = storage.join(path, FINAL)
     if storage.exists(storage.join(final, MANIFEST)):
-        last = storage.read_json(storage.join(final, MANIFEST)).get("step")
-        if f"{STEP}{int(last or 0):08d}" not in steps:
+        last = storage.read_json(storage.join(final, MANIFEST))
+        own = last.get("averaged", False)  # what the checkpoint of the same step does not have
+        if own or f"{STEP}{int(last.get('step') or 0):08d}" not in steps:
             kept.append(final)
     if not kept:
         raise CheckpointError(f"{folder}: none of its {len(steps)} checkpoints is finished")

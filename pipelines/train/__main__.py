@@ -4,12 +4,14 @@ Run as `python -m pipelines.train CONFIG [key=value ...]`, most often as a Ray j
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
-from pathlib import Path
 
-from caft.config import load_model_config, to_yaml
+import torch
+
+from caft.checkpoint import MANIFEST
+from caft.config import ModelConfig, load_model_config, to_yaml
 from caft.errors import ConfigError, DataError
+from caft.model import CAFT
 from caft.sfcn import read_sfcn_weights
 from pipelines import storage
 from pipelines.cluster import connect
@@ -17,18 +19,20 @@ from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
+from pipelines.train.checkpoint_store import FINAL, CheckpointStore
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import resolve_deepspeed
 from pipelines.train.engine import check_settings
 from pipelines.train.held_out import open_held_out
 from pipelines.train.ingest import index_row_groups
-from pipelines.train.loop import CHECKPOINTS, FINAL, TrainJob
+from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import cooldown_steps
+from pipelines.train.start import check_start
 
 # Ray Train would print what workers print a second time.
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-RESULT, CONFIG_COPY = "train.json", "train.yaml"
+RUN, RESULT, CONFIG_COPY = "run.json", "train.json", "train.yaml"
 # What may differ when a run is taken up again: it changes the speed, not the result.
 FREE_FIELDS = dict.fromkeys(
     (
@@ -52,7 +56,9 @@ def run(config: TrainConfig) -> None:
 
     Raises:
         DataError: the dataset or the held-out set is missing, unfinished, or too small.
-        CheckpointError: the output holds checkpoints of another model.
+        CheckpointError: the output holds checkpoints of another model, or what `start_from` names
+            does not serve.
+        StorageError: the output has no room for two checkpoints.
         ConfigError: the output holds a run of another configuration, the superpixel network has no
             weights, the cool-down is longer than the run, or deepspeed.file says otherwise.
     """
@@ -63,12 +69,14 @@ def run(config: TrainConfig) -> None:
     if model.image.superpixels.method == "sfcn":
         read_sfcn_weights(model.image.superpixels)  # missing ones are known before Ray starts
     dataset = open_dataset(config.dataset)
-    output = Path(storage.require_absolute(config.output, "output"))
+    output = storage.require_absolute(config.output, "output").rstrip("/")
+    config = config.model_copy(update={"output": output})
+    final = storage.join(output, FINAL)
     identity = _identity(config, model.model_dump_json(), dataset.fingerprint)
-    if (output / RESULT).exists():
-        result = json.loads((output / RESULT).read_text(encoding="utf-8"))
+    if storage.exists(storage.join(output, RESULT)):
+        result = storage.read_json(storage.join(output, RESULT))
         _require_same_run(result["identity"], identity, output)
-        print(f"train: finished before, at step {result['step']:,}: {output / FINAL}", flush=True)
+        print(f"train: finished before, at step {result['step']:,}: {final}", flush=True)
         return
     plan = EpochPlan(
         index_row_groups(dataset, config.split),
@@ -86,12 +94,16 @@ def run(config: TrainConfig) -> None:
     total_steps = max(1, round(config.epochs * plan.steps_per_epoch))
     if config.optimizer.schedule == "constant_cooldown":
         cooldown_steps(total_steps, config.optimizer)  # it fits, or nothing starts
-    (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    config = check_start(config, model, dataset.fingerprint, total_steps)
+    storage.check_space(output, 2 * _checkpoint_bytes(model, config))
     run_id = _run_id(output, identity)
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}
-    with Tracker.start(config.tracking, "train", output.name, config, links, run_id) as tracker:
-        _remember(output, identity, tracker.run_id)
-        (output / CONFIG_COPY).write_text(to_yaml(config), encoding="utf-8")
+    name = output.rsplit("/", 1)[-1]
+    with Tracker.start(config.tracking, "train", name, config, links, run_id) as tracker:
+        storage.write_json(
+            storage.join(output, RUN), {"identity": identity, "run_id": tracker.run_id}
+        )
+        storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
         tracker.set_tags({"model": model.name, "dataset_fingerprint": dataset.fingerprint})
         print(
             f"train: {model.name} on {plan.rows:,} rows, {total_steps:,} steps of "
@@ -102,18 +114,21 @@ def run(config: TrainConfig) -> None:
         job = TrainJob(
             config, model, plan, total_steps, dataset.fingerprint, tracker.run_id, held_out
         )
-        train_to_the_end(job, lambda: _newest_step(output / CHECKPOINTS))
-        manifest = json.loads((output / FINAL / "manifest.json").read_text(encoding="utf-8"))
+        train_to_the_end(job, CheckpointStore(output).newest_step)
+        manifest = storage.read_json(storage.join(final, MANIFEST))
         result = {"identity": identity, "step": manifest["step"], "metrics": manifest["metrics"]}
-        (output / RESULT).write_text(json.dumps(result, indent=2), encoding="utf-8")
-        tracker.log_artifact(str(output / FINAL / "manifest.json"), "checkpoint")
-        print(f"train: finished at step {manifest['step']:,}: {output / FINAL}", flush=True)
+        storage.write_json(storage.join(output, RESULT), result)
+        with storage.opened(storage.join(final, MANIFEST)) as local:
+            tracker.log_artifact(str(local), "checkpoint")
+        print(f"train: finished at step {manifest['step']:,}: {final}", flush=True)
 
 
-def _newest_step(checkpoints: Path) -> int:
-    """The step of the newest checkpoint with a manifest, 0 without any."""
-    manifests = sorted(checkpoints.glob("step-*/manifest.json"))
-    return int(manifests[-1].parent.name.removeprefix("step-")) if manifests else 0
+def _checkpoint_bytes(model: ModelConfig, config: TrainConfig) -> int:
+    """Of one checkpoint: weights, two moments, and their average where it is on."""
+    with torch.device("meta"):
+        whole = CAFT(model)
+    weights = sum(tensor.nbytes for tensor in whole.state_dict().values())
+    return weights * (4 if config.average else 3)
 
 
 def _identity(config: TrainConfig, model: str, fingerprint: str) -> str:
@@ -122,7 +137,7 @@ def _identity(config: TrainConfig, model: str, fingerprint: str) -> str:
     return hashlib.sha256(f"{text}\n{model}\n{fingerprint}".encode()).hexdigest()
 
 
-def _require_same_run(theirs: str, ours: str, output: Path) -> None:
+def _require_same_run(theirs: str, ours: str, output: str) -> None:
     if theirs != ours:
         raise ConfigError(
             f"output: {output} holds a run of another configuration, model or dataset "
@@ -130,19 +145,14 @@ def _require_same_run(theirs: str, ours: str, output: Path) -> None:
         )
 
 
-def _run_id(output: Path, identity: str) -> str | None:
+def _run_id(output: str, identity: str) -> str | None:
     """The MLflow run of an earlier, unfinished attempt at the same thing."""
-    path = output / "run.json"
-    if not path.exists():
+    path = storage.join(output, RUN)
+    if not storage.exists(path):
         return None
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = storage.read_json(path)
     _require_same_run(known["identity"], identity, output)
     return known["run_id"]
-
-
-def _remember(output: Path, identity: str, run_id: str) -> None:
-    text = json.dumps({"identity": identity, "run_id": run_id})
-    (output / "run.json").write_text(text, encoding="utf-8")
 
 
 def main() -> int:

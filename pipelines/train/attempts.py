@@ -4,7 +4,9 @@ nodes that come. Between the driver's checks and the loop that each worker runs.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -77,6 +79,8 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = NoticeBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     growth = Growth(workers, job.config.worker_counts, job.config.scaling)
+    # Ray Train wants a folder to note checkpoints in, of which it is never told.
+    scratch = tempfile.mkdtemp(prefix="caft-ray-")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "notices": board},
@@ -87,7 +91,7 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=job.config.output,
+            storage_path=scratch,
             failure_config=FailureConfig(
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
@@ -108,6 +112,7 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
         stop.training = False
         growth.close()
         ray.kill(board)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _users_own(error: Exception) -> CAFTError | None:

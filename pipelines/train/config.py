@@ -146,8 +146,35 @@ class ProfileConfig(Config):
 
 
 class CheckpointConfig(Config):
+    """When checkpoints are saved, and which of them stay. The newest always does."""
+
     every_steps: int = Field(1000, gt=0)
-    keep: int = Field(2, gt=0, description="newest checkpoints that stay on disk")
+    keep: int = Field(2, gt=0, description="newest checkpoints that stay")
+    keep_every_steps: int | None = Field(
+        None, gt=0, description="checkpoints at multiples of this stay for ever"
+    )
+    keep_best: int = Field(0, ge=0, description="checkpoints with the best best_metric that stay")
+    best_metric: str = Field("loss/total", description="a metric as MLflow has it")
+    best_is: Literal["lowest", "highest"] = "lowest"
+
+
+class AverageConfig(Config):
+    """An exponential moving average of the weights; it becomes the run's final model."""
+
+    decay: float = Field(0.9999, gt=0, lt=1)
+    every_steps: int = Field(1, gt=0, description="steps between updates")
+
+
+class StartConfig(Config):
+    """A checkpoint that a new run begins with, of any other run or a released file."""
+
+    checkpoint: str = Field(description="checkpoint folder, .safetensors or released file")
+    state: bool = Field(
+        False,
+        description="go on from its step with its optimiser, as a cool-down does from a run at a "
+        "constant rate; else from step 0 with its weights alone",
+    )
+    accept_other_dataset: bool = Field(False, description="though it was trained on another one")
 
 
 class EvaluationConfig(Config):
@@ -191,6 +218,8 @@ class TrainConfig(StageConfig):
     scaling: ScalingConfig = ScalingConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    average: AverageConfig | None = Field(None, description="None: the final weights are the last")
+    start_from: StartConfig | None = Field(None, description="None: from random weights")
     guard: GuardConfig = GuardConfig()
     profile: ProfileConfig = ProfileConfig()
     evaluation: EvaluationConfig | None = Field(None, description="None: only afterwards")

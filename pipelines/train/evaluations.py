@@ -69,6 +69,10 @@ class Evaluations:
         """Whether the weights after `step` were scored before."""
         return step in self._finished
 
+    def scores(self, step: int) -> dict[str, float]:
+        """Metrics of the weights after `step`, named as in MLflow; empty until they are known."""
+        return {PREFIX + key: value for key, value in self._finished.get(step, {}).items()}
+
     def submit(self, step: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Score these weights as soon as the evaluation before is done; returns at once."""
         stored = ray.put({name: tensor.numpy() for name, tensor in weights.items()})
@@ -139,8 +143,8 @@ class Evaluations:
         return f"{self._evaluation.num_cpus:g} free CPUs{gpus} on one node"
 
     def _record(self, step: int, metrics: dict[str, float]) -> None:
-        self._tracker.log_metrics({PREFIX + key: value for key, value in metrics.items()}, step)
         self._finished = self._finished | {step: metrics}
+        self._tracker.log_metrics(self.scores(step), step)
         try:
             storage.write_json(self._path, self._finished)
         except StorageError as error:

@@ -1,20 +1,20 @@
 """What each Ray Train worker runs: batches in, DeepSpeed steps, metrics and checkpoints out.
-The loop alone: a step is in step.py, DeepSpeed in engine.py, what both save in checkpointing.py."""
+The loop alone: a step is in step.py, DeepSpeed in engine.py, what a run saves in saver.py."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from caft.checkpoint import WEIGHTS, load_weights, save_weights, write_manifest
 from caft.config import ModelConfig
 from caft.model import create_model
+from pipelines import storage
 from pipelines.tracking import Tracker
+from pipelines.train.checkpoint_store import FINAL, CheckpointStore
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.engine import start_engine
@@ -26,9 +26,8 @@ from pipelines.train.plan import EpochPlan
 from pipelines.train.profiling import Profiler
 from pipelines.train.run_log import RunLog
 from pipelines.train.schedule import learning_rate
+from pipelines.train.start import find_start, load_start
 from pipelines.train.telemetry import Telemetry, losses_of
-
-CHECKPOINTS, FINAL = "checkpoints", "final"
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,17 @@ class TrainJob:
     held_out: HeldOutSet | None = None
 
     @property
+    def name(self) -> str:
+        """Of the run: its output's last part."""
+        return self.config.output.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def manifest(self) -> dict[str, Any]:
         return {
             "dataset": self.config.dataset,
             "dataset_fingerprint": self.dataset_fingerprint,
             "mlflow_run_id": self.run_id,
+            "global_batch": self.config.global_batch,
         }
 
 
@@ -56,12 +61,14 @@ def train_worker(settings: dict[str, Any]) -> int:
     """The Ray Train worker function, of a `job` and a board of `notices`; returns the notice that
     it left for, 0 after the last step."""
     job: TrainJob = settings["job"]
-    config, output = job.config, Path(job.config.output)
+    config = job.config
     if not config.scaling.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed reads the environment when it is imported.
-    from pipelines.train.checkpointing import newest_checkpoint, restore_moments, save_checkpoint
+    from pipelines.train.average import WeightAverage
+    from pipelines.train.checkpointing import restore_state, saved_average
     from pipelines.train.guard import Guard
+    from pipelines.train.saver import Saver
     from pipelines.train.sharding import whole_weights
     from pipelines.train.step import apply_gradients, compute_gradients
 
@@ -69,15 +76,21 @@ def train_worker(settings: dict[str, Any]) -> int:
         torch.set_num_threads(config.scaling.threads_per_worker)
     torch.manual_seed(config.seed)
     model = create_model(job.model)
-    resume = _from_first_worker(lambda: newest_checkpoint(output / CHECKPOINTS, job.model))
-    if resume is not None:
-        load_weights(model, resume / WEIGHTS)
-    model.recompute_activations(config.scaling.recompute_activations)
-    trained = TrainingModel(
-        model, config.block_size, config.scaling.compile, config.batch_norm_block
-    )
-    engine = start_engine(trained, config)
-    step = restore_moments(resume, engine, model) if resume is not None else 0
+    store = CheckpointStore(config.output)
+    start = _from_first_worker(lambda: find_start(store, config.start_from, job.model))
+    step, average_before = 0, None
+    with start.opened() as checkpoint:
+        if checkpoint is not None:
+            load_start(model, checkpoint)
+        model.recompute_activations(config.scaling.recompute_activations)
+        trained = TrainingModel(
+            model, config.block_size, config.scaling.compile, config.batch_norm_block
+        )
+        engine = start_engine(trained, config)
+        if checkpoint is not None and start.state:
+            step = restore_state(checkpoint, engine, model)
+            average_before = saved_average(checkpoint)
+    average = WeightAverage(model, config.average, average_before) if config.average else None
     device = torch.device(engine.device)
     rank, workers = dist.get_rank(), dist.get_world_size()
 
@@ -85,7 +98,7 @@ def train_worker(settings: dict[str, Any]) -> int:
     log: RunLog | None = None
     evaluations: Evaluations | None = None
     if rank == 0:
-        log = RunLog(config, output.name, job.run_id, job.total_steps, done=step)
+        log = RunLog(config, job.name, job.run_id, job.total_steps, done=step)
         log.describe(workers, telemetry.peak)
         if config.evaluation is not None and job.held_out is not None:
             evaluations = Evaluations(
@@ -96,6 +109,7 @@ def train_worker(settings: dict[str, Any]) -> int:
                 log.tracker,
                 busy_cpus=workers * config.scaling.cpus_per_worker + 1,  # one to decode
             )
+            store.scores = evaluations.scores
 
     def evaluate() -> None:
         """Have the weights of this step scored, unless they were; every worker calls it."""
@@ -118,8 +132,9 @@ def train_worker(settings: dict[str, Any]) -> int:
         config.output,
         rank,
         device,
-        lambda: Tracker.start(config.tracking, "train", output.name, config, run_id=job.run_id),
+        lambda: Tracker.start(config.tracking, "train", job.name, config, run_id=job.run_id),
     )
+    saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step)
     notice = Notice.NONE
     metrics: dict[str, float] = {}
     while step < job.total_steps and notice == Notice.NONE:
@@ -130,10 +145,12 @@ def train_worker(settings: dict[str, Any]) -> int:
         skipped = apply_gradients(engine, trained, lr)
         telemetry.add(loss, engine.get_global_grad_norm(), skipped)
         step += 1
+        if average is not None:
+            average.update(step)
         guard.watch(step, batch, loss, skipped)
         notice = notices.agree()
         if step % config.log_every_steps == 0 or step == job.total_steps:
-            metrics = telemetry.take(step, lr) | guard.metrics()
+            metrics = telemetry.take(step, lr) | guard.metrics() | saver.metrics()
             if log is not None:
                 log.log(metrics, step)
         if log is not None:
@@ -141,17 +158,11 @@ def train_worker(settings: dict[str, Any]) -> int:
         evaluate()
         if step % config.checkpoint.every_steps == 0 or step == job.total_steps or notice:
             guard.settle()
-            info = {**job.manifest, "metrics": losses_of(metrics)}
-            folder = output / CHECKPOINTS
-            save_checkpoint(folder, engine, model, step, info, config.checkpoint.keep)
+            saver.save(step, losses_of(metrics))
     profiler.close()
     finished = step == job.total_steps
-    if finished:
-        weights = whole_weights(model)
-        if rank == 0:
-            save_weights(model, output / FINAL, weights)
-            info = {"step": step, **job.manifest, "metrics": losses_of(metrics)}
-            write_manifest(output / FINAL, info)
+    final = storage.join(config.output, FINAL) if finished else None
+    saver.close(final, losses_of(metrics))
     if evaluations is not None:
         evaluations.close(wait=finished)
     if log is not None:

@@ -3,14 +3,14 @@ Between DeepSpeed and what a checkpoint holds; every worker calls these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import (
-    safe_get_full_optimizer_state,
     safe_get_local_fp32_param,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
@@ -20,33 +20,48 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from caft.model import CAFT
+from pipelines.train.host_copies import HostCopies
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def whole_weights(model: CAFT) -> dict[str, Tensor]:
-    """The state of `model` on the host; empty on all workers but the first."""
+def whole_weights(model: CAFT, copies: HostCopies | None = None) -> dict[str, Tensor]:
+    """The state of `model` on the host; empty on all workers but the first.
+
+    Args:
+        copies: buffers to use, and to `finish`; None: new ones, and the copies are complete.
+    """
     weights = {}
+    into = copies or HostCopies()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([tensor], enabled=_is_cut(tensor)):
+        with deepspeed.zero.GatheredParameters([tensor], enabled=is_cut(tensor)):
             if dist.get_rank() == 0:
-                weights[name] = tensor.detach().cpu().clone()
+                weights[name] = into.take(name, tensor)
+    if copies is None:
+        into.finish()
     return weights
 
 
-def whole_moments(engine: Any, model: CAFT) -> dict[str, Tensor]:
-    """Adam's moments, `<parameter>.<moment>`, on the host; empty on all but the first worker."""
+def whole_moments(engine: Any, model: CAFT, copies: HostCopies | None = None) -> dict[str, Tensor]:
+    """Adam's moments, `<parameter>.<moment>`, on the host; empty on all workers but the first. One
+    collective for each moment of each part that ZeRO steps at once; `copies` as in `whole_weights`.
+    """
+    into = copies or HostCopies()
     _make_moments(engine)
-    _link_moments(engine)
+    names = {parameter: name for name, parameter in _trained(model).items()}
     moments = {}
-    for name, parameter in _trained(model).items():
+    for held, places in zip(_optimised_tensors(engine), _places(engine), strict=True):
         for moment in MOMENTS:
-            if engine.zero_optimization():
-                whole = safe_get_full_optimizer_state(parameter, moment)
+            value = _adam(engine).state[held][moment]
+            if places:
+                shares = gather_shares(value, engine.device)
             else:
-                whole = engine.optimizer.state[parameter][moment]
-            if dist.get_rank() == 0:
-                moments[f"{name}.{moment}"] = whole.detach().cpu().clone()
+                shares = [value] if dist.get_rank() == 0 else []
+            for parameter, whole in whole_tensors(shares, places or {held: 0}):
+                name = f"{names[parameter]}.{moment}"
+                moments[name] = into.take(name, whole)
+    if copies is None:
+        into.finish()
     return moments
 
 
@@ -62,8 +77,8 @@ def set_moments(engine: Any, model: CAFT, moments: Mapping[str, Tensor], updates
             value = moments[f"{name}.{moment}"]
             if not engine.zero_optimization():
                 adam.state[parameter][moment].copy_(value)
-            elif _is_cut(parameter):
-                safe_set_local_optimizer_state(parameter, _own_part(parameter, value), moment)
+            elif is_cut(parameter):
+                safe_set_local_optimizer_state(parameter, own_part(parameter, value), moment)
             else:
                 safe_set_full_optimizer_state(parameter, value, moment)
 
@@ -77,7 +92,7 @@ def updates_made(engine: Any) -> int:
 def first_not_finite(model: CAFT) -> str | None:
     """Name of the first weight or running statistic that holds something else than numbers."""
     for name, tensor in model.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([tensor], enabled=_is_cut(tensor)):
+        with deepspeed.zero.GatheredParameters([tensor], enabled=is_cut(tensor)):
             if not tensor.detach().isfinite().all():
                 return name
     return None
@@ -89,30 +104,85 @@ def clamp_scales_(model: CAFT) -> None:
     would drift out of range unseen."""
     model.clamp_scales_()
     for scale, most in model.log_scales().values():
-        if _is_cut(scale):
-            _part(scale).clamp_(0, most)
+        if is_cut(scale):
+            part_of(scale).clamp_(0, most)
             safe_set_local_fp32_param(scale, safe_get_local_fp32_param(scale).clamp(0, most))
         else:
             safe_set_full_fp32_param(scale, scale)
+
+
+def gather_shares(share: Tensor, device: torch.device | str) -> list[Tensor]:
+    """Flat tensors of equal length of all workers, in rank order; empty on all but the first."""
+    share = share.to(device)  # offloaded ones are on the host
+    workers = dist.get_world_size()
+    if workers == 1:
+        return [share]
+    shares = [torch.empty_like(share) for _ in range(workers)] if dist.get_rank() == 0 else None
+    dist.gather(share, shares)
+    return shares or []
+
+
+def whole_tensors(
+    shares: Sequence[Tensor], places: Mapping[Tensor, int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parameters, each with what `shares` of `gather_shares` hold for it; none without shares.
+
+    Args:
+        places: where each parameter begins: in the shares end to end, or, of a parameter that
+            is itself cut over the workers, in each of them.
+    """
+    if not shares:
+        return
+    if any(is_cut(parameter) for parameter in places):
+        for parameter, start in places.items():
+            size = part_of(parameter).numel()
+            flat = torch.cat([share[start : start + size] for share in shares])
+            shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
+            yield parameter, flat[: shape.numel()].view(shape)
+        return
+    flat = torch.cat([share.flatten() for share in shares])
+    for parameter, start in places.items():
+        yield parameter, flat[start : start + parameter.numel()].view(parameter.shape)
+
+
+def _places(engine: Any) -> list[dict[Tensor, int]]:
+    """For each of `_optimised_tensors` the parameters it holds, and where; empty where it is a
+    parameter itself."""
+    optimizer = engine.optimizer
+    if not engine.zero_optimization():
+        return [{} for _ in _optimised_tensors(engine)]
+    if engine.zero_optimization_stage() == 3:
+        return [part_places(group) for group in optimizer.fp16_groups]
+    groups = zip(
+        optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, strict=True
+    )
+    return [dict(zip(parameters, offsets, strict=True)) for parameters, offsets in groups]
+
+
+def part_places(parameters: Sequence[Tensor]) -> dict[Tensor, int]:
+    """Where each of several cut parameters begins in this worker's parts of them end to end."""
+    sizes = [part_of(parameter).numel() for parameter in parameters]
+    starts = itertools.accumulate(sizes, initial=0)
+    return dict(zip(parameters, starts, strict=False))
 
 
 def _trained(model: CAFT) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _is_cut(tensor: Tensor) -> bool:
+def is_cut(tensor: Tensor) -> bool:
     """Whether ZeRO-3 has cut this parameter into parts."""
     return hasattr(tensor, "ds_tensor")
 
 
-def _part(parameter: Any) -> Tensor:
+def part_of(parameter: Any) -> Tensor:
     """This worker's part of a parameter that is cut, flat and padded."""
     return parameter.ds_tensor
 
 
-def _own_part(parameter: Tensor, whole: Tensor) -> Tensor:
+def own_part(parameter: Tensor, whole: Tensor) -> Tensor:
     """What of `whole` belongs in this worker's part of a parameter."""
-    size = _part(parameter).numel()
+    size = part_of(parameter).numel()
     padded = torch.zeros(size * dist.get_world_size(), dtype=whole.dtype)
     padded[: whole.numel()] = whole.flatten()
     return padded[size * dist.get_rank() :][:size]

@@ -124,7 +124,7 @@ def compute(case: Case, rank: int, folder: Path) -> dict[str, torch.Tensor]:
     """Everything that must not depend on how `case` computes it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
-    from pipelines.train.checkpointing import restore_moments, save_checkpoint
+    from pipelines.train.checkpointing import restore_state, save_checkpoint
     from pipelines.train.engine import start_engine
     from pipelines.train.sharding import whole_moments, whole_weights
     from pipelines.train.step import apply_gradients, compute_gradients
@@ -134,13 +134,13 @@ def compute(case: Case, rank: int, folder: Path) -> dict[str, torch.Tensor]:
     model = caft.create_model(model_config(case))
     before = None
     if case.resumed_from:
-        before = folder / case.resumed_from.name / f"step-{SAVED_AT:08d}"
+        before = folder / case.resumed_from.name
         load_weights(model, before / WEIGHTS)
     model.recompute_activations(config.scaling.recompute_activations)
     trained = TrainingModel(model, config.block_size, batch_norm_images=config.batch_norm_block)
     engine = start_engine(trained, config)
     found = {}
-    for step in range(restore_moments(before, engine, model) if before else 0, STEPS):
+    for step in range(restore_state(before, engine, model) if before else 0, STEPS):
         batch = share_of_batch(step, rank, case.workers)
         terms = torch.stack(compute_gradients(engine, trained, batch, step, config)).detach()
         dist.all_reduce(terms)
@@ -150,7 +150,7 @@ def compute(case: Case, rank: int, folder: Path) -> dict[str, torch.Tensor]:
         apply_gradients(engine, trained, lr=1e-3)
         found[f"{step}/norm"] = torch.as_tensor(engine.get_global_grad_norm()).float()
         if case.saves and step + 1 == SAVED_AT:
-            save_checkpoint(folder / case.name, engine, model, SAVED_AT, {}, keep=1)
+            save_checkpoint(folder / case.name, engine, model, SAVED_AT)
     found |= {f"state/{n}": w for n, w in whole_weights(model).items()}
     found |= {f"moment/{n}": m for n, m in whole_moments(engine, model).items()}
     if case.saves:  # one step so large that scales would leave their range

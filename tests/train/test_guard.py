@@ -74,7 +74,7 @@ class Run:
     """A run on this worker of a group, step by step; from a checkpoint, if there is one."""
 
     def __init__(self, config: TrainConfig, rank: int, checkpoint: Path | None = None) -> None:
-        from pipelines.train.checkpointing import restore_moments
+        from pipelines.train.checkpointing import restore_state
         from pipelines.train.engine import start_engine
         from pipelines.train.guard import Guard
 
@@ -86,7 +86,7 @@ class Run:
         self.trained = TrainingModel(self.model, 4, batch_norm_images=config.batch_norm_block)
         break_on_bad_samples(self.model)
         self.engine = start_engine(self.trained, config)
-        step = restore_moments(checkpoint, self.engine, self.model) if checkpoint else 0
+        step = restore_state(checkpoint, self.engine, self.model) if checkpoint else 0
         self.guard = Guard(config, self.engine, self.trained, step)
 
     def step(self, step: int, bad: bool = False) -> bool:
@@ -115,8 +115,8 @@ class Run:
     def save(self, folder: Path, step: int) -> Path:
         from pipelines.train.checkpointing import save_checkpoint
 
-        save_checkpoint(folder, self.engine, self.model, step, {}, keep=1)
-        return folder / f"step-{step:08d}"
+        save_checkpoint(folder, self.engine, self.model, step)
+        return folder
 
 
 def skip_a_bad_step(rank: int, folder: Path, stage: str) -> None:

@@ -21,7 +21,7 @@ from caft.checkpoint import read_manifest
 from caft.config import ImageConfig, SuperpixelConfig, load_config, to_yaml
 from caft.errors import CheckpointError, ClusterError, ConfigError, DataError, NumericsError
 from pipelines.train.__main__ import run
-from pipelines.train.checkpointing import newest_checkpoint
+from pipelines.train.checkpoint_store import CheckpointStore
 from pipelines.train.config import TrainConfig
 
 STEPS = 12
@@ -176,16 +176,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over(finished, tmp_path, capsys):
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     newest = tmp_path / "checkpoints" / "step-00000012"
     (newest / "model.safetensors").write_bytes(b"half of it")
-    found = newest_checkpoint(tmp_path / "checkpoints", tiny_config())
-    assert found.name == "step-00000008"
-    assert "passing over step-00000012" in capsys.readouterr().out
-    (found / "manifest.json").unlink()
-    assert newest_checkpoint(tmp_path / "checkpoints", tiny_config()) is None
+    store = CheckpointStore(str(tmp_path))
+    assert store.newest_whole(tiny_config()) == 8
+    assert f"passing over {newest}" in capsys.readouterr().out
+    Path(store.path(8), "manifest.json").unlink()
+    assert store.newest_whole(tiny_config()) is None
 
 
 def test_checkpoints_of_another_model_are_refused(finished):
     with pytest.raises(CheckpointError, match=r"model\.embed_dim=16, this run has 32"):
-        newest_checkpoint(finished / "checkpoints", tiny_config(embed_dim=32))
+        CheckpointStore(str(finished)).newest_whole(tiny_config(embed_dim=32))
 
 
 def test_bad_inputs_start_nothing(make_config, tmp_path):

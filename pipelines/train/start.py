@@ -1,0 +1,113 @@
+"""Where a run begins: its own newest checkpoint, that of another run, or random weights.
+The driver checks `start_from` before anything starts; each worker loads what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import caft
+from caft.checkpoint import MANIFEST, TRAINING_STATE, WEIGHTS, load_weights, read_manifest
+from caft.config import ModelConfig
+from caft.errors import CheckpointError, ConfigError
+from caft.model import CAFT
+from pipelines import storage
+from pipelines.train.checkpoint_store import CheckpointStore, require_same_model
+from pipelines.train.config import StartConfig, TrainConfig
+
+
+def check_start(
+    config: TrainConfig, model: ModelConfig, dataset_fingerprint: str, total_steps: int
+) -> TrainConfig:
+    """`config` with an absolute `start_from.checkpoint`, once that is known to serve.
+
+    Raises:
+        CheckpointError: nothing there, damaged, of another model or dataset, or without the state
+            that `start_from.state` asks for.
+        ConfigError: the run would end before the step it goes on from, or a relative path in a job.
+    """
+    start = config.start_from
+    if start is None:
+        return config
+    path = storage.require_absolute(start.checkpoint, "start_from.checkpoint")
+    with storage.opened(path) as local:
+        require_same_model(caft.load_model(local).config, model, path)
+        manifest = read_manifest(local, verify=True) if (local / MANIFEST).exists() else {}
+        if start.state and not (local / TRAINING_STATE).is_dir():
+            raise CheckpointError(
+                f"start_from.checkpoint: {path} has no {TRAINING_STATE}; name a checkpoint of a "
+                "run (checkpoints/step-...), or set start_from.state=false"
+            )
+    trained_on = manifest.get("dataset_fingerprint", dataset_fingerprint)
+    if trained_on != dataset_fingerprint and not start.accept_other_dataset:
+        raise CheckpointError(
+            f"start_from.checkpoint: {path} was trained on another dataset "
+            f"({manifest.get('dataset')}); set start_from.accept_other_dataset=true if it may"
+        )
+    if start.state:
+        _require_same_position(manifest, config, total_steps, path)
+    return config.model_copy(update={"start_from": start.model_copy(update={"checkpoint": path})})
+
+
+def _require_same_position(
+    manifest: dict[str, Any], config: TrainConfig, total_steps: int, path: str
+) -> None:
+    """A step says which samples were seen only where both runs count alike."""
+    batch = manifest.get("global_batch", config.global_batch)
+    if batch != config.global_batch:
+        raise CheckpointError(
+            f"start_from.checkpoint: {path} was trained with global_batch {batch}, this run has "
+            f"{config.global_batch}; restore that value or set start_from.state=false"
+        )
+    if manifest["step"] >= total_steps:
+        raise ConfigError(
+            f"epochs: this run ends at step {total_steps:,}, and start_from.checkpoint is at step "
+            f"{manifest['step']:,} already; raise epochs or name an earlier checkpoint"
+        )
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker group begins with.
+
+    Attributes:
+        checkpoint: where it is; None: random weights, from step 0.
+        state: go on from its step with its optimiser; else from step 0 with its weights.
+    """
+
+    checkpoint: str | None = None
+    state: bool = True
+
+    @contextmanager
+    def opened(self) -> Iterator[Path | None]:
+        """The checkpoint on this machine, for as long as the block runs."""
+        if self.checkpoint is None:
+            yield None
+            return
+        with storage.opened(self.checkpoint) as local:
+            yield local
+
+
+def find_start(store: CheckpointStore, start_from: StartConfig | None, model: ModelConfig) -> Start:
+    """The run's own newest whole checkpoint, or else what `start_from` names.
+
+    Raises:
+        CheckpointError: the newest checkpoint was made with another model configuration.
+    """
+    step = store.newest_whole(model)
+    if step is not None:
+        return Start(store.path(step))
+    if start_from is None:
+        return Start()
+    return Start(start_from.checkpoint, start_from.state)
+
+
+def load_start(model: CAFT, checkpoint: Path) -> None:
+    """Give `model` the weights of a checkpoint of any form."""
+    if checkpoint.is_dir():
+        load_weights(model, checkpoint / WEIGHTS)
+    else:
+        model.load_state_dict(caft.load_model(checkpoint).state_dict())
