@@ -14,15 +14,27 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
+from stage_support import S3_BUCKET, s3_environment
 from tests_support import tiny_config, tiny_controls
 
 import caft
 from caft.checkpoint import read_manifest
 from caft.config import ImageConfig, SuperpixelConfig, load_config, to_yaml
-from caft.errors import CheckpointError, ClusterError, ConfigError, DataError, NumericsError
+from caft.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    NumericsError,
+    StorageError,
+)
+from pipelines import storage
+from pipelines.evaluate.checkpoints import open_checkpoints
 from pipelines.train.__main__ import run
 from pipelines.train.checkpoint_store import CheckpointStore
 from pipelines.train.config import TrainConfig
+from pipelines.train.start import check_start
 
 STEPS = 12
 
@@ -172,6 +184,88 @@ def test_another_configuration_is_refused_in_the_same_folder(finished, make_conf
         run(make_config(finished, "seed=1"))
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_another_run(finished, make_config, tmp_path):
+    """As a cool-down does from a trunk; its final model is the average of weights."""
+    before = finished / "checkpoints" / "step-00000008"
+    config = make_config(
+        tmp_path / "run", f"start_from={{checkpoint: {before}, state: true}}",
+        "average={decay: 0.5}", "checkpoint.keep_every_steps=4", "checkpoint.keep=1",
+    )  # fmt: skip
+    run(config)
+    expected, ours = losses_of(finished, config), losses_of(tmp_path / "run", config)
+    assert sorted(ours) == [9, 10, 11, 12]
+    for step, loss in ours.items():
+        assert loss == pytest.approx(expected[step], rel=1e-5)
+    last, final = tmp_path / "run" / "checkpoints" / "step-00000012", tmp_path / "run" / "final"
+    undisturbed = caft.load_model(finished / "final").state_dict()
+    averaged = caft.load_model(final).state_dict()
+    for name, weights in caft.load_model(last).state_dict().items():
+        torch.testing.assert_close(weights, undisturbed[name], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(averaged["fine_projection"], undisturbed["fine_projection"])
+    found = [checkpoint.place for checkpoint in open_checkpoints([str(tmp_path / "run")])]
+    assert found == [str(last), str(final)]  # an evaluation scores both
+
+
+def test_a_start_that_does_not_serve_is_refused(finished, make_config, tmp_path):
+    step_8 = finished / "checkpoints" / "step-00000008"
+
+    def check(checkpoint, *overrides, dataset=None, steps=12, model=None):
+        config = make_config(tmp_path / "run", f"start_from.checkpoint={checkpoint}", *overrides)
+        fingerprint = dataset or read_manifest(step_8)["dataset_fingerprint"]
+        return check_start(config, model or tiny_config(), fingerprint, steps)
+
+    state = "start_from.state=true"
+    assert check(step_8, state).start_from.checkpoint == str(step_8)
+    with pytest.raises(CheckpointError, match="nowhere: no checkpoint folder"):
+        check(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"model\.embed_dim=16, this run has 32"):
+        check(step_8, model=tiny_config(embed_dim=32))
+    with pytest.raises(CheckpointError, match=r"another dataset .*accept_other_dataset=true"):
+        check(step_8, dataset="another")
+    assert check(step_8, "start_from.accept_other_dataset=true", dataset="another")
+    with pytest.raises(CheckpointError, match="final has no training_state"):
+        check(finished / "final", state)
+    with pytest.raises(CheckpointError, match="global_batch 8, this run has 16"):
+        check(step_8, state, "global_batch=16")
+    assert check(step_8, "global_batch=16")
+    with pytest.raises(ConfigError, match=r"ends at step 8, .* at step 8 already; raise epochs"):
+        check(step_8, state, steps=8)
+    damaged = shutil.copytree(step_8, tmp_path / "damaged")
+    (damaged / "training_state" / "optimizer.safetensors").write_bytes(b"half of it")
+    with pytest.raises(CheckpointError, match="damaged"):
+        check(damaged, state)
+
+
+def test_a_run_into_a_bucket(finished, make_config, tmp_path, monkeypatch):
+    """Checkpoints, model and records in S3; on a cluster of its own, as anybody would start it."""
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    s3_environment(monkeypatch, f"http://{host}:{port}")
+    output = f"s3://{S3_BUCKET}/first"
+    config = make_config(output, "scaling.num_workers=1", "scaling.wait_s=0")
+    path = tmp_path / "train.yaml"
+    path.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "pipelines.train", str(path)]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"finished at step 12: {output}/final" in first.stdout
+    again = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "finished before, at step 12" in again.stdout
+    with storage.opened(output) as fetched:
+        assert {path.name for path in fetched.iterdir()} == {
+            "checkpoints", "final", "run.json", "train.json", "train.yaml",
+        }  # fmt: skip
+        kept = sorted(path.name for path in (fetched / "checkpoints").iterdir())
+        assert kept == ["step-00000008", "step-00000012"]
+        read_manifest(fetched / "checkpoints" / kept[-1], verify=True)
+        ours = caft.load_model(fetched / "final").state_dict()
+    server.stop()
+    for name, weights in caft.load_model(finished / "final").state_dict().items():
+        # One worker sums in another order, and Adam makes steps of what is left of tiny gradients.
+        torch.testing.assert_close(ours[name], weights, rtol=1e-5, atol=1e-5)
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(finished, tmp_path, capsys):
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     newest = tmp_path / "checkpoints" / "step-00000012"
@@ -188,7 +282,7 @@ def test_checkpoints_of_another_model_are_refused(finished):
         CheckpointStore(str(finished)).newest_whole(tiny_config(embed_dim=32))
 
 
-def test_bad_inputs_start_nothing(make_config, tmp_path):
+def test_bad_inputs_start_nothing(make_config, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no manifest\.json"):
         run(make_config(tmp_path / "run", f"dataset={tmp_path}"))
     with pytest.raises(DataError, match="no row has split 'nothing'"):
@@ -202,6 +296,12 @@ def test_bad_inputs_start_nothing(make_config, tmp_path):
         run(make_config(tmp_path / "run", "deepspeed.file.zero_optimization.stage=3"))
     with pytest.raises(ConfigError, match=r"lanes 4 must be a multiple of num_workers 3"):
         make_config(tmp_path / "run", "scaling.num_workers=3")
+    with pytest.raises(CheckpointError, match="nowhere: no checkpoint folder"):
+        run(make_config(tmp_path / "run", f"start_from.checkpoint={tmp_path / 'nowhere'}"))
+    full = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(StorageError, match="1 MiB free, about 3 MiB needed"):
+        run(make_config(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
