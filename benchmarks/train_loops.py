@@ -159,12 +159,12 @@ class DeepSpeedLoop:
         backend = "nccl" if settings.device == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
         self._config = train_config(settings, 1, settings.batch, Path("none"))
-        model = caft.create_model(settings.model)
-        model.recompute_activations(settings.recompute)
+        self.model = caft.create_model(settings.model)
+        self.model.recompute_activations(settings.recompute)
         self._trained = TrainingModel(
-            model, self._config.block_size, batch_norm_images=self._config.batch_norm_block
+            self.model, self._config.block_size, batch_norm_images=self._config.batch_norm_block
         )
-        self._engine = start_engine(self._trained, self._config)
+        self.engine = start_engine(self._trained, self._config)
         self._batches, self._device = batches or from_memory(settings), settings.device
 
     def __call__(self, steps: int) -> Spent:
@@ -173,8 +173,8 @@ class DeepSpeedLoop:
     def _step(self, batch: Batch, step: int) -> None:
         from pipelines.train.step import apply_gradients, compute_gradients
 
-        compute_gradients(self._engine, self._trained, batch, step, self._config)
-        apply_gradients(self._engine, self._trained, 1e-5)
+        compute_gradients(self.engine, self._trained, batch, step, self._config)
+        apply_gradients(self.engine, self._trained, 1e-5)
 
 
 class Stage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -155,10 +156,10 @@ def _run_id(output: str, identity: str) -> str | None:
     return known["run_id"]
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Console entry."""
-    return stage_main(TrainConfig, run)
+    return stage_main(TrainConfig, run, list(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

