@@ -30,6 +30,7 @@ from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import cooldown_steps
 from pipelines.train.start import check_start
+from pipelines.train.subset import open_subset
 
 # Ray Train would print what workers print a second time.
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -79,8 +80,12 @@ def run(config: TrainConfig) -> None:
         _require_same_run(result["identity"], identity, output)
         print(f"train: finished before, at step {result['step']:,}: {final}", flush=True)
         return
+    groups = index_row_groups(dataset, config.split)
+    subset = open_subset(dataset, config.split, config.subset)
+    if subset is not None:
+        groups = index_row_groups(dataset, config.split, subset=subset)
     plan = EpochPlan(
-        index_row_groups(dataset, config.split),
+        groups,
         config.global_batch,
         config.ingest.lanes,
         config.ingest.window_steps,
@@ -113,7 +118,7 @@ def run(config: TrainConfig) -> None:
         )
         connect(WORKER_ENVIRONMENT)
         job = TrainJob(
-            config, model, plan, total_steps, dataset.fingerprint, tracker.run_id, held_out
+            config, model, plan, total_steps, dataset.fingerprint, tracker.run_id, held_out, subset
         )
         train_to_the_end(job, CheckpointStore(output).newest_step)
         manifest = storage.read_json(storage.join(final, MANIFEST))

@@ -74,7 +74,7 @@ class CheckpointStore:
         """Delete what need not stay, and what was never finished before the newest."""
         steps = self.steps()
         sealed = [step for step in steps if self._sealed(step)]
-        stay = set(sealed[-config.keep :])
+        stay = {*sealed[-config.keep :], *config.at_steps}
         if config.keep_every_steps is not None:
             stay |= {step for step in sealed if step % config.keep_every_steps == 0}
         stay |= set(self._best(sealed, config))

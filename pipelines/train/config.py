@@ -149,6 +149,9 @@ class CheckpointConfig(Config):
     """When checkpoints are saved, and which of them stay. The newest always does."""
 
     every_steps: int = Field(1000, gt=0)
+    at_steps: tuple[PositiveInt, ...] = Field(
+        (), description="further steps to save after; these checkpoints stay for ever"
+    )
     keep: int = Field(2, gt=0, description="newest checkpoints that stay")
     keep_every_steps: int | None = Field(
         None, gt=0, description="checkpoints at multiples of this stay for ever"
@@ -156,6 +159,10 @@ class CheckpointConfig(Config):
     keep_best: int = Field(0, ge=0, description="checkpoints with the best best_metric that stay")
     best_metric: str = Field("loss/total", description="a metric as MLflow has it")
     best_is: Literal["lowest", "highest"] = "lowest"
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is saved after `step`."""
+        return step % self.every_steps == 0 or step in self.at_steps
 
 
 class AverageConfig(Config):
@@ -175,6 +182,13 @@ class StartConfig(Config):
         "constant rate; else from step 0 with its weights alone",
     )
     accept_other_dataset: bool = Field(False, description="though it was trained on another one")
+
+
+class SubsetConfig(Config):
+    """A random part of the split. Of one seed, the smaller ones lie in the larger ones."""
+
+    rows: int = Field(gt=0)
+    seed: int = Field(0, ge=0)
 
 
 class EvaluationConfig(Config):
@@ -201,6 +215,7 @@ class TrainConfig(StageConfig):
     dataset: str = Field(description="folder written by the data stage")
     output: str
     split: str = "train"
+    subset: SubsetConfig | None = Field(None, description="None: every row of the split")
     model: ModelChoice = "caft_b"
     epochs: float = Field(32, gt=0)
     global_batch: int = Field(2048, gt=1)

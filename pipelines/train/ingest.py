@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -20,6 +21,7 @@ from pipelines.data.dataset import DATASET_SCHEMA, Dataset
 from pipelines.superpixels import unpack_superpixels
 from pipelines.train.loader import COLUMNS, MAY_BE_MISSING, Loader
 from pipelines.train.plan import EpochPlan, RowGroup, Window
+from pipelines.train.subset import Subset
 
 SEGMENT_GROUPS = 256  # steps windows handed to one Ray Data execution: bounds the driver's lists
 
@@ -34,9 +36,11 @@ class Batch:
     keys: tuple[str, ...] = ()  # B, of the dataset's rows; empty for a batch of something else
 
 
-def index_row_groups(dataset: Dataset, split: str, field: str = "split") -> tuple[RowGroup, ...]:
-    """Every row group of the dataset with the number of its rows that are in `split`; `field` is
-    what messages call that setting.
+def index_row_groups(
+    dataset: Dataset, split: str, field: str = "split", subset: Subset | None = None
+) -> tuple[RowGroup, ...]:
+    """Every row group of the dataset with the number of its rows that are in `split`, and in
+    `subset` of it; `field` is what messages call that setting.
 
     Raises:
         DataError: no row is in that split, or a file lacks a column that training reads.
@@ -47,9 +51,12 @@ def index_row_groups(dataset: Dataset, split: str, field: str = "split") -> tupl
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             _require_columns(file.schema_arrow, storage.join(dataset.path, entry.name))
             for index in range(file.num_row_groups):
-                column = file.read_row_group(index, columns=["split"])["split"]
-                rows = column.to_pylist().count(split)
-                if rows:
+                names = ["split"] if subset is None else ["split", "key"]
+                table = file.read_row_group(index, columns=names)
+                mask = pc.equal(table["split"], split)
+                if subset is not None:
+                    mask = pc.and_(mask, subset.mask(table["key"]))
+                if rows := pc.sum(mask).as_py():
                     groups.append(RowGroup(entry.name, index, rows))
     if not groups:
         raise DataError(f"{dataset.path}: no row has split '{split}'; check the key '{field}'")

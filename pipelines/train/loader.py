@@ -26,6 +26,7 @@ from pipelines import storage
 from pipelines.superpixels import pack_superpixels
 from pipelines.train.config import IngestConfig
 from pipelines.train.plan import Piece
+from pipelines.train.subset import Subset
 
 COLUMNS = ["key", "image", "captions", "superpixels", "split"]
 MAY_BE_MISSING = "superpixels"  # the model then computes them all
@@ -39,6 +40,7 @@ class Loader:
     split: str
     model: ModelConfig
     ingest: IngestConfig
+    subset: Subset | None = None
 
     @property
     def extra_parts(self) -> int:
@@ -49,7 +51,8 @@ class Loader:
         """Decode one window (as `asdict` spells it) to arrays over its n rows, in the order in
         which steps consume them."""
         cv2.setNumThreads(1)  # one task is one core; Ray runs several
-        rows = read_rows(self.dataset, [Piece(**piece) for piece in row["pieces"]], self.split)
+        pieces = [Piece(**piece) for piece in row["pieces"]]
+        rows = read_rows(self.dataset, pieces, self.split, self.subset)
         order = np.random.default_rng(row["seed"]).permutation(len(rows.keys))
         size = self.model.image.image_size_px
         images = np.empty((len(order), 3, size, size), dtype=np.uint8)
@@ -107,9 +110,11 @@ class Rows:
     superpixels: list[bytes | None]
 
 
-def read_rows(dataset: str, pieces: Sequence[Piece], split: str) -> Rows:
+def read_rows(
+    dataset: str, pieces: Sequence[Piece], split: str, subset: Subset | None = None
+) -> Rows:
     """The rows of `pieces`, end to end; nothing but their row groups is read."""
-    table = pa.concat_tables(_read_piece(dataset, piece, split) for piece in pieces)
+    table = pa.concat_tables(_read_piece(dataset, piece, split, subset) for piece in pieces)
     return Rows(
         table["key"].to_pylist(),
         table["image"].to_pylist(),
@@ -118,13 +123,15 @@ def read_rows(dataset: str, pieces: Sequence[Piece], split: str) -> Rows:
     )
 
 
-def _read_piece(dataset: str, piece: Piece, split: str) -> pa.Table:
+def _read_piece(dataset: str, piece: Piece, split: str, subset: Subset | None) -> pa.Table:
     filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
     with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
         table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
     if MAY_BE_MISSING not in table.column_names:
         table = table.append_column(MAY_BE_MISSING, pa.nulls(len(table), pa.binary()))
     table = table.filter(pc.equal(table["split"], split))
+    if subset is not None:
+        table = table.filter(subset.mask(table["key"]))
     return table.slice(piece.start, piece.stop - piece.start)
 
 

@@ -27,6 +27,7 @@ from pipelines.train.profiling import Profiler
 from pipelines.train.run_log import RunLog
 from pipelines.train.schedule import learning_rate
 from pipelines.train.start import find_start, load_start
+from pipelines.train.subset import Subset
 from pipelines.train.telemetry import Telemetry, losses_of
 
 
@@ -41,6 +42,7 @@ class TrainJob:
     dataset_fingerprint: str
     run_id: str
     held_out: HeldOutSet | None = None
+    subset: Subset | None = None
 
     @property
     def name(self) -> str:
@@ -123,7 +125,7 @@ def train_worker(settings: dict[str, Any]) -> int:
                 evaluations.submit(step, weights)
 
     evaluate()  # a group that ended may have saved this step and not scored it
-    loader = Loader(config.dataset, config.split, job.model, config.ingest)
+    loader = Loader(config.dataset, config.split, job.model, config.ingest, job.subset)
     batches = telemetry.watch(iter_batches(job.plan, loader, rank, workers, step, job.total_steps))
     notices = Notices(settings["notices"], device, config.output)
     guard = Guard(config, engine, trained, step)
@@ -156,7 +158,7 @@ def train_worker(settings: dict[str, Any]) -> int:
         if log is not None:
             log.step_done(metrics)
         evaluate()
-        if step % config.checkpoint.every_steps == 0 or step == job.total_steps or notice:
+        if config.checkpoint.due(step) or step == job.total_steps or notice:
             guard.settle()
             saver.save(step, losses_of(metrics))
     profiler.close()

@@ -88,6 +88,7 @@ LOSSES = {2: 5.0, 4: 1.0, 6: 3.0, 8: 2.0, 10: float("nan"), 12: 4.0}
     [
         ({"keep": 2}, [10, 12]),
         ({"keep": 1, "keep_every_steps": 4}, [4, 8, 12]),
+        ({"keep": 1, "at_steps": (6, 7)}, [6, 12]),
         ({"keep": 1, "keep_best": 2}, [4, 8, 12]),
         ({"keep": 1, "keep_best": 1, "best_is": "highest"}, [2, 12]),
         ({"keep": 1, "keep_best": 2, "best_metric": "eval/whole_t2i_r1", "best_is": "highest"},
@@ -122,6 +123,11 @@ def test_the_newest_always_stays(tmp_path_factory, steps, keep, every):
         store.prune(rules)
     stay = set(sorted(steps)[-keep:]) | {s for s in steps if every and s % every == 0}
     assert store.steps() == sorted(stay)
+
+
+def test_checkpoints_are_due_at_regular_and_at_named_steps():
+    rules = CheckpointConfig(every_steps=10, at_steps=(4, 25))
+    assert [step for step in range(1, 31) if rules.due(step)] == [4, 10, 20, 25, 30]
 
 
 class SlowStore(CheckpointStore):

@@ -15,10 +15,11 @@ from caft.errors import DataError
 from caft.label_maps import encode_label_map
 from caft.superpixels import superpixel_labels
 from pipelines.data.dataset import CAPTIONS, DATASET_SCHEMA, Dataset, FileEntry
-from pipelines.train.config import IngestConfig
+from pipelines.train.config import IngestConfig, SubsetConfig
 from pipelines.train.ingest import _collate, index_row_groups
-from pipelines.train.loader import Loader, caption_lists
+from pipelines.train.loader import Loader, caption_lists, read_rows
 from pipelines.train.plan import Piece, Window
+from pipelines.train.subset import open_subset
 
 LABELS = np.arange(36).reshape(6, 6).repeat(10, 0).repeat(10, 1)
 COLOURS = np.random.default_rng(0).integers(0, 256, (36, 3), dtype=np.uint8)
@@ -126,6 +127,41 @@ def test_a_sample_depends_on_its_key_and_epoch_alone(tmp_path):
     assert len(whole) == 13
     assert samples(0, 1, (1, 1, 4)) | samples(0, 2, (2, 0, 3), (1, 0, 1)) < whole
     assert not samples(1, 0, (0, 0, 5)) & whole
+
+
+def test_subsets_are_nested_exact_and_the_same_everywhere(tmp_path):
+    """However rows lie in files and row groups, and whoever reads them."""
+    rows = [
+        {"key": f"key{n}", "image": b"", "captions": [], "split": "train" if n % 4 else "test"}
+        for n in range(120)
+    ]
+    rng = np.random.default_rng(0)
+    before: dict[int, set[str]] = {}
+    for attempt in ("one", "other"):
+        folder, entries = tmp_path / attempt, []
+        folder.mkdir()
+        for n, share in enumerate(
+            np.array_split(rng.permutation(120), 1 if attempt == "one" else 3)
+        ):
+            table = pa.Table.from_pylist([rows[i] for i in share], schema=DATASET_SCHEMA)
+            pq.write_table(table, folder / f"part-{n}.parquet", row_group_size=7 + n)
+            entries.append(FileEntry(f"part-{n}.parquet", len(share), 0, ""))
+        dataset = Dataset(str(folder), {}, tuple(entries), ())
+        smaller: set[str] = set()
+        for count in (1, 10, 45, 90):
+            subset = open_subset(dataset, "train", SubsetConfig(rows=count, seed=3))
+            groups = index_row_groups(dataset, "train", subset=subset)
+            assert sum(group.rows for group in groups) == count
+            pieces = [Piece(group.file, group.index, 0, group.rows) for group in groups]
+            keys = read_rows(str(folder), pieces, "train", subset).keys
+            assert len(set(keys)) == len(keys) == count
+            assert smaller < set(keys)
+            assert before.setdefault(count, set(keys)) == set(keys)
+            smaller = set(keys)
+        other_seed = open_subset(dataset, "train", SubsetConfig(rows=10))
+        assert other_seed != open_subset(dataset, "train", SubsetConfig(rows=10, seed=3))
+        with pytest.raises(DataError, match=r"has 90 rows, fewer than subset\.rows 91"):
+            open_subset(dataset, "train", SubsetConfig(rows=91))
 
 
 def test_captions_read_as_arrow_reads_them():
