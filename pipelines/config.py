@@ -28,6 +28,7 @@ class TrackingConfig(Config):
         None, description="new experiments keep artifacts here; None: the server's default"
     )
     spool: str = Field("runs/mlflow-spool", description="holds what could not be sent yet")
+    parent_run_id: str | None = Field(None, description="run that a new one is shown below")
 
 
 class StageConfig(Config):

@@ -26,6 +26,7 @@ RETRY_AFTER_S = 30.0
 CLOSE_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
 PENDING = "pending-"
+PARENT = "mlflow.parentRunId"  # MLflow's own name
 SQLITE = "sqlite:///"
 SECRET_WORDS = ("secret", "token", "password", "credential")
 
@@ -71,6 +72,8 @@ class Tracker:
         run_id = run_id or _create_run(tracking, root, stage, name)
         tracker = cls(tracking, spool, run_id, system_metrics)
         tags = {f"{other}_run_id": value for other, value in (links or {}).items() if value}
+        if tracking.parent_run_id is not None:
+            tags[PARENT] = tracking.parent_run_id
         tags |= {"stage": stage, "caft_version": __version__, "git_revision": _git_revision()}
         tracker.set_tags(tags)
         tracker._record({"params": _flatten(config.model_dump(mode="json"))})

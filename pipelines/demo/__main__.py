@@ -13,7 +13,8 @@ from pathlib import Path
 
 from caft.errors import CAFTError, ClusterError
 from pipelines.config import TrackingConfig
-from pipelines.demo.cluster import (
+from pipelines.demo.sample import REGIONS, write_sample
+from pipelines.local_cluster import (
     LOOPBACK,
     REPOSITORY,
     LocalCluster,
@@ -21,7 +22,6 @@ from pipelines.demo.cluster import (
     Processes,
     require_free,
 )
-from pipelines.demo.sample import REGIONS, write_sample
 from pipelines.tracking import experiment_page
 
 CONFIGS = REPOSITORY / "configs"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from caft.errors import ClusterError
-from pipelines.demo.cluster import LocalCluster, Ports, Processes, require_free
 from pipelines.demo.server import make_server
+from pipelines.local_cluster import LocalCluster, Ports, Processes, require_free
 
 
 def test_a_port_in_use_is_named(tmp_path):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from caft.errors import ClusterError
 START_WITHIN_S = 90.0
 STOP_WITHIN_S = 20.0
 LOOPBACK = "127.0.0.1"
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Ports:
     dashboard: int = 8275
     agent: int = 52375
     client: int = 10001
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Ports on which nothing listens now."""
+        with ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in range(4)]
+            for probe in probes:
+                probe.bind((LOOPBACK, 0))
+            return cls(*(probe.getsockname()[1] for probe in probes))
 
     @property
     def all(self) -> dict[str, int]:

@@ -1,0 +1,168 @@
+"""The sweep stage: a scaling study planned, run, and its laws fitted.
+`python -m pipelines.sweep plan|run|fit CONFIG [key=value ...]`; `run` also plans and fits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from caft.config import load_config, to_yaml
+from caft.errors import ConfigError, DataError
+from pipelines import storage
+from pipelines.config import TrackingConfig, command
+from pipelines.data.dataset import open_dataset
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.jobs import Jobs, cluster
+from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv
+from pipelines.sweep.points import Point, all_points
+from pipelines.sweep.results import PointConfig, collect, errors_of
+from pipelines.sweep.run import Scheduler, room_for
+from pipelines.sweep.state import Store
+from pipelines.sweep.tasks import all_tasks
+from pipelines.tracking import Tracker
+from pipelines.train.ingest import index_row_groups
+
+RUNS, RUN = "runs.csv", "run.json"
+LOCAL_CPUS = max(4, os.cpu_count() or 1)  # of a local cluster: workers and decoders share them
+
+
+def plan(config: SweepConfig) -> Plan:
+    """Print the plan and store it in the output.
+
+    Raises:
+        ConfigError: a recipe or axis that cannot be, or the budget exceeded.
+    """
+    return _plan(config, pool_rows(config, must_exist=False))
+
+
+def _plan(config: SweepConfig, rows: int | None) -> Plan:
+    made = make_plan(config, rows)
+    print(plan_table(made), flush=True)
+    text = json.dumps(asdict(made), indent=2) + "\n"
+    storage.write_bytes(storage.join(config.output, "plan.json"), text.encode())
+    storage.write_bytes(storage.join(config.output, "plan.csv"), plan_csv(made).encode())
+    return made
+
+
+def run(config: SweepConfig) -> None:
+    """Run every point that is not done yet.
+
+    Raises:
+        ConfigError: as `plan`, or the output holds another study.
+        DataError: the dataset is missing or unfinished.
+        ClusterError: the cluster has no room for one point, or points failed for good.
+    """
+    rows = pool_rows(config)
+    assert rows is not None, "it must exist"
+    _plan(config, rows)
+    points = all_points(config)
+    name = config.output.rsplit("/", 1)[-1]
+    with Tracker.start(config.tracking, "sweep", name, config, run_id=_known(config)) as parent:
+        known = {"run_id": parent.run_id, "config": _identity(config)}
+        storage.write_json(storage.join(config.output, RUN), known)
+        storage.write_bytes(storage.join(config.output, "sweep.yaml"), to_yaml(config).encode())
+        tracking = config.tracking.model_copy(update={"parent_run_id": parent.run_id})
+        with cluster(Path(config.output) / "cluster", LOCAL_CPUS):
+            jobs = Jobs()
+            scheduler = Scheduler(
+                config,
+                all_tasks(config, points, tracking, rows),
+                store := Store(config.output),
+                jobs,
+                room_for(config, points, jobs.resources()),
+                error=lambda point: errors_of(point, config)[config.targets[0]],
+                finished=lambda point: _log(point, config, tracking, rows),
+            )
+            scheduler.run()
+        found = collect(points, config, rows)
+        text = table_csv(found, list(dict.fromkeys(key for row in found for key in row)))
+        storage.write_bytes(storage.join(config.output, RUNS), text.encode())
+        with storage.opened(storage.join(config.output, RUNS)) as local:
+            parent.log_artifact(str(local))
+        failed = [point for point in points if store[f"evaluate-{point.name}"].status != "done"]
+        print(
+            f"sweep: {len(found)} of {len(points)} points done: "
+            f"{storage.join(config.output, RUNS)}",
+            flush=True,
+        )
+        for point in failed:
+            print(f"sweep: not done: {point.name}: {_why(store, point)}", flush=True)
+
+
+def _log(point: Point, config: SweepConfig, tracking: TrackingConfig, rows: int) -> None:
+    """A child run of the study for one point, its errors at the step of its samples."""
+    tracker = Tracker.start(tracking, "point", point.name, PointConfig.of(point, rows))
+    tracker.set_tags({"family": point.setting.family, "size": point.setting.size})
+    tracker.log_metrics(errors_of(point, config), step=point.samples)
+    tracker.close("FINISHED")
+
+
+def _why(store: Store, point: Point) -> str:
+    states = (store[name] for name in (point.name, f"evaluate-{point.name}"))
+    return next((state.why for state in states if state.why), "not started")
+
+
+def pool_rows(config: SweepConfig, must_exist: bool = True) -> int | None:
+    """Rows of the dataset's split; None where it is not there and need not be."""
+    recipe = all_points(config)[0].setting.recipe
+    try:
+        groups = index_row_groups(open_dataset(recipe.dataset), recipe.split)
+    except DataError:
+        if must_exist:
+            raise
+        return None
+    return sum(group.rows for group in groups)
+
+
+def _identity(config: SweepConfig) -> dict[str, object]:
+    """What every point depends on; axes may grow when a study is taken up again."""
+    return config.model_dump(mode="json", include={"train", "train_set", "cooldown_fraction"})
+
+
+def _known(config: SweepConfig) -> str | None:
+    """The MLflow run of an earlier command."""
+    path = storage.join(config.output, RUN)
+    if not storage.exists(path):
+        return None
+    known = storage.read_json(path)
+    for key, value in _identity(config).items():
+        if known["config"][key] != value:
+            raise ConfigError(
+                f"{key}: {config.output} holds a study with {known['config'][key]!r}, here it is "
+                f"{value!r}; restore that value or choose another output"
+            )
+    return str(known["run_id"])
+
+
+COMMANDS: dict[str, Callable[[SweepConfig], object]] = {"plan": plan, "run": run}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Console entry."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.sweep", description=__doc__)
+    parser.add_argument("command", choices=list(COMMANDS))
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
+    parser.add_argument("--print-config", action="store_true", help="print the result and stop")
+    args = parser.parse_args(argv)
+
+    def call() -> int:
+        config = load_config(SweepConfig, args.config, args.overrides)
+        output = storage.require_absolute(config.output, "output").rstrip("/")
+        config = config.model_copy(update={"output": output})
+        if args.print_config:
+            print(to_yaml(config), end="")
+        else:
+            COMMANDS[args.command](config)
+        return 0
+
+    return command(call)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
