@@ -22,16 +22,22 @@ from pipelines.data.write import ParquetSink
 from pipelines.demo.scenes import SceneConfig, render_scene
 
 ROW_GROUP_ROWS, ROWS_PER_PART = 128, 1024
+TEST_SEED = 1_000_000
 
 
-def write_scenes(folder: Path, count: int, model: ModelConfig) -> None:
-    """`count` training scenes of the size that `model` reads."""
+def write_scenes(folder: Path, count: int, model: ModelConfig, test: int = 0) -> None:
+    """`count` training scenes of the size that `model` reads, and `test` ones of split 'test'."""
     entries = []
-    for first in range(0, count, ROWS_PER_PART):
-        name = f"part-{first // ROWS_PER_PART:05d}.parquet"
+    shares = [
+        (split, range(first, min(first + ROWS_PER_PART, stop)))
+        for split, start, stop in (("train", 0, count), ("test", TEST_SEED, TEST_SEED + test))
+        for first in range(start, stop, ROWS_PER_PART)
+    ]
+    for number, (split, seeds) in enumerate(shares):
+        name = f"part-{number:05d}.parquet"
         with ParquetSink(str(folder / name), DATASET_SCHEMA, ROW_GROUP_ROWS) as sink:
-            for row in _rows(range(first, min(first + ROWS_PER_PART, count)), model):
-                sink.add(row)
+            for row in _rows(seeds, model):
+                sink.add(row | {"split": split})
         assert sink.entry is not None
         entries.append({"name": name, "source": "scenes", **sink.entry})
     manifest = {"schema_version": SCHEMA_VERSION, "files": entries}
@@ -57,5 +63,4 @@ def _rows(seeds: range, model: ModelConfig) -> Iterator[dict[str, Any]]:
             "sha256": digest,
             "captions": [{"source": "scene", "kind": "long", "sentences": list(scene.sentences)}],
             "superpixels": superpixels,
-            "split": "train",
         }

@@ -186,7 +186,7 @@ def plan_table(plan: Plan) -> str:
             f"{point.samples:,}",
             "?" if point.repeats is None else f"{point.repeats:,.2f}",
             f"{point.compute:.2e}",
-            f"{point.device_hours:,.2f}",
+            f"{point.device_hours:,.3g}",
         )
         for point in plan.points
     ]
@@ -199,7 +199,7 @@ def plan_table(plan: Plan) -> str:
     lines += [
         "",
         f"{len(plan.points)} points, {sum(p.compute for p in plan.points):.2e} FLOP; shared trunks "
-        f"leave {plan.device_hours:,.1f} device-hours of {plan.alone_hours:,.1f}{price}",
+        f"leave {plan.device_hours:,.3g} device-hours of {plan.alone_hours:,.3g}{price}",
     ]
     if plan.guessed:
         lines.append(

@@ -44,17 +44,17 @@ class Scheduler:
         self._tasks = {task.name: task for task in tasks}
         self._concurrency, self._error, self._finished = concurrency, error, finished
         self._chosen: dict[tuple[str, ...], frozenset[str]] = {}
-        done = sum(self._status(name) in ENDED for name in self._tasks)
+        for name in self._tasks:  # what an earlier command gave up is tried again
+            if self._status(name) in ("failed", "dropped"):
+                store.update(name, status="waiting", why=None, jobs=())
+        done = sum(self._status(name) == "done" for name in self._tasks)
         self._progress = Progress("sweep", len(tasks), "jobs", config.progress_every_s, done)
 
     def run(self) -> None:
         """Return when nothing is left that could run."""
         for name, task in self._tasks.items():
-            status = self._status(name)
-            if status != "done" and storage.exists(task.result):
+            if self._status(name) == "waiting" and storage.exists(task.result):
                 self._end(name, "done")
-            elif status == "failed":  # by an earlier command; this one tries again
-                self._store.update(name, status="waiting", why=None, jobs=())
         while any(self._status(name) not in ENDED for name in self._tasks):
             self._look()
             self._drop_hopeless()
@@ -100,15 +100,20 @@ class Scheduler:
         for name, task in self._tasks.items():
             if self._status(name) != "waiting":
                 continue
-            lost = next((n for n in task.needs if self._status(n) in ("failed", "dropped")), None)
-            if lost is not None:
-                self._end(name, "dropped", why=f"{lost} {self._status(lost)}")
-            elif task.waits_for_choice:
-                setting = task.points[0].setting
-                chosen = self._choice(setting.competes)
-                if chosen is not None and setting.name not in chosen:
-                    why = f"learning rate {setting.recipe.optimizer.lr:g} was not among the best"
-                    self._end(name, "dropped", why=why)
+            why = self._lost_rate(task) or self._lost_need(task)
+            if why is not None:
+                self._end(name, "dropped", why=why)
+
+    def _lost_rate(self, task: Task) -> str | None:
+        setting = task.points[0].setting
+        chosen = self._choice(setting.competes) if task.waits_for_choice else None
+        if chosen is None or setting.name in chosen:
+            return None
+        return f"learning rate {setting.recipe.optimizer.lr:g} was not among the best"
+
+    def _lost_need(self, task: Task) -> str | None:
+        gone = (name for name in task.needs if self._status(name) in ("failed", "dropped"))
+        return next((f"{name} {self._status(name)}" for name in gone), None)
 
     def _choice(self, competes: tuple[str, ...]) -> frozenset[str] | None:
         """The settings that go on, of those that compete; None until all can be compared."""
