@@ -17,7 +17,7 @@ from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.jobs import Jobs, cluster
+from pipelines.sweep.jobs import Jobs, on_local_cluster
 from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv
 from pipelines.sweep.points import Point, all_points
 from pipelines.sweep.results import PointConfig, collect, errors_of
@@ -67,18 +67,17 @@ def run(config: SweepConfig) -> None:
         storage.write_json(storage.join(config.output, RUN), known)
         storage.write_bytes(storage.join(config.output, "sweep.yaml"), to_yaml(config).encode())
         tracking = config.tracking.model_copy(update={"parent_run_id": parent.run_id})
-        with cluster(Path(config.output) / "cluster", LOCAL_CPUS):
-            jobs = Jobs()
-            scheduler = Scheduler(
-                config,
-                all_tasks(config, points, tracking, rows),
-                store := Store(config.output),
-                jobs,
-                room_for(config, points, jobs.resources()),
-                error=lambda point: errors_of(point, config)[config.targets[0]],
-                finished=lambda point: _log(point, config, tracking, rows),
-            )
-            scheduler.run()
+        jobs = Jobs()
+        scheduler = Scheduler(
+            config,
+            all_tasks(config, points, tracking, rows),
+            store := Store(config.output),
+            jobs,
+            room_for(config, points, jobs.resources()),
+            error=lambda point: errors_of(point, config)[config.targets[0]],
+            finished=lambda point: _log(point, config, tracking, rows),
+        )
+        scheduler.run()
         found = collect(points, config, rows)
         text = table_csv(found, list(dict.fromkeys(key for row in found for key in row)))
         storage.write_bytes(storage.join(config.output, RUNS), text.encode())
@@ -157,6 +156,10 @@ def main(argv: Sequence[str]) -> int:
         config = config.model_copy(update={"output": output})
         if args.print_config:
             print(to_yaml(config), end="")
+        elif args.command == "run" and not os.environ.get("RAY_ADDRESS"):
+            plan(config)  # what is wrong with it is said before a cluster starts
+            root = Path(config.output if storage.is_local(config.output) else "runs") / "cluster"
+            return on_local_cluster(["-m", "pipelines.sweep", *argv], root, LOCAL_CPUS)
         else:
             COMMANDS[args.command](config)
         return 0

@@ -6,14 +6,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from ray.dashboard.utils import get_address_for_submission_client
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
@@ -43,7 +44,7 @@ class Jobs:
         try:
             self._address = get_address_for_submission_client(None)
             self._client = JobSubmissionClient(self._address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ClusterError(
                 f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}: no job server answers "
                 f"({str(error).splitlines()[0]})"
@@ -90,21 +91,13 @@ def _runtime_env() -> dict[str, Any]:
     return {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
 
 
-@contextmanager
-def cluster(root: Path, cpus: int) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names, as it does in a Ray job; without it a local one, that is
-    started below `root` and ends with the block."""
-    if os.environ.get("RAY_ADDRESS"):
-        yield
-        return
-    local = LocalCluster(root, Processes(root / "pids.json"), Ports.free(), cpus)
-    local.stop()  # that of a driver that was killed
-    local.start()
-    before = dict(os.environ)
-    os.environ.update(local.environment)
+def on_local_cluster(command: Sequence[str], root: Path, cpus: int) -> int:
+    """Run a command of ours with a cluster for it, which is started below `root` and ends with it;
+    returns its exit code. In a process of its own, because Ray reads how to sign in only once."""
+    cluster = LocalCluster(root, Processes(root / "pids.json"), Ports.free(), cpus)
+    cluster.stop()  # that of a command that was killed
+    cluster.start()
     try:
-        yield
+        return subprocess.run([sys.executable, *command], env=cluster.environment).returncode
     finally:
-        os.environ.clear()
-        os.environ.update(before)
-        local.stop()
+        cluster.stop()
