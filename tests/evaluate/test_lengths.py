@@ -1,5 +1,7 @@
 """R@1 by caption length: groups that together are the whole, counted independently."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,5 +49,5 @@ def test_groups_are_a_partition_in_order(lengths, seed):
     for key in ("t2i_r1", "i2t_r1"):
         hits = sum(round(group[key] * group["texts"]) for group in groups)
         assert hits == round(expected[key] * count)
-    for before, after in zip(groups, groups[1:], strict=False):
+    for before, after in pairwise(groups):
         assert before["high"] < after["low"]
