@@ -82,7 +82,7 @@ HOSTILE = (
     "<script>alert(1)</script> A dog & a cat </details></body>",
     "<img src=x onerror=alert(2)> \"'><svg onload=alert(3)> {{ 7 * 7 }} {% raw %}",
 )
-HOSTILE_URL = "javascript:alert(4)//\"'><b onclick=alert(5)>"
+HOSTILE_END = "#\"'><b onclick=alert(4)>"  # of every URL
 
 
 @pytest.fixture(scope="session")
@@ -119,10 +119,11 @@ def small_evaluation(sample, dataset_folder, make_checkpoint, tmp_path_factory):
     hostile = replace(
         benchmark,
         sentences=tuple((*HOSTILE, *sentences) for sentences in benchmark.sentences),
-        urls=(*benchmark.urls[:-1], HOSTILE_URL),
+        urls=tuple(url + HOSTILE_END for url in benchmark.urls),
+        regions={u + end: r for u, r in benchmark.regions.items() for end in ("", HOSTILE_END)},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.evaluate.stage.open_benchmark", lambda *_: hostile)
         run(config)
-    labels = ("step-00000010", "step-00000020", "python-colours_adapter-make_colours")
+    labels = ("step-00000010", "step-00000020", "make_colours")
     return SmallEvaluation(Path(config.output), labels, tracking, hostile)

@@ -5,19 +5,10 @@ from itertools import pairwise
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ranking_support import ranking_of
 
 from caft.metrics import retrieval_recall
-from caft.retrieval import ScoreKind, rank_all
-from caft.scoring import FunctionScorer
 from pipelines.evaluate.lengths import GROUPS, recalls_by_length
-
-
-def ranking_of(scores, owner):
-    """The ranking behind a matrix of scores (images, texts)."""
-    images = {"row": scores.float()}
-    texts = {"place": torch.arange(scores.shape[1])}
-    scorer = FunctionScorer(lambda image, text: image["row"][:, text["place"]])
-    return rank_all(scorer, images, texts, owner, [ScoreKind("whole")])["whole"]
 
 
 def test_short_captions_found_and_long_ones_not():

@@ -22,6 +22,15 @@ VARIANTS = {
 NOISY = "noisy_"
 
 
+def variant_order(variant: str) -> tuple[int, float, str]:
+    """What tables sort changed captions by: those of the order first, then noise by its share."""
+    if variant in VARIANTS:
+        return 0, list(VARIANTS).index(variant), variant
+    if variant.startswith(NOISY):
+        return 1, float(variant.removeprefix(NOISY)), variant
+    return 2, 0.0, variant
+
+
 def variant_name(variant: str) -> str:
     """A changed caption's name in a table."""
     if variant.startswith(NOISY):

@@ -3,6 +3,7 @@ From metrics.json and examples.json to HTML; a page loads nothing and runs nothi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from pipelines.evaluate.report.curves import Results, benchmark_charts, training
 from pipelines.evaluate.report.names import MEASURES
 from pipelines.evaluate.report.tables import (
     control_rows,
+    control_table,
     other_numbers,
     overview,
     published_rows,
@@ -68,7 +70,7 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
     series = _series(results)
     drawn = _drawn(dict(zip(labels, results, strict=True)), list(series.values()))
     names = list(dict.fromkeys(name for r in results for name in r["benchmarks"]))
-    columns, table = overview(results)
+    columns, table, beside = overview(results)
     return (
         _environment()
         .get_template("comparison.html.j2")
@@ -77,6 +79,7 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
             labels=labels,
             columns=columns,
             table=table,
+            published=beside,
             benchmarks={
                 name: {
                     "rows": [
@@ -85,6 +88,7 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
                         if f"{r['score']}_{WAYS[0]}_r1" in r["benchmarks"].get(name, {})
                     ],
                     "charts": benchmark_charts(drawn, name),
+                    "controls": control_table(drawn, name),
                     "training": training_charts(series, name),
                     "mixed": len({_data(r, name) for r in results if name in r["benchmarks"]}) > 1,
                     "pictures": _pictures(evaluations, labels, name),
@@ -115,6 +119,7 @@ def _environment() -> jinja2.Environment:
         "ways": WAYS,
         "recall_at": RECALL_AT,
         "chart_size": (WIDTH, HEIGHT),
+        "inf": math.inf,
         "ramp": data_url(heat_colours(np.tile(np.linspace(0, 1, 96), (8, 1)))),
     }
     return environment

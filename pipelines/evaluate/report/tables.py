@@ -8,7 +8,7 @@ from typing import Any
 
 from caft.metrics.retrieval import RECALL_AT
 from pipelines.evaluate.report.curves import AT_1, CUT, Results, own_value
-from pipelines.evaluate.report.names import MEASURES, SCORE_NAMES, variant_name
+from pipelines.evaluate.report.names import MEASURES, SCORE_NAMES, variant_name, variant_order
 from pipelines.evaluate.report.published import published
 from pipelines.evaluate.results import SCORES, WAYS
 
@@ -85,11 +85,25 @@ def control_rows(results: Results, benchmark: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"name": "As written", "cells": [{"value": base[m], "more": None} for m in AT_1]}
     ]
-    for name, recall in shown.items():
+    for name, recall in sorted(shown.items(), key=lambda item: variant_order(item[0])):
         cells = [{"value": recall[m], "more": recall[m] - base[m]} for m in AT_1]
         changed = recall["changed_share"]
         rows.append({"name": variant_name(name), "cells": cells, "changed": changed})
     return rows
+
+
+def control_table(
+    evaluations: Mapping[str, Results], benchmark: str
+) -> list[tuple[str, list[dict[str, Any] | None]]]:
+    """Text to image R@1 with changed captions: a row for each change, a cell for each
+    evaluation, None where it was not measured."""
+    rows = {
+        label: {row["name"]: row["cells"][0] for row in control_rows(results, benchmark)}
+        for label, results in evaluations.items()
+        if benchmark in results["benchmarks"]
+    }
+    names = dict.fromkeys(name for found in rows.values() for name in found)
+    return [(name, [rows.get(label, {}).get(name) for label in evaluations]) for name in names]
 
 
 def other_numbers(numbers: Mapping[str, Any]) -> dict[str, float]:
@@ -104,27 +118,41 @@ def other_numbers(numbers: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def overview(evaluations: Sequence[Results]) -> tuple[list[tuple[str, str]], list[list[Any]]]:
-    """The benchmarks and measures that any evaluation has, and a row of cells for each: `value`,
-    None where it was not measured, `more` than the first evaluation has, and `best`."""
+Column = tuple[str, str]  # benchmark and measure
+
+
+def overview(
+    evaluations: Sequence[Results],
+) -> tuple[list[Column], list[list[dict[str, Any]]], dict[str, list[float | None]]]:
+    """What evaluations and publications say of each benchmark.
+
+    Returns:
+        the columns that any evaluation has; a row of cells for each evaluation: `value`, None
+        where it was not measured, `more` than the first evaluation has, and whether it is the
+        `best`; and published values by model.
+    """
     names = dict.fromkeys(name for results in evaluations for name in results["benchmarks"])
-    columns, table = [], []
+    columns: list[Column] = []
+    cells = []
+    said: dict[Column, dict[str, float]] = {}
     for benchmark in names:
+        known = published(benchmark)
         for measure in MEASURES:
             values = [own_value(results, benchmark, measure) for results in evaluations]
-            known = [value for value in values if value is not None]
-            if not known:
+            measured = [value for value in values if value is not None]
+            if not measured:
                 continue
-            first = values[0]
-            columns.append((benchmark, measure))
-            table.append(
-                [
-                    {
-                        "value": value,
-                        "more": None if value is None or first is None else value - first,
-                        "best": value == max(known),
-                    }
-                    for value in values
-                ]
-            )
-    return columns, [list(row) for row in zip(*table, strict=True)]
+            column = (benchmark, measure)
+            columns.append(column)
+            best, first = max(measured), values[0]
+            cells.append([_cell(value, first, best) for value in values])
+            numbers = known.models.items() if known else ()
+            said[column] = {model: v[measure] for model, v in numbers if measure in v}
+    models = dict.fromkeys(model for by_model in said.values() for model in by_model)
+    beside = {model: [said[column].get(model) for column in columns] for model in models}
+    return columns, [list(row) for row in zip(*cells, strict=True)], beside
+
+
+def _cell(value: float | None, first: float | None, best: float) -> dict[str, Any]:
+    more = None if value is None or first is None else value - first
+    return {"value": value, "more": more, "best": value == best}
