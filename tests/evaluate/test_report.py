@@ -123,10 +123,9 @@ def test_changed_captions_and_curves_are_those_of_the_metrics(report):
         more = f"{100 * (recall - numbers['blended_t2i_r1']):+.1f}".replace("-", "−")
         assert page.row(name)[1].strip() == f"{per_cent(recall)}{more}"
     for group in numbers["lengths"]["tokens"]:
-        low, high = int(group["low"]), int(group["high"])
-        assert (f"{low}–{high}" if low != high else f"{low}") in page.text
-        said = f"Text → image R@1: {per_cent(group['t2i_r1'])}%, {group['texts']:.0f} captions"
-        assert said in page.text
+        assert f"≤{group['high']:.0f}" in page.text
+        said = f"Text → image R@1: {per_cent(group['t2i_r1'])}%, {group['texts']:.0f} captions of "
+        assert f"{said}{group['low']:.0f} to {group['high']:.0f}" in page.text
     for alpha, recall in numbers["alphas"].items():
         said = f"Image → text R@1: {per_cent(recall['i2t_r1'])}%, α {float(alpha):g}"
         assert said in page.text
@@ -322,3 +321,35 @@ def test_other_data_is_said(report):
     other = Evaluated(evaluated.results | {"datasets": {"dci": data}}, evaluated.examples)
     assert "Not the same data." in comparison_page([evaluated, other])
     assert "Not the same data." not in comparison_page([evaluated, evaluated])
+
+
+@pytest.mark.parametrize(("runs", "drawn"), [(1, 8), (3, 3)])
+def test_many_evaluations_are_all_in_tables_and_a_few_are_drawn(report, runs, drawn):
+    evaluated = report[0]
+    many = [
+        Evaluated(evaluated.results | {"step": n, "series": str(n % runs)}, evaluated.examples)
+        for n in range(20)
+    ]
+    page = Page(comparison_page(many))
+    for n in range(20):
+        assert page.row(f"caft_xs, step {n}")
+    assert f"Of 20 evaluations {drawn} are drawn" in page.text
+    assert len(page.row("Captions", "caft_xs, step 0" if runs == 1 else "caft_xs, step 17")) == (
+        1 + drawn
+    )
+
+
+def test_numbers_of_another_kind_are_shown_as_they_are(report):
+    evaluated = report[0]
+    benchmarks = evaluated.results["benchmarks"] | {
+        "classes": {"images": 50.0, "top_1": 0.425, "classes": 10.0},
+        "refcoco-testA": {"images": 750.0, "miou": 0.25},
+    }
+    datasets = dict.fromkeys(benchmarks, evaluated.results["datasets"]["dci"])
+    results = evaluated.results | {"benchmarks": benchmarks, "datasets": datasets}
+    other = Evaluated(results, evaluated.examples)
+    page = Page(report_page(other))
+    assert page.row("classes", "top 1")[2] == "42.5%"
+    assert page.row("", "classes")[2] == "10"
+    assert page.row("refcoco-testA", "mIoU")[2:4] == ["25.0", "30.8−5.8 "]
+    assert "refcoco-testA" in Page(comparison_page([evaluated, other])).text

@@ -87,9 +87,9 @@ def _by_length(unit: str) -> Callable[[Results, str], Points]:
         groups = results["benchmarks"][benchmark].get("lengths", {}).get(unit, [])
         return [
             (
-                (group["low"], _range(group["low"], group["high"])),
+                (group["high"], f"≤{group['high']:.0f}"),
                 group,
-                f"{group['texts']:,.0f} captions",
+                f"{group['texts']:,.0f} captions of {group['low']:.0f} to {group['high']:.0f}",
             )
             for group in groups
         ]
@@ -148,10 +148,6 @@ def _alphas(results: Results, benchmark: str) -> Points:
 def _as_written(results: Results, benchmark: str) -> dict[str, float]:
     found = {measure: own_value(results, benchmark, measure) for measure in AT_1}
     return {measure: value for measure, value in found.items() if value is not None}
-
-
-def _range(low: float, high: float) -> str:
-    return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
 
 
 # Title, what x is, and an evaluation's points on a benchmark.

@@ -91,7 +91,14 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
                     "controls": control_table(drawn, name),
                     "training": training_charts(series, name),
                     "mixed": len({_data(r, name) for r in results if name in r["benchmarks"]}) > 1,
-                    "pictures": _pictures(evaluations, labels, name),
+                    "pictures": _pictures(
+                        {
+                            label: evaluated.examples
+                            for label, evaluated in zip(labels, evaluations, strict=True)
+                            if label in drawn
+                        },
+                        name,
+                    ),
                     "masks": any("miou" in r["benchmarks"].get(name, {}) for r in results),
                 }
                 for name in names
@@ -167,23 +174,24 @@ def _series(results: Sequence[Results]) -> dict[str, list[Results]]:
 def _drawn(
     evaluations: dict[str, Results], series: Sequence[Sequence[Results]]
 ) -> dict[str, Results]:
-    """The evaluations that get a line: all, or where they are many the last of each series."""
-    if len(evaluations) > MOST_LINES:
-        last = [max(members, key=lambda r: r["step"]) for members in series]
-        evaluations = {label: r for label, r in evaluations.items() if any(r is m for m in last)}
-    return dict(list(evaluations.items())[:MOST_LINES])
+    """The evaluations that get a line: all; where they are too many, of several training runs the
+    last of each, of one run some at even distances."""
+    if len(evaluations) <= MOST_LINES:
+        return evaluations
+    last = [max(members, key=lambda r: r["step"]) for members in series]
+    chosen = [
+        label for label, r in evaluations.items() if len(series) == 1 or any(r is m for m in last)
+    ]
+    places = np.linspace(0, len(chosen) - 1, min(MOST_LINES, len(chosen))).round().astype(int)
+    return {chosen[place]: evaluations[chosen[place]] for place in places}
 
 
-def _pictures(
-    evaluations: Sequence[Evaluated], labels: Sequence[str], benchmark: str
-) -> list[dict[str, Any]]:
-    """Images that several evaluations show, with the heat maps of each for sentences that both
-    have."""
+def _pictures(examples: Mapping[str, Mapping[str, Any]], benchmark: str) -> list[dict[str, Any]]:
+    """Images that several evaluations show, with the heat maps of each for sentences that more
+    than one has. `examples` is by the evaluation's label."""
     anatomies: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for label, evaluated in list(zip(labels, evaluations, strict=True))[:MOST_LINES]:
-        for anatomy in (
-            evaluated.examples.get("benchmarks", {}).get(benchmark, {}).get("anatomies", ())
-        ):
+    for label, shown in examples.items():
+        for anatomy in shown.get("benchmarks", {}).get(benchmark, {}).get("anatomies", ()):
             anatomies.setdefault(anatomy["url"], {})[label] = anatomy
     pictures = []
     for url, by_label in anatomies.items():

@@ -65,7 +65,7 @@ def published_rows(results: Results) -> tuple[list[str], list[dict[str, Any]]]:
                     "benchmark": benchmark,
                     "measure": MEASURES[measure],
                     "value": value,
-                    "interval": numbers["intervals"].get(f"{results['score']}_{measure}"),
+                    "interval": numbers.get("intervals", {}).get(f"{results['score']}_{measure}"),
                     "said": {m: {"value": v, "more": value - v} for m, v in said.items()},
                     "images": int(numbers["images"]),
                     "published_images": known.images if other_size else None,
