@@ -132,15 +132,23 @@ def draw_hierarchy(canvas: np.ndarray, levels: list[np.ndarray]) -> list[np.ndar
     return pictures
 
 
-def draw_heat(canvas: np.ndarray, heat: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """A heat map over the canvas, from its least to its greatest value, with the outline of the
-    true mask where there is one."""
+def draw_heat(
+    canvas: np.ndarray,
+    heat: np.ndarray,
+    mask: np.ndarray | None,
+    segments: np.ndarray | None = None,
+) -> np.ndarray:
+    """A heat map over the canvas, from its least to its greatest value, with thin lines between
+    the segments of a label map and the outline of the true mask, where there are such."""
     heat = fit(heat, canvas)
     span = heat.max() - heat.min()
     level = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
     warm = heat_colours(level)
     grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
     drawn = (0.38 * grey + 0.62 * warm).astype(np.uint8)
+    if segments is not None:
+        thin = (0.62 * drawn + 0.38 * np.asarray(LIGHT)).astype(np.uint8)
+        drawn = np.where(_edges(fit(segments, canvas)), thin, drawn)
     if mask is not None:
         outline, _ = cv2.findContours(fit(mask, canvas), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, outline, -1, DARK, 4, cv2.LINE_AA)

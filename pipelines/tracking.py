@@ -9,15 +9,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from caft import __version__
 from caft.config import Config
+from caft.errors import ConfigError, StorageError
 from pipelines.config import TrackingConfig
 from pipelines.system_metrics import SystemMetrics
 
@@ -154,6 +156,43 @@ def experiment_page(server: str, tracking: TrackingConfig) -> str:
     return f"{server}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
 
 
+def read_artifacts(
+    tracking: TrackingConfig, run_id: str, names: Collection[str]
+) -> dict[str, bytes]:
+    """A run's files of these names, at its top or in a folder there, by their paths in the run.
+
+    Raises:
+        ConfigError: the server cannot be reached, or the experiment has no such run.
+        StorageError: a file that cannot be fetched.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client(tracking)
+    try:
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        run = client.get_run(run_id)
+        if experiment is None or run.info.experiment_id != experiment.experiment_id:
+            raise ConfigError(
+                f"tracking.experiment: '{tracking.experiment}' has no run {run_id}; name the "
+                "experiment that it is in"
+            )
+        top = client.list_artifacts(run_id)
+        inner = [file for f in top if f.is_dir for file in client.list_artifacts(run_id, f.path)]
+        paths = [f.path for f in (*top, *inner) if f.path.rpartition("/")[2] in names]
+    except MlflowException as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(f"tracking.uri: {_shown_uri(tracking)}: run {run_id}: {reason}") from None
+    files = {}
+    for path in paths:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                files[path] = Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+            except (MlflowException, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise StorageError(f"MLflow run {run_id}: {path}: {reason}") from None
+    return files
+
+
 def _send_spool(tracking: TrackingConfig, spool: Path) -> None:
     """Send the events of one spool folder that were not sent yet, in order."""
     client = _client(tracking)
@@ -266,14 +305,18 @@ def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
 
 
 def _warn(tracking: TrackingConfig, error: Exception) -> None:
-    uri = re.sub(r"//[^/@]*@", "//***@", tracking.uri)
     reason = str(error).splitlines()[0][:200]
     print(
-        f"tracking: {uri} does not take metrics ({reason}); they are kept in {tracking.spool} "
-        "and sent when it does",
+        f"tracking: {_shown_uri(tracking)} does not take metrics ({reason}); they are kept in "
+        f"{tracking.spool} and sent when it does",
         file=sys.stderr,
         flush=True,
     )
+
+
+def _shown_uri(tracking: TrackingConfig) -> str:
+    """The server's address without what may be a password."""
+    return re.sub(r"//[^/@]*@", "//***@", tracking.uri)
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

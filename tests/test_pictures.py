@@ -105,6 +105,18 @@ def test_a_constant_map_and_a_mask_are_drawn_without_complaint(recwarn):
     assert not recwarn.list
 
 
+def test_segments_are_outlined_on_a_heat_map():
+    segments = np.zeros((96, 96), int)
+    segments[:, 48:] = 1
+    heat = np.full((96, 96), 0.1, np.float32)
+    plain, lined = (draw_heat(to_canvas(GREY), heat, None, s).astype(int) for s in (None, segments))
+    changed = (lined != plain).any(axis=-1)
+    border = changed.shape[1] // 2
+    assert changed[:, border].all()
+    assert changed.sum() == changed.shape[0]
+    assert (lined > plain)[changed].all()  # lighter, and the heat still shows
+
+
 @pytest.mark.parametrize(("name", "in_first_row"), [("caft", 5), ("clip", 2)])
 def test_a_panel_holds_every_picture_and_a_row_for_each_five_sentences(name, in_first_row):
     torch.manual_seed(0)

@@ -23,9 +23,11 @@ class BenchmarkConfig(Config):
 class ReportConfig(Config):
     """How much each benchmark shows in the report; the numbers do not depend on it."""
 
-    images: int = Field(4, ge=0, description="images with their segments and heat maps")
-    sentences: int = Field(8, gt=0, description="most heat maps of one image")
-    retrievals: int = Field(3, ge=0, description="best and as many worst retrievals")
+    images: int = Field(4, ge=0, le=64, description="images with their segments and heat maps")
+    sentences: int = Field(8, gt=0, le=32, description="most heat maps of one image")
+    retrievals: int = Field(
+        3, ge=0, le=64, description="most confident mistakes, of captions and of images alike"
+    )
 
 
 class EvaluateConfig(StageConfig):

@@ -20,6 +20,7 @@ from pipelines.evaluate.benchmarks import Benchmark
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.controls import variants
 from pipelines.evaluate.embed import OVERLAPS, Encoder
+from pipelines.evaluate.lengths import Group, recalls_by_length
 from pipelines.evaluate.scoring import Ranker
 
 SCORES, WAYS = ("whole", "part", "blended", "rerank"), ("t2i", "i2t")
@@ -35,11 +36,12 @@ class BenchmarkResults:
     intervals: dict[str, tuple[float, float]]  # of the recalls in `metrics`, 95%
     alphas: dict[str, dict[str, float]]  # by weight: t2i_r1, ...
     controls: dict[str, dict[str, float]]  # of the model's own score, by variant: t2i_r1, ...
+    lengths: dict[str, list[Group]]  # of the model's own score, see `recalls_by_length`
     ranking: Ranking  # by the model's own score
 
     def as_json(self) -> dict[str, Any]:
         """The metrics, and what is nested under them."""
-        nested = ("intervals", "alphas", "controls")
+        nested = ("intervals", "alphas", "controls", "lengths")
         return self.metrics | {name: getattr(self, name) for name in nested}
 
 
@@ -92,6 +94,7 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
         intervals,
         {f"{alpha:g}": _recalls_of(found[f"alpha {alpha:g}"]) for alpha in config.alphas if sweep},
         controls,
+        recalls_by_length(benchmark.sentences, found[own.name]),
         found[own.name],
     )
 
@@ -193,6 +196,11 @@ def _csv_rows(results: Mapping[str, Any], own: str) -> Iterator[tuple[Any, ...]]
     for variant, recall in results["controls"].items():
         for key, value in recall.items():
             yield variant, own, key, value, "", ""
+    for unit, groups in results["lengths"].items():
+        for group in groups:
+            captions = f"{group['low']:.0f} to {group['high']:.0f} {unit}"
+            for key in ("texts", *(f"{way}_r1" for way in WAYS)):
+                yield captions, own, key, group[key], "", ""
 
 
 def _recall_heads() -> str:

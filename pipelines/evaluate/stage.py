@@ -18,21 +18,21 @@ import ray
 from caft.config import to_yaml
 from caft.errors import ConfigError
 from pipelines import storage
-from pipelines.evaluate.adapters import Adapter
-from pipelines.evaluate.adapters.own import CAFTAdapter
 from pipelines.evaluate.benchmarks import Benchmark, open_benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.embed import Encoder
-from pipelines.evaluate.report import Scored, render_report
+from pipelines.evaluate.finished import EXAMPLES, METRICS, read_output
+from pipelines.evaluate.report.examples import Scored, gather_examples
+from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus
 
-METRICS, TABLE, REPORT = "metrics.json", "metrics.csv", "report.html"
+TABLE, REPORT = "metrics.csv", "report.html"
 CONFIG_COPY, RUN = "evaluate.yaml", "run.json"
-COMPARISON = "comparison"  # .json and .csv, of several checkpoints
+COMPARISON = "comparison"  # .json, .csv and .html, of several checkpoints
 FEATURES = "features"
 # What may differ when an evaluation is taken up again: where things lie, and the speed.
 FREE_FIELDS: dict[str, Any] = {
@@ -114,6 +114,8 @@ def run(config: EvaluateConfig) -> None:
         storage.write_json(storage.join(output, f"{COMPARISON}.json"), results)
         csv = to_csv(results).encode()
         storage.write_bytes(storage.join(output, f"{COMPARISON}.csv"), csv)
+        page = comparison_page([read_output(e.output) for e in evaluations])
+        storage.write_bytes(storage.join(output, f"{COMPARISON}.html"), page.encode())
     if open_ones:
         print(f"evaluate: finished: {output}", flush=True)
     _print_results(config, evaluations, results)
@@ -179,36 +181,36 @@ def _evaluate_one(
         "model": checkpoint.model,
         "label": checkpoint.label,
         "step": checkpoint.step,
+        "series": checkpoint.series,
         "checkpoint": checkpoint.place,
         "checkpoint_fingerprint": checkpoint.fingerprint,
         "mlflow_run_id": tracker.run_id,
+        "links": {stage: run for stage, run in _links(checkpoint, benchmarks).items() if run},
+        "datasets": {
+            benchmark.name: {
+                "path": benchmark.dataset.path,
+                "split": benchmark.split,
+                "fingerprint": benchmark.fingerprint,
+            }
+            for benchmark in benchmarks
+        },
         "alpha": config.alpha,
         "score": own_score(ranker.scorer),
         "benchmarks": {result.benchmark.name: result.results.as_json() for result in scored},
     }
     tracker.set_tags({"checkpoint_fingerprint": checkpoint.fingerprint})
-    files = {TABLE: to_csv([results]), METRICS: json.dumps(results, indent=2)}
-    files |= _report(config, checkpoint, adapter, scored, tracker.run_id)
+    examples = gather_examples(adapter, scored, config.report)
+    files = {
+        TABLE: to_csv([results]),
+        EXAMPLES: json.dumps(examples),
+        REPORT: report_page(Evaluated(results, examples)),
+        METRICS: json.dumps(results, indent=2),
+    }
     _attach(tracker, files, None if output == config.output else checkpoint.label)
     for name, text in files.items():
         if name != METRICS:
             storage.write_bytes(storage.join(output, name), text.encode())
     storage.write_json(evaluation.metrics, results)  # last: with it the evaluation is finished
-
-
-def _report(
-    config: EvaluateConfig,
-    checkpoint: Checkpoint,
-    adapter: Adapter,
-    scored: list[Scored],
-    run_id: str,
-) -> dict[str, str]:
-    """The HTML report by its file's name; of CAFT's own models alone, whose segments it shows."""
-    if not isinstance(adapter, CAFTAdapter):
-        return {}
-    links = _links(checkpoint, [result.benchmark for result in scored])
-    facts = _facts(checkpoint, scored, {"evaluate": run_id, **links})
-    return {REPORT: render_report(adapter.model, checkpoint.step, scored, config, facts)}
 
 
 def _side_by_side(config: EvaluateConfig, count: int) -> int:
@@ -241,19 +243,6 @@ def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str,
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
 
 
-def _facts(
-    checkpoint: Checkpoint, scored: Sequence[Scored], runs: dict[str, str]
-) -> dict[str, str]:
-    """What the report says of where its numbers come from."""
-    facts = {"Checkpoint": f"{checkpoint.place}, fingerprint {checkpoint.fingerprint}"}
-    for result in scored:
-        dataset = result.benchmark.dataset
-        facts[f"Dataset of {result.benchmark.name}"] = (
-            f"{dataset.path}, split {result.benchmark.split}, fingerprint {dataset.fingerprint}"
-        )
-    return facts | {f"MLflow run, {stage}": run for stage, run in runs.items() if run}
-
-
 def _attach(tracker: Tracker, files: dict[str, str], folder: str | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name, text in files.items():
@@ -272,6 +261,7 @@ def _print_results(
             rows[name] = result["benchmarks"][benchmark.name]
     print(f"\n{table(rows)}\n", flush=True)
     for evaluation in evaluations:
-        report = storage.join(evaluation.output, REPORT)
-        if storage.exists(report):
-            print(f"report: {report}", flush=True)
+        print(f"report: {storage.join(evaluation.output, REPORT)}", flush=True)
+    if len(evaluations) > 1:
+        page = storage.join(config.output, f"{COMPARISON}.html")
+        print(f"comparison: {page}", flush=True)
