@@ -8,30 +8,33 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import f as f_distribution
 
-from caft.errors import DataError
-from caft.scaling_law.envelope import MIN_FRONTIER_POINTS, lower_envelope
-from caft.scaling_law.forms import FORMS, Form
-from caft.scaling_law.solve import minimise
+from caft.errors import DataError, UnidentifiedError
+from caft.scaling_law.envelope import lower_envelope
+from caft.scaling_law.forms import FORMS, ComputeForm, Form
+from caft.scaling_law.inputs import (
+    check_enough,
+    check_numbers,
+    check_runs,
+    design_problems,
+    form_inputs,
+)
+from caft.scaling_law.noise import estimate_noise
+from caft.scaling_law.problem import INTERVAL, NOT_ABOVE_ZERO, Problem
 
 Array = NDArray[np.float64]
 
-HUBER_DELTA = 0.05  # in log error: a residual of more than 5% counts linearly
 REPLICATES = 1000
-CONFIDENCE = 0.95
 REPLICATE_STARTS = 2  # beside the fit itself: a replicate may lie in another valley
-DECADES_FOR_A_LAW = 1.5
-INTERVAL = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))  # in per cent
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A parameter with its 95% interval; `problem` says why its value must not be used."""
+    """A parameter with its 95% interval; `problem` says why it is not identified, None if it is."""
 
     name: str
     meaning: str
-    value: float
+    best: float  # whatever the runs tell of it; `value` is the one to use
     low: float
     high: float
     problem: str | None = None
@@ -41,13 +44,24 @@ class Estimate:
         return self.problem is None
 
     @property
+    def value(self) -> float:
+        """The parameter.
+
+        Raises:
+            UnidentifiedError: the runs do not determine it.
+        """
+        if self.problem:
+            known = "" if self.at_most is None else f", at most {self.at_most:.3g}"
+            raise UnidentifiedError(
+                f"{self.name} ({self.meaning}): {self.problem}{known}; add runs over a wider "
+                "range, or take a form without it"
+            )
+        return self.best
+
+    @property
     def at_most(self) -> float | None:
         """What stays known of a parameter that could be zero as well: its upper end."""
         return self.high if self.problem == NOT_ABOVE_ZERO else None
-
-
-NOT_ABOVE_ZERO = "not told apart from zero"
-FLAT = "the runs fit as well with any value up to the bound of the search"
 
 
 @dataclass(frozen=True)
@@ -73,16 +87,20 @@ class Fit:
     estimates: tuple[Estimate, ...]
     values: Array
     replicates: Array
-    spread: float  # standard deviation of log error about the law
+    spread: float  # standard deviation of log error about the law, of a run of a new group
     replicate_spreads: Array  # (R,), as likely given the residuals
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()  # what the design cannot tell
 
     def __getitem__(self, name: str) -> Estimate:
-        return next(estimate for estimate in self.estimates if estimate.name == name)
+        """The parameter that the formula calls `name`."""
+        named = {estimate.name: estimate for estimate in self.estimates}
+        if name not in named:
+            raise DataError(f"{name}: no parameter of {self.form.formula}; it has {list(named)}")
+        return named[name]
 
     @property
     def scale(self) -> float:
-        """The factor of a power law: error = scale x compute ** exponent."""
+        """The factor A of a law in compute; of a power law, error = scale x compute ** exponent."""
         return self["A"].value
 
     @property
@@ -97,28 +115,33 @@ class Fit:
 
     def law(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The law's error for inputs (n,)."""
-        return self.form.error(self.values[None], _arrays(self.form, inputs))[0]
+        return self.form.error(self.values[None], form_inputs(self.form, inputs))[0]
 
     def law_interval(self, inputs: Mapping[str, ArrayLike]) -> tuple[Array, Array]:
         """The 95% interval of the law itself, (n,) each."""
-        low, high = np.percentile(self._replicate_laws(inputs), INTERVAL, axis=0)
+        low, high = np.percentile(self.replicate_laws(inputs), INTERVAL, axis=0)
         return low, high
 
     def predict(self, inputs: Mapping[str, ArrayLike]) -> Prediction:
         """The error of one new run for each of n inputs, with what chance adds to a run."""
-        laws = self._replicate_laws(inputs)
+        laws = self.replicate_laws(inputs)
         noise = np.random.default_rng(0).normal(size=laws.shape)
         low, high = np.percentile(
             laws * np.exp(self.replicate_spreads[:, None] * noise), INTERVAL, axis=0
         )
         return Prediction(self.law(inputs), low, high)
 
-    def _replicate_laws(self, inputs: Mapping[str, ArrayLike]) -> Array:
-        return self.form.error(self.replicates, _arrays(self.form, inputs))
+    def replicate_laws(self, inputs: Mapping[str, ArrayLike]) -> Array:
+        """The error (R, n) that each repetition of the experiment gives to inputs (n,)."""
+        return self.form.error(self.replicates, form_inputs(self.form, inputs))
 
 
 def fit_power_law(
-    compute: ArrayLike, error: ArrayLike, envelope_bins: int = 5, replicates: int = REPLICATES
+    compute: ArrayLike,
+    error: ArrayLike,
+    envelope_bins: int = 5,
+    replicates: int = REPLICATES,
+    groups: ArrayLike | None = None,
 ) -> Fit:
     """error = scale x compute ** exponent on the lower envelope of n runs.
 
@@ -126,11 +149,14 @@ def fit_power_law(
         compute: (n,), in any unit.
         error: (n,), 1 - accuracy or 1 - recall, or a loss of one batch size.
         envelope_bins: equal intervals of log compute that give their best run each; 0: all runs.
+        replicates: repetitions of the experiment that intervals come from.
+        groups: (n,) label of what shares chance: the seed, or the trunk of several cool-downs.
 
     Raises:
-        DataError: fewer than 3 points on the envelope, or values that are not positive numbers.
+        DataError: fewer than 3 points on the envelope, values that are not positive numbers, or
+            one point twice.
     """
-    return fit_envelope("power", compute, error, envelope_bins, replicates)
+    return fit_envelope("power", compute, error, envelope_bins, replicates, groups)
 
 
 def fit_envelope(
@@ -139,11 +165,20 @@ def fit_envelope(
     error: ArrayLike,
     envelope_bins: int = 5,
     replicates: int = REPLICATES,
+    groups: ArrayLike | None = None,
 ) -> Fit:
     """A law in compute, `power` or `saturating`, on the lower envelope. As `fit_power_law`."""
-    inputs, errors = _checked(FORMS[form], {"compute": compute}, error)
-    best = lower_envelope(inputs["compute"], errors, envelope_bins)
-    return fit_form(form, {"compute": inputs["compute"][best]}, errors[best], replicates)
+    law = _form(form)
+    if not isinstance(law, ComputeForm):
+        raise DataError(f"{form}: an envelope is of laws in compute alone, use fit_form for it")
+    if envelope_bins < 0:
+        raise DataError(f"envelope_bins: {envelope_bins}; give 0 for all runs, or a number of bins")
+    arrays = check_numbers({"compute": compute, "error": error})
+    check_enough(law, arrays)
+    labels = check_runs({"compute": arrays["compute"]}, arrays["error"], groups)
+    best = lower_envelope(arrays["compute"], arrays["error"], envelope_bins)
+    chosen = {"compute": arrays["compute"][best]}
+    return _fit(law, chosen, arrays["error"][best], replicates, labels[best])
 
 
 def fit_form(
@@ -151,152 +186,78 @@ def fit_form(
     inputs: Mapping[str, ArrayLike],
     error: ArrayLike,
     replicates: int = REPLICATES,
+    groups: ArrayLike | None = None,
     seed: int = 0,
 ) -> Fit:
-    """Fit a form to n independent points: the minimum of the summed Huber loss of log residuals.
+    """Fit a form to n runs: the minimum of the summed Huber loss of log residuals.
 
-    Intervals come from `replicates` repetitions of the experiment: errors are drawn about the
-    fitted law and fitted again, each with a noise level that is as likely as the residuals make it
-    (spread^2 (n - P) / chi^2 of n - P degrees of freedom). For a law linear in its parameters
-    that is Student's t exactly; resampling the runs instead is too sure of itself with few.
+    Intervals come from `replicates` repetitions of the experiment (a parametric bootstrap over
+    groups and runs): errors are drawn about the fitted law, with noise as likely as the residuals
+    make it, and fitted again. Resampling runs instead is too sure of itself with few of them
+    (docs/sweeps.md has both measured).
+
+    Args:
+        name: `power`, `saturating`, `size_samples` or `repetition`.
+        inputs: (n,) each, what the form depends on: `compute`, or `parameters`, `samples`,
+            `unique_samples`.
+        error: (n,) as in `fit_power_law`; likewise `groups`.
+        seed: of the repetitions.
 
     Raises:
-        DataError: fewer points than parameters + 1, an input that is missing, not a positive
-            number, or the same in all runs.
+        DataError: fewer points than parameters + 1, one point twice, an input that is missing,
+            not a positive number, or the same in all runs.
     """
-    form = FORMS[name]
-    arrays, errors = _checked(form, inputs, error)
+    form = _form(name)
+    arrays = check_numbers({**form_inputs(form, inputs), "error": error})
+    errors = arrays.pop("error")
+    labels = check_runs(arrays, errors, groups)
+    return _fit(form, arrays, errors, replicates, labels, seed)
+
+
+def _fit(
+    form: Form,
+    arrays: Mapping[str, Array],
+    errors: Array,
+    replicates: int,
+    labels: NDArray[np.intp],
+    seed: int = 0,
+) -> Fit:
+    check_enough(form, arrays)
+    # In an order of their own, so that the caller's does not change what is drawn for whom.
+    order = np.lexsort([labels, errors, *arrays.values()])
     units = {key: float(np.exp(np.log(column).mean())) for key, column in arrays.items()}
     if "unique_samples" in units:
         units["unique_samples"] = units["samples"]
     units["error"] = float(np.exp(np.log(errors).mean()))
-    scaled = {key: column / units[key] for key, column in arrays.items()}
-    targets = np.log(errors / units["error"])
-    problem = _Problem(form, scaled, targets)
+    scaled = {key: column[order] / units[key] for key, column in arrays.items()}
+    problem = Problem(form, scaled, np.log(errors[order] / units["error"]))
 
-    best, least = problem.best(targets[None], problem.starts)
+    starts = problem.starts()
+    best, objective = problem.best(problem.targets[None], starts)
     fitted = problem.model(best)[0]
-    freedom = len(targets) - len(form.parameters)
-    spread = float(np.sqrt(((targets - fitted) ** 2).sum() / freedom))
-    rng = np.random.default_rng(seed)
-    spreads = spread * np.sqrt(freedom / rng.chisquare(freedom, replicates))
-    noise = rng.normal(size=(replicates, len(targets)))
-    near = np.concatenate([best, problem.starts[:REPLICATE_STARTS]])
-    theta, _ = problem.best(fitted + spreads[:, None] * noise, near)
+    groups = np.unique(labels[order], return_inverse=True)[1]
+    noise = estimate_noise(
+        problem.targets - fitted, problem.derivatives(best[0]), groups, len(form.parameters)
+    )
+    drawn, spreads = noise.draw(replicates, np.random.default_rng(seed))
+    near = np.concatenate([best, starts[:REPLICATE_STARTS]])
+    theta, _ = problem.best(fitted + drawn, near)
 
     values = form.to_units(form.values(best), units)[0]
     repeated = form.to_units(form.values(theta), units)
     low, high = np.percentile(repeated, INTERVAL, axis=0)
-    flaws = problem.flaws(best[0], float(least[0]), np.percentile(theta, INTERVAL, axis=0))
+    flaws = problem.flaws(best[0], float(objective[0]), theta)
     estimates = tuple(
-        Estimate(p.name, p.meaning, *map(float, numbers), flaw)
-        for p, *numbers, flaw in zip(form.parameters, values, low, high, flaws, strict=True)
+        Estimate(p.name, p.meaning, float(value), float(least), float(most), flaw)
+        for p, value, least, most, flaw in zip(
+            form.parameters, values, low, high, flaws, strict=True
+        )
     )
-    problems = _design_problems(form, arrays)
-    return Fit(form, arrays, errors, estimates, values, repeated, spread, spreads, problems)
+    problems = design_problems(form, arrays)
+    return Fit(form, arrays, errors, estimates, values, repeated, noise.spread, spreads, problems)
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """A form on the inputs of n runs, in the fit's units."""
-
-    form: Form
-    inputs: Mapping[str, Array]
-    targets: Array  # log error (n,)
-
-    @property
-    def starts(self) -> Array:
-        return self.form.starts(self.inputs, np.exp(self.targets))
-
-    def model(self, theta: Array) -> Array:
-        return np.log(self.form.error(self.form.values(theta), self.inputs))
-
-    def best(
-        self, targets: Array, starts: Array, free: NDArray[np.bool_] | None = None
-    ) -> tuple[Array, Array]:
-        """From each of S starts, the best kept: parameters (R, P), objectives (R,)."""
-        count, tries = len(targets), len(starts)
-        low, high = self.form.box
-        theta, values = minimise(
-            self.model,
-            np.repeat(targets, tries, axis=0),
-            np.tile(starts, (count, 1)),
-            low,
-            high,
-            HUBER_DELTA,
-            None if free is None else np.tile(free, (count * tries, 1)),
-        )
-        values = values.reshape(count, tries)
-        chosen = values.argmin(axis=1)
-        picked = theta.reshape(count, tries, -1)[np.arange(count), chosen]
-        return picked, values[np.arange(count), chosen]
-
-    def flaws(self, best: Array, least: float, interval: Array) -> list[str | None]:
-        """Why each parameter is not identified, None where it is: its interval reaches a bound of
-        the search, or its profile stays flat up to one (F test on the objective)."""
-        low, high = self.form.box
-        freedom = len(self.targets) - len(best)
-        allowed = least * (1 + f_distribution.ppf(CONFIDENCE, 1, freedom) / freedom)
-        starts = np.concatenate([best[None], self.starts])
-        found: list[str | None] = []
-        for p, parameter in enumerate(self.form.parameters):
-            flaw = None
-            for end, bound in ((1, high[p]), (0, low[p])):
-                free = np.arange(len(best)) != p
-                at_bound = np.where(free, starts, bound)
-                _, objective = self.best(self.targets[None], at_bound, free)
-                reached = abs(interval[end, p] - bound) < 1e-6 * (high[p] - low[p])
-                if reached or objective[0] <= allowed:
-                    flaw = NOT_ABOVE_ZERO if parameter.vanishes and end == 0 and not flaw else FLAT
-            found.append(flaw)
-        return found
-
-
-def _checked(
-    form: Form, inputs: Mapping[str, ArrayLike], error: ArrayLike
-) -> tuple[dict[str, Array], Array]:
-    arrays = _arrays(form, inputs)
-    errors = np.asarray(error, dtype=np.float64)
-    for name, column in (*arrays.items(), ("error", errors)):
-        if column.shape != errors.shape or column.ndim != 1:
-            raise DataError(f"{name}: {column.shape} values for {errors.shape} errors; give (n,)")
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if len(bad):
-            raise DataError(
-                f"{name}: run {bad[0]} has {column[bad[0]]:g}, a law needs positive numbers; "
-                f"leave out the {len(bad)} runs without a measurement"
-            )
-    needed = len(form.parameters) + 1
-    if len(errors) < needed:
-        raise DataError(
-            f"error: {len(errors)} points, but {form.formula} has {needed - 1} parameters and "
-            f"needs {needed} at least; add runs, or envelope bins if a law in compute"
-        )
-    for name, column in arrays.items():
-        if np.ptp(np.log(column)) < 1e-9 and name != "unique_samples":
-            raise DataError(f"{name}: {column[0]:g} in all runs; a law in it needs several values")
-    return arrays, errors
-
-
-def _arrays(form: Form, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
-    missing = [name for name in form.inputs if name not in inputs]
-    if missing:
-        raise DataError(f"{missing[0]}: not given, but {form.formula} depends on it")
-    return {name: np.asarray(inputs[name], dtype=np.float64) for name in form.inputs}
-
-
-def _design_problems(form: Form, arrays: Mapping[str, Array]) -> tuple[str, ...]:
-    """What these runs cannot tell, whatever their errors."""
-    if form.inputs != ("compute",):
-        return ()
-    found = []
-    compute = arrays["compute"]
-    if len(compute) < MIN_FRONTIER_POINTS:
-        found.append(
-            f"{len(compute)} points on the frontier; fewer than {MIN_FRONTIER_POINTS} "
-            "leave the law to single runs"
-        )
-    decades = float(np.log10(compute.max() / compute.min()))
-    if decades < DECADES_FOR_A_LAW:
-        found.append(f"{decades:.1f} decades of compute; {DECADES_FOR_A_LAW} at least are wanted")
-    return tuple(found)
+def _form(name: str) -> Form:
+    if name not in FORMS:
+        raise DataError(f"{name}: no such form; there are {', '.join(FORMS)}")
+    return FORMS[name]

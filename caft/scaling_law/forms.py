@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 Inputs = Mapping[str, Array]  # compute, parameters, samples, unique_samples; (n,) each
 
 EXPONENTS = (0.005, 3.0)
+ANY_EXPONENT = (-20.0, 20.0)  # of a power law alone, which any two runs determine
 SCALES = (1e-3, 1e2)  # of a term, as a share of the mean error at the mean inputs
 FLOORS = (1e-3, 1.5)  # of E, as a share of the mean error
 OFFSETS = (1e-4, 1e2)  # of B in (C + B), as a share of the mean compute
@@ -84,15 +85,24 @@ class Form(ABC):
         return low, vanishes, np.array([p.log for p in self.parameters])
 
 
-class Power(Form):
-    """error = A C^-a."""
+class ComputeForm(Form):
+    """A law in compute alone, fitted to the lower envelope; it can be read backwards."""
+
+    inputs = ("compute",)
+
+    @abstractmethod
+    def compute(self, values: Array, error: Array) -> Array:
+        """Compute (R, n) that `values` (R, P) need for errors (R, n); inf for one out of reach."""
+
+
+class Power(ComputeForm):
+    """error = A C^-a; compute may hurt (a < 0)."""
 
     name = "power"
     formula = "A C^-a"
-    inputs = ("compute",)
     parameters = (
         Parameter("A", "scale", SCALES),
-        Parameter("a", "exponent of compute", EXPONENTS, log=False),
+        Parameter("a", "exponent of compute", ANY_EXPONENT, log=False),
     )
 
     def error(self, values: Array, inputs: Inputs) -> Array:
@@ -107,13 +117,16 @@ class Power(Form):
         scale, a = values.T
         return np.stack([units["error"] * scale * units["compute"] ** a, a], axis=1)
 
+    def compute(self, values: Array, error: Array) -> Array:
+        scale, a = _columns(values)
+        return _inverse(error / scale, a)
 
-class Saturating(Form):
+
+class Saturating(ComputeForm):
     """error = A (C + B)^-a + E (Zhai et al., Scaling Vision Transformers, 2022, section 2)."""
 
     name = "saturating"
     formula = "A (C + B)^-a + E"
-    inputs = ("compute",)
     parameters = (
         Parameter("A", "scale", SCALES),
         Parameter("a", "exponent of compute", EXPONENTS, log=False),
@@ -137,6 +150,10 @@ class Saturating(Form):
         scale, a, offset, floor = values.T
         scale = units["error"] * scale * units["compute"] ** a
         return np.stack([scale, a, offset * units["compute"], floor * units["error"]], axis=1)
+
+    def compute(self, values: Array, error: Array) -> Array:
+        scale, a, offset, floor = _columns(values)
+        return np.maximum(_inverse((error - floor) / scale, a) - offset, 0.0)
 
 
 class SizeAndSamples(Form):
@@ -235,6 +252,13 @@ def _columns(theta: Array) -> tuple[Array, ...]:
 def _decay(size: Array, exponent: Array) -> Array:
     """size ** -exponent; through one logarithm per size much quicker than by `**`."""
     return np.exp(-exponent * np.log(size))
+
+
+def _inverse(share: Array, exponent: Array) -> Array:
+    """C where C ** -exponent = share; inf where more compute does not lower the error."""
+    reachable = (share > 0) & (exponent > 0)
+    power = -np.log(np.where(reachable, share, 1.0)) / np.where(reachable, exponent, 1.0)
+    return np.where(reachable, np.exp(np.minimum(power, LARGE)), np.inf)
 
 
 def _effective(seen: Array, unique: Array, decay: Array) -> Array:

@@ -52,7 +52,7 @@ def minimise(
     open_ = np.arange(len(theta))
     for _ in range(MAX_ITERATIONS):
         here, r = theta[open_], residuals[open_]
-        jacobian = _jacobian(model, here, model(here))  # (r, n, P)
+        jacobian = derivatives(model, here, r + targets[open_])  # (r, n, P)
         weights = delta / np.maximum(np.abs(r), delta)
         weighted = jacobian * weights[..., None]
         gradient = np.einsum("rnp,rn->rp", weighted, r)
@@ -86,11 +86,12 @@ def _step(hessian: Array, gradient: Array, held: NDArray[np.bool_], damping: Arr
     damped = np.maximum(diagonal, floor) * damping[:, None] + floor
     index = np.arange(hessian.shape[1])
     hessian[:, index, index] += np.where(held, 1.0, damped)
-    return -np.linalg.solve(hessian, np.where(held, 0.0, gradient)[..., None])[..., 0]
+    step = np.linalg.solve(hessian, np.where(held, 0.0, -gradient)[..., None])[..., 0]
+    return np.asarray(step, dtype=np.float64)
 
 
-def _jacobian(model: Callable[[Array], Array], theta: Array, centre: Array) -> Array:
-    """Forward differences, (r, n, P)."""
+def derivatives(model: Callable[[Array], Array], theta: Array, centre: Array) -> Array:
+    """Of `model` by theta (r, P) where it gives `centre` (r, n): forward differences, (r, n, P)."""
     columns = []
     for p in range(theta.shape[1]):
         moved = theta.copy()
