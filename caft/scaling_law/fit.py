@@ -193,8 +193,8 @@ def fit_form(
 
     Intervals come from `replicates` repetitions of the experiment (a parametric bootstrap over
     groups and runs): errors are drawn about the fitted law, with noise as likely as the residuals
-    make it, and fitted again. Resampling runs instead is too sure of itself with few of them
-    (docs/sweeps.md has both measured).
+    make it, and fitted again. Resampling the few runs of an envelope instead holds the truth less
+    often (docs/sweeps.md has both measured).
 
     Args:
         name: `power`, `saturating`, `size_samples` or `repetition`.

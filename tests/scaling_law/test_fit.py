@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scaling_support import POWER, TRUTHS, design, law
+from scaling_law_coverage import STUDIES
 from scipy.optimize import least_squares
 
 from caft.errors import DataError, UnidentifiedError
 from caft.scaling_law import fit_envelope, fit_form, fit_power_law
 from caft.scaling_law.problem import HUBER_DELTA
 
+POWER = STUDIES["power"].truth
 FEW = 50  # replicates, where intervals are not what is tested
+
+
+def design(form: str) -> dict[str, np.ndarray]:
+    return dict(STUDIES[form].inputs)
+
+
+def law(form: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return STUDIES[form].law(inputs)
 
 
 def noisy(form: str, seed: int, noise: float = 0.01) -> np.ndarray:
@@ -21,10 +30,10 @@ def noisy(form: str, seed: int, noise: float = 0.01) -> np.ndarray:
     return errors * np.exp(noise * np.random.default_rng(seed).normal(size=len(errors)))
 
 
-@pytest.mark.parametrize("form", TRUTHS)
+@pytest.mark.parametrize("form", STUDIES)
 def test_exact_runs_give_back_their_law(form: str) -> None:
     fit = fit_form(form, design(form), law(form, design(form)), FEW)
-    for name, true in TRUTHS[form].items():
+    for name, true in STUDIES[form].truth.items():
         assert fit[name].value == pytest.approx(true, rel=1e-3)
     assert np.abs(fit.residuals).max() < 1e-6
 
@@ -44,7 +53,7 @@ def test_no_other_solver_finds_a_better_fit(form: str) -> None:
             size < HUBER_DELTA, size**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2)
         ).sum()
 
-    starts = [np.log(fit.values), np.log(list(TRUTHS[form].values()))]
+    starts = [np.log(fit.values), np.log(list(STUDIES[form].truth.values()))]
     others = [
         least_squares(residuals, start, loss="huber", f_scale=HUBER_DELTA, x_scale="jac")
         for start in starts
