@@ -135,7 +135,7 @@ def parameter_rows(study: Study, count: int) -> list[str]:
         prediction = fit.predict({name: [value] for name, value in study.beyond.items()})
         low, high = prediction.low[0], prediction.high[0]
         held += low <= study.new_run(seed) <= high
-        widths.append(100 * (high - low) / prediction.error[0])
+        widths.append(100 * (high - low) / prediction.value[0])
     rows.append(f"new run | | {held} of {count} | | {np.median(widths):.0f}%")
     points = len(fits[0].error)
     return [f"| {study.name} | {points} | {row} | {seconds:.2f} |" for row in rows]

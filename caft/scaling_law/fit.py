@@ -65,12 +65,19 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The error of new runs, (n,): the law's value and the 95% interval of a single run."""
+class Band:
+    """What a fit derives for n places: values with their 95% intervals, (n,) each."""
 
-    error: Array
+    value: Array
     low: Array
     high: Array
+
+    @classmethod
+    def of(cls, value: Array, replicates: Array) -> Band:
+        """From `value` (n,) and what each repetition of the experiment gives for it, (R, n)."""
+        # No interpolation, so that ends may be infinite.
+        low, high = np.percentile(replicates, INTERVAL, axis=0, method="nearest")
+        return cls(value, low, high)
 
 
 @dataclass(frozen=True)
@@ -117,19 +124,15 @@ class Fit:
         """The law's error for inputs (n,)."""
         return self.form.error(self.values[None], form_inputs(self.form, inputs))[0]
 
-    def law_interval(self, inputs: Mapping[str, ArrayLike]) -> tuple[Array, Array]:
-        """The 95% interval of the law itself, (n,) each."""
-        low, high = np.percentile(self.replicate_laws(inputs), INTERVAL, axis=0)
-        return low, high
+    def law_band(self, inputs: Mapping[str, ArrayLike]) -> Band:
+        """The law's error for inputs (n,), with the interval of the law itself."""
+        return Band.of(self.law(inputs), self.replicate_laws(inputs))
 
-    def predict(self, inputs: Mapping[str, ArrayLike]) -> Prediction:
-        """The error of one new run for each of n inputs, with what chance adds to a run."""
+    def predict(self, inputs: Mapping[str, ArrayLike]) -> Band:
+        """The error of one new run for each of n inputs; the interval is that of a single run."""
         laws = self.replicate_laws(inputs)
         noise = np.random.default_rng(0).normal(size=laws.shape)
-        low, high = np.percentile(
-            laws * np.exp(self.replicate_spreads[:, None] * noise), INTERVAL, axis=0
-        )
-        return Prediction(self.law(inputs), low, high)
+        return Band.of(self.law(inputs), laws * np.exp(self.replicate_spreads[:, None] * noise))
 
     def replicate_laws(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The error (R, n) that each repetition of the experiment gives to inputs (n,)."""
@@ -254,6 +257,8 @@ def _fit(
         )
     )
     problems = design_problems(form, arrays)
+    if len(labels) > 1 and labels.max() == labels.min():
+        problems += ("one group only: the chance that its runs share is in no interval",)
     return Fit(form, arrays, errors, estimates, values, repeated, noise.spread, spreads, problems)
 
 

@@ -24,6 +24,7 @@ REPEATS = (0.05, 500.0)  # R*, in repeats
 GRID = np.geomspace(0.05, 1.6, 14)  # of exponents, for starts
 KEPT_STARTS = 4
 NEGLIGIBLE, LARGE = 1e-9, 300.0
+SEARCH_WIDTH, SEARCH_POINTS, SEARCHES = 7.0, 41, 5  # of log size: from a factor of 1000 to 2e-6
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,14 @@ class SizeAndSamples(Form):
         result[:, 3] *= units["error"] * units["samples"] ** values[:, 4]
         return result
 
+    def best_size(self, values: Array, work: Array, unique_samples: Array) -> Array:
+        """The parameters N (R, m) of least error where N D = `work` (m,), for `values` (R, P).
+
+        `unique_samples` (m,) matter to `Repetition` only.
+        """
+        _, a_scale, a, b_scale, b = _columns(values[:, :5])
+        return (a * a_scale / (b * b_scale) * work**b) ** (1 / (a + b))
+
     def _grid(self, size: Array, samples: Array, error: Array) -> list[tuple[float, list[float]]]:
         found = []
         for a, b in product(GRID, GRID):
@@ -223,6 +232,23 @@ class Repetition(SizeAndSamples):
             "samples": _effective(inputs["samples"], unique, data_decay),
         }
         return super().error(values, worth)
+
+    def best_size(self, values: Array, work: Array, unique_samples: Array) -> Array:
+        without = super().best_size(values, work, unique_samples)  # (R, m)
+        each = zip(without.T, work, unique_samples, strict=True)
+        return np.stack([self._search(values, *budget) for budget in each], axis=1)
+
+    def _search(self, values: Array, start: Array, work: float, unique: float) -> Array:
+        """`best_size` (R,) for one budget, on ever finer grids of sizes about `start` (R,)."""
+        best, width = start[:, None], SEARCH_WIDTH
+        for _ in range(SEARCHES):
+            size = best * np.exp(np.linspace(-width, width, SEARCH_POINTS))  # (R, S)
+            samples = work / size
+            inputs = {"parameters": size, "samples": samples, "unique_samples": np.array(unique)}
+            least = self.error(values, inputs).argmin(axis=1)
+            best = np.take_along_axis(size, least[:, None], axis=1)
+            width *= 2 / (SEARCH_POINTS - 1)
+        return best[:, 0]
 
     def starts(self, inputs: Inputs, error: Array) -> Array:
         unique = np.minimum(inputs["unique_samples"], inputs["samples"])

@@ -56,7 +56,7 @@ def check_runs(
     """The group (n,) of each run, from 0; each its own where none are given.
 
     Raises:
-        DataError: one run twice, or groups that are not one label for each run.
+        DataError: one run twice, or not one label for each run.
     """
     runs = len(error)
     if groups is None:
@@ -65,11 +65,6 @@ def check_runs(
         if np.shape(groups) != (runs,):
             raise DataError(f"groups: {np.shape(groups)} labels for {runs} runs; give one for each")
         labels = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
-        if runs > 1 and labels.max() == 0:
-            raise DataError(
-                f"groups: all {runs} runs are of group {np.asarray(groups)[0]!s}, which tells "
-                "nothing of chance between groups; leave the groups out, or add another"
-            )
     table = np.stack([*arrays.values(), error], axis=1)
     if groups is not None:
         table = np.concatenate([table, labels[:, None]], axis=1)

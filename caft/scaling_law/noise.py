@@ -68,7 +68,7 @@ def estimate_noise(
     runs = len(residuals)
     square = float(residuals @ residuals)
     alone = Noise(groups, square / (runs - parameters), runs - parameters)
-    if groups.max() + 1 == runs:
+    if groups.max() in (0, runs - 1):  # one group, or each run its own: nothing to tell apart
         return alone
     span, sizes, _ = np.linalg.svd(derivatives, full_matrices=False)
     span = span[:, sizes > 1e-9 * sizes[0]]
@@ -77,6 +77,8 @@ def estimate_noise(
     within = member.T @ left @ member  # (G, G)
     trace, trace_square = float(np.trace(within)), float((within**2).sum())
     total_trace = float(np.trace(left))
+    if trace < 1e-6 * total_trace:  # the law absorbs whatever groups share
+        return alone
     between = float(((member.T @ residuals) ** 2).sum()) / trace
     weight = trace_square / trace
     freedom = trace**2 / trace_square
