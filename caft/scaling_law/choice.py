@@ -46,8 +46,8 @@ class HeldOut:
 class Choice:
     """The forms that could be fitted, by name, and the one that said most of the largest runs.
 
-    `held_out` lacks a form that the smaller runs are too few for; `refused` says why of those
-    that none were fitted of.
+    `held_out` lacks a form that the smaller runs are too few for; `refused` says why, also of a
+    form that all runs are too few for.
     """
 
     chosen: str
@@ -93,9 +93,13 @@ def choose_form(
                 fits[name] = fit_envelope(name, compute, error, envelope_bins, replicates, groups)
             else:
                 fits[name] = fit_form(name, inputs, error, replicates, groups)
-            held_out[name] = hold_out(name, inputs, error, groups, envelope_bins, replicates)
         except DataError as problem:
             refused[name] = str(problem)
+            continue
+        try:
+            held_out[name] = hold_out(name, inputs, error, groups, envelope_bins, replicates)
+        except DataError as problem:
+            refused[name] = f"not judged by the largest runs: without them {problem}"
     if not fits:
         raise DataError(next(iter(refused.values())))
     return Choice(_best(fits, held_out), fits, held_out, refused)

@@ -125,8 +125,8 @@ def _draw(main: Panel, below: Panel, one: Series, shade: str) -> None:
     main.points(one.x, one.error, shade)
     if one.predicted:
         x, band = one.predicted
-        for bar in zip(x, band.value, band.low, band.high, strict=True):
-            main.bar(*map(float, bar), stroke=shade)
+        for place, budget in enumerate(x):
+            main.bar(budget, band.value[place], band.low[place], band.high[place], shade)
     below.points(one.x, 100 * np.expm1(one.residuals), shade, radius=3)
 
 
