@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +15,17 @@ from caft.scaling_law.svg import Panel, colour, new_figure, number, render, text
 
 Array = NDArray[np.float64]
 
-WIDTH, HEIGHT = 760.0, 560.0
-LEFT, RIGHT, TOP, MAIN, GAP, RESIDUALS = 56.0, 16.0, 34.0, 300.0, 34.0, 90.0
-LEGEND_LINE, LEGEND_COLUMN = 18.0, 180.0
+WIDTH, LEFT, RIGHT = 760.0, 56.0, 16.0
+TOP, MAIN, GAP, RESIDUALS, BOTTOM = 34.0, 300.0, 34.0, 90.0, 44.0
+HEIGHT = TOP + MAIN + GAP + RESIDUALS + BOTTOM
+LEGEND_LINE, LETTER = 18.0, 7.5
 MARGIN = 1.08  # of the ranges, as a factor
 CURVE_POINTS = 80
 
 
 @dataclass(frozen=True)
 class Series:
-    """What one colour shows."""
+    """A curve and its points; series of one label have one colour."""
 
     label: str
     x: Array  # (n,) of the points fitted
@@ -80,16 +80,16 @@ def _in_size(fit: Fit) -> list[Series]:
         curve_x = np.geomspace(x.min(), x.max(), CURVE_POINTS)
         fixed = {key: np.full(CURVE_POINTS, v) for key, v in zip(keys, values, strict=True)}
         label = f"{number(values[0])} parameters"
-        if len(keys) > 1:
-            label += f", {number(values[1])} unique"
         band = fit.law_band({**fixed, "samples": curve_x})
         series.append(Series(label, x, fit.error[mine], fit.residuals[mine], curve_x, band))
     return series
 
 
 def _figure(target: str, x_label: str, series: Sequence[Series]) -> str:
-    columns = int((WIDTH - LEFT) // LEGEND_COLUMN)
-    legend = LEGEND_LINE * -(-len(series) // columns)
+    labels = list(dict.fromkeys(one.label for one in series))
+    column = LETTER * (4 + max(map(len, labels)))
+    columns = max(1, int((WIDTH - LEFT) // column))
+    legend = LEGEND_LINE * -(-len(labels) // columns)
     figure = new_figure(WIDTH, HEIGHT + legend, f"{target} against {x_label}: runs and law")
     x = np.concatenate([np.concatenate([s.x, s.curve_x, *_first(s.others)]) for s in series])
     y = np.concatenate([np.concatenate([s.error, s.curve.value, *_heights(s)]) for s in series])
@@ -111,9 +111,13 @@ def _figure(target: str, x_label: str, series: Sequence[Series]) -> str:
     )
     main.axes(None, target)
     below.axes(x_label, "measured over law", " %")
-    for place, one in enumerate(series):
-        _draw(main, below, one, colour(place))
-        _legend(figure, place, columns, one.label)
+    for one in series:
+        _draw(main, below, one, colour(labels.index(one.label)))
+    for place, label in enumerate(labels):
+        across = LEFT + place % columns * column
+        down = 16 + place // columns * LEGEND_LINE
+        text(figure, across, down, "●", fill=colour(place))
+        text(figure, across + 14, down, label)
     return render(figure)
 
 
@@ -128,13 +132,6 @@ def _draw(main: Panel, below: Panel, one: Series, shade: str) -> None:
         for place, budget in enumerate(x):
             main.bar(budget, band.value[place], band.low[place], band.high[place], shade)
     below.points(one.x, 100 * np.expm1(one.residuals), shade, radius=3)
-
-
-def _legend(figure: ElementTree.Element, place: int, columns: int, label: str) -> None:
-    row, column = divmod(place, columns)
-    x, y = LEFT + column * LEGEND_COLUMN, 16 + row * LEGEND_LINE
-    text(figure, x, y, "●", fill=colour(place))
-    text(figure, x + 14, y, label)
 
 
 def _first(pair: tuple[Array, Array] | None) -> list[Array]:

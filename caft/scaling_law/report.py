@@ -147,7 +147,8 @@ def _of_optimum(study: Study, family: FamilyStudy) -> Iterator[Line]:
     about = (study.target, family.runs.family, fit.form.name, "optimum")
     for name, band in zip(("size", "samples"), growth(fit), strict=True):
         label = f"exponent of {name} in compute"
-        yield from _of_band((*about, label), (None,), band, [""])
+        note = "" if fit.form.name == "size_samples" else "where nothing is repeated"
+        yield from _of_band((*about, label), (None,), band, [note])
     notes = [EXTRAPOLATED if beyond else "" for beyond in optimum.beyond]
     for name, band in (
         ("parameters", optimum.parameters),

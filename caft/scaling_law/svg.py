@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-COLOURS = ("#2f6fb5", "#c2572b", "#2c8a5b", "#8a4fb0", "#a67c1a", "#4a8f9c")
+COLOURS = ("#2f6fb5", "#c2572b", "#2c8a5b", "#8a4fb0", "#a67c1a", "#4a8f9c", "#b0437a", "#6b7280")
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif'
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-MANTISSAS = ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10)), tuple(np.arange(10, 100) / 10))
+MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 FEWEST_TICKS, MOST_TICKS = 4, 9
 
 
@@ -131,16 +131,15 @@ class Panel:
         ElementTree.SubElement(self.figure, tag, attributes)
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> Sequence[float]:
     """Round numbers between two, apart enough to be read on a logarithmic axis."""
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    ticks: list[float] = []
     for mantissas in MANTISSAS:
         every = [float(f"{m:g}e{int(d)}") for d in decades for m in mantissas]
         ticks = [tick for tick in every if low <= tick <= high]
         if len(ticks) >= FEWEST_TICKS:
-            break
-    return ticks[:: -(-len(ticks) // MOST_TICKS)] if ticks else [low, high]
+            return ticks[:: -(-len(ticks) // MOST_TICKS)]
+    return linear_ticks(low, high)
 
 
 def linear_ticks(low: float, high: float) -> Sequence[float]:
@@ -152,7 +151,7 @@ def linear_ticks(low: float, high: float) -> Sequence[float]:
 
 def number(value: float) -> str:
     """A number as an axis or a table has it: 3×10¹⁸ where it is large or small."""
-    if value == 0 or not np.isfinite(value) or 1e-3 <= abs(value) < 1e5:
+    if value == 0 or not np.isfinite(value) or 1e-3 <= abs(value) < 9999.5:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
