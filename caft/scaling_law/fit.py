@@ -18,6 +18,7 @@ from caft.scaling_law.inputs import (
     check_runs,
     design_problems,
     form_inputs,
+    new_inputs,
 )
 from caft.scaling_law.noise import estimate_noise
 from caft.scaling_law.problem import INTERVAL, NOT_ABOVE_ZERO, Problem
@@ -122,7 +123,7 @@ class Fit:
 
     def law(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The law's error for inputs (n,)."""
-        return self.form.error(self.values[None], form_inputs(self.form, inputs))[0]
+        return self.form.error(self.values[None], new_inputs(self.form, inputs))[0]
 
     def law_band(self, inputs: Mapping[str, ArrayLike]) -> Band:
         """The law's error for inputs (n,), with the interval of the law itself."""
@@ -136,7 +137,7 @@ class Fit:
 
     def replicate_laws(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The error (R, n) that each repetition of the experiment gives to inputs (n,)."""
-        return self.form.error(self.replicates, form_inputs(self.form, inputs))
+        return self.form.error(self.replicates, new_inputs(self.form, inputs))
 
 
 def fit_power_law(
@@ -257,8 +258,8 @@ def _fit(
         )
     )
     problems = design_problems(form, arrays)
-    if len(labels) > 1 and labels.max() == labels.min():
-        problems += ("one group only: the chance that its runs share is in no interval",)
+    if groups.max() + 1 < len(groups) and not noise.weight:
+        problems += ("these points do not tell what chance groups share: it is in no interval",)
     return Fit(form, arrays, errors, estimates, values, repeated, noise.spread, spreads, problems)
 
 

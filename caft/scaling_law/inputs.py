@@ -30,6 +30,21 @@ def form_inputs(form: Form, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]
     return {name: np.atleast_1d(np.asarray(inputs[name], float)) for name in form.inputs}
 
 
+def new_inputs(form: Form, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """As `form_inputs`, of runs to be predicted; what is unlimited may be infinite.
+
+    Raises:
+        DataError: one of them is not there, or not a positive number.
+    """
+    arrays = form_inputs(form, inputs)
+    for name, column in arrays.items():
+        if not (column > 0).all():
+            raise DataError(
+                f"{name}: {column.tolist()} to predict at; a law needs positive numbers"
+            )
+    return arrays
+
+
 def check_numbers(columns: Mapping[str, ArrayLike]) -> dict[str, Array]:
     """Columns of numbers of n runs, (n,) each.
 

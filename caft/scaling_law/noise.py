@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+SAME = 1e-6  # relative difference of what counts as the same
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -24,7 +26,7 @@ class Noise:
     own_freedom: float
     between: float = 0.0
     between_freedom: float = 0.0
-    weight: float = 0.0  # 0: every run is a group of its own
+    weight: float = 0.0  # 0: what groups share, if anything, cannot be told
 
     @property
     def spread(self) -> float:
@@ -77,13 +79,15 @@ def estimate_noise(
     within = member.T @ left @ member  # (G, G)
     trace, trace_square = float(np.trace(within)), float((within**2).sum())
     total_trace = float(np.trace(left))
-    if trace < 1e-6 * total_trace:  # the law absorbs whatever groups share
+    if trace < SAME * total_trace:  # the law absorbs whatever groups share
         return alone
     between = float(((member.T @ residuals) ** 2).sum()) / trace
     weight = trace_square / trace
     freedom = trace**2 / trace_square
     # Of the mean square of all residuals, `share` times the groups' variance is theirs.
     share = trace / total_trace
+    if weight - share < SAME * weight:  # too few points to tell the two parts apart
+        return alone
     total = square / total_trace
     shared = max((between - total) / (weight - share), 0.0)
     own_freedom = max(total_trace - freedom, 1.0)

@@ -155,7 +155,7 @@ def test_design_too_small_for_a_law_is_said() -> None:
     assert any("3 points" in problem for problem in fit.problems)
     assert any("0.6 decades" in problem for problem in fit.problems)
     one_seed = fit_power_law(COMPUTE, ERROR, groups=[3] * 6)
-    assert any("one group only" in problem for problem in one_seed.problems)
+    assert any("do not tell what chance groups share" in problem for problem in one_seed.problems)
 
 
 def test_groups_that_share_chance_widen_the_interval() -> None:
@@ -178,6 +178,17 @@ def test_prediction_of_a_run_is_wider_than_the_law() -> None:
     low, high = law_itself.low, law_itself.high
     assert np.all((run.low < low) & (low < run.value) & (run.value < high) & (high < run.high))
     assert np.all(run.low < law("power", {"compute": np.array([1e22, 1e24])}))
+
+
+@settings(max_examples=25, deadline=None)
+@given(points=st.integers(3, 8), seed=st.integers(0, 1000), count=st.integers(1, 8))
+def test_any_groups_give_finite_intervals(points: int, seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    compute = np.geomspace(1e18, 1e21, points)
+    errors = 30 * compute**-0.1 * np.exp(0.01 * rng.normal(size=points))
+    fit = fit_power_law(compute, errors, 0, FEW, groups=rng.integers(0, count, points))
+    assert np.isfinite(fit.replicates).all()
+    assert fit["a"].low < fit.values[1] < fit["a"].high
 
 
 COMPUTE, ERROR = np.geomspace(1e18, 1e21, 6), np.geomspace(0.6, 0.3, 6)
