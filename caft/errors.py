@@ -28,3 +28,7 @@ class ClusterError(CAFTError):
 
 class StorageError(CAFTError):
     """A path that cannot be read or written: missing, full, no permission."""
+
+
+class UnidentifiedError(CAFTError):
+    """A parameter of a scaling law that the runs do not determine."""

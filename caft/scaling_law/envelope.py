@@ -1,0 +1,29 @@
+"""The lower envelope: the runs that were best for their compute.
+Laws in compute alone are fitted to it; the other runs were not compute-optimal."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_FRONTIER_POINTS = 5  # fewer leave a law's exponent to two or three runs
+
+
+def lower_envelope(
+    compute: NDArray[np.float64], error: NDArray[np.float64], bins: int
+) -> NDArray[np.intp]:
+    """Positions of the run with the least error in each of `bins` equal intervals of log compute,
+    from the least compute to the most; empty intervals give none. With 0 bins, every run in the
+    order of its compute."""
+    order = np.argsort(compute, kind="stable")
+    if bins == 0:
+        return order
+    place = np.log(compute[order])
+    edges = np.linspace(place[0], place[-1], bins + 1)
+    interval = np.clip(np.searchsorted(edges, place, side="right") - 1, 0, bins - 1)
+    best = [
+        members[np.argmin(error[members])]
+        for number in range(bins)
+        if len(members := order[interval == number])
+    ]
+    return np.array(best, dtype=np.intp)

@@ -1,0 +1,203 @@
+"""The command line: a CSV of runs in; a table, JSON, CSV and one HTML page out; clear errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scaling_law_coverage import STUDIES
+
+from caft.scaling_law.__main__ import main
+from caft.scaling_law.svg import log_ticks, number
+
+HEADER = ("family", "seed", "batch", "flops", "n", "d", "t2i_r1", "whole_loss")
+NAMED = ("--family", "family", "--compute", "flops", "--replicates", "100")
+
+
+def make_runs(families: Sequence[str] = ("caft", "clip<b>16")) -> list[list[object]]:
+    """36 runs a family of the law in size and samples; the second family is 10% worse."""
+    study = STUDIES["size_samples"]
+    rows: list[list[object]] = []
+    for place, family in enumerate(families):
+        inputs, error = study.runs(seed=place)
+        error = error * 1.1**place / 2
+        for run, (n, d) in enumerate(zip(inputs["parameters"], inputs["samples"], strict=True)):
+            score, loss = 1 - error[run], 10 * error[run]
+            rows.append([family, run % 3, 256, 6 * n * d, n, d, score, loss])
+    return rows
+
+
+def write_runs(path: Path, rows: Sequence[Sequence[object]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([HEADER, *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("law")
+    runs = write_runs(folder / "runs.csv", make_runs())
+    arguments = [str(runs), *NAMED, "--group", "seed", "--parameters", "n", "--samples", "d"]
+    more = ["--score", "t2i_r1", "--error", "whole_loss", "--batch-size", "batch"]
+    assert main([*arguments, *more, "--budget", "1e19", "1e20", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_json_has_laws_predictions_and_advice(output: Path) -> None:
+    record = json.loads((output / "fit.json").read_text())
+    assert [study["target"] for study in record["studies"]] == ["whole_loss", "1 - t2i_r1"]
+    study = record["studies"][1]
+    law = next(law for law in study["laws"] if law["in"] == "size" and law["family"] == "caft")
+    exponent = law["parameters"]["b"]
+    assert exponent["identified"]
+    assert exponent["low"] < 0.35 < exponent["high"]
+    assert len(law["points"]["residual"]) == 36
+    optimum = [n for n in study["numbers"] if n["kind"] == "optimum" and n["name"] == "parameters"]
+    assert [n["at"] for n in optimum if n["family"] == "caft"] == [1e19, 1e20]
+    predictions = [n for n in study["numbers"] if n["kind"] == "prediction"]
+    assert all(n["low"] < n["value"] < n["high"] for n in predictions)
+    held_out = [n for n in study["numbers"] if n["kind"] == "held out" and n["measured"]]
+    assert held_out
+    multiple = [n for n in study["numbers"] if n["name"].startswith("times its compute")]
+    assert multiple[0]["value"] > 1
+
+
+def test_csv_has_every_number_of_the_json(output: Path) -> None:
+    with (output / "fit.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    record = json.loads((output / "fit.json").read_text())
+    numbers = sum(len(study["numbers"]) for study in record["studies"])
+    parameters = sum(len(law["parameters"]) for s in record["studies"] for law in s["laws"])
+    assert len(rows) == numbers + parameters
+
+
+def test_the_page_stands_alone_and_draws_every_run(output: Path) -> None:
+    page = (output / "fit.html").read_text(encoding="utf-8")
+    HTMLParser().feed(page)
+    assert not re.search(r'(src|href)="', page)
+    assert "clip<b>16" not in page
+    assert "clip&lt;b&gt;16" in page
+    figures = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
+    assert len(figures) == 6  # of two errors: in compute, and in size for each family
+    dots = len(figures[0].findall("{*}circle"))
+    envelopes = sum(
+        len(law["points"]["error"])
+        for law in json.loads((output / "fit.json").read_text())["studies"][0]["laws"]
+        if law["in"] == "compute"
+    )
+    assert dots == 72 + envelopes  # every run, and the residuals of those fitted
+
+
+def test_the_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = write_runs(tmp_path / "runs.csv", make_runs(["caft"]))
+    arguments = [str(runs), *NAMED, "--score", "t2i_r1", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"caft +power +a +0\.\d+ +0\.\d+ to 0\.\d+", printed)
+    assert "prediction: 1 - t2i_r1" in printed
+    assert "warning: caft, saturating: not judged by the largest runs" in printed
+
+
+def test_an_unidentified_parameter_is_never_printed_as_a_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compute = np.geomspace(1e18, 1e21, 16)
+    error = 30 * compute**-0.1 * np.exp(0.01 * np.random.default_rng(0).normal(size=16))
+    path = tmp_path / "runs.csv"
+    lines = [f"{c:g},{e:g}" for c, e in zip(compute, error, strict=True)]
+    path.write_text("c,e\n" + "\n".join(lines))
+    arguments = ["--compute", "c", "--error", "e", "--forms", "saturating", "--bins", "16"]
+    assert main([str(path), *arguments, "--output", str(tmp_path)]) == 0
+    floor = re.search(r"saturating +E +(.*)", capsys.readouterr().out)
+    assert floor
+    assert re.fullmatch(r"0 to 0\.\d+ +not identified: not told apart from zero", floor[1])
+    law = json.loads((tmp_path / "fit.json").read_text())["studies"][0]["laws"][0]
+    assert law["parameters"]["E"]["value"] is None
+
+
+def change(row: int, column: str, value: object) -> list[list[object]]:
+    rows = make_runs(["caft"])
+    rows[row][HEADER.index(column)] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "message"),
+    [
+        (change(3, "t2i_r1", ""), ["--score", "t2i_r1"], "line 5: t2i_r1 is empty; leave out runs"),
+        (change(3, "t2i_r1", "nan"), ["--score", "t2i_r1"], "line 5: t2i_r1 is nan; a law needs"),
+        (change(3, "t2i_r1", "n/a"), ["--score", "t2i_r1"], "line 5: t2i_r1 is 'n/a', not a numb"),
+        (change(3, "t2i_r1", 61.2), ["--score", "t2i_r1"], "line 5: t2i_r1 is 61.2.*not in per ce"),
+        (change(0, "flops", -1), ["--score", "t2i_r1"], "line 2: flops is -1"),
+        (
+            change(3, "batch", 512),
+            ["--error", "whole_loss", "--batch-size", "batch"],
+            "whole_loss of runs with batch sizes 256, 512.*fit one size at a time",
+        ),
+        (make_runs(["caft"])[:1], ["--score", "t2i_r1"], "caft: no law in compute: 1 point to fit"),
+        ([*make_runs(["caft"]), make_runs(["caft"])[7]], ["--score", "t2i_r1"], "the same point"),
+        ([], ["--score", "t2i_r1"], "no runs in it"),
+        ([["caft", 1]], ["--score", "t2i_r1"], "line 2: not as many cells"),
+        (make_runs(["caft"]), ["--score", "r1"], "no column r1; it has family, seed"),
+        (make_runs(["caft"]), [], "nothing to explain: name columns by --error or --score"),
+        (make_runs(["caft"]), ["--score", "t2i_r1", "--forms", "cubic"], "forms: cubic is none"),
+        (make_runs(["caft"]), ["--score", "t2i_r1", "--budget", "-1"], r"\[-1.0\] to predict at"),
+    ],
+)
+def test_bad_input_is_one_line(
+    rows: Sequence[Sequence[object]],
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = write_runs(tmp_path / "runs.csv", rows)
+    assert main([str(runs), *NAMED, *arguments, "--output", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1
+    assert re.search(message, printed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_batch_sizes_do_not_matter_to_a_score(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path / "runs.csv", change(3, "batch", 512))
+    arguments = ["--score", "t2i_r1", "--batch-size", "batch", "--output", str(tmp_path)]
+    assert main([str(runs), *NAMED, *arguments]) == 0
+
+
+def test_a_missing_file_and_a_folder_that_cannot_be_written_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*NAMED, "--score", "t2i_r1", "--output"]
+    assert main([str(tmp_path / "none.csv"), *arguments, str(tmp_path)]) == 2
+    assert "none.csv: not a table of runs" in capsys.readouterr().err
+    runs = write_runs(tmp_path / "runs.csv", make_runs(["caft"]))
+    assert main([str(runs), *arguments, str(runs / "out")]) == 2
+    assert "give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1e9, 4e10), (0.21, 0.49), (0.3, 0.31), (1e10, 1e30), (0.9, 1.1)]
+)
+def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert 2 <= len(ticks) <= 10
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_numbers_read_well() -> None:
+    assert [number(value) for value in (0.1234567, 1e18, 2.5e20, 0.0, np.inf, 12345.0)] == [
+        "0.1235",
+        "10¹⁸",
+        "2.5×10²⁰",
+        "0",
+        "inf",
+        "1.23×10⁴",
+    ]

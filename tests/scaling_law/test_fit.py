@@ -1,0 +1,228 @@
+"""Laws are recovered, whatever the units and the order of runs; unknown parameters are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scaling_law_coverage import STUDIES
+from scipy.optimize import least_squares
+
+from caft.errors import DataError, UnidentifiedError
+from caft.scaling_law import fit_envelope, fit_form, fit_power_law
+from caft.scaling_law.problem import HUBER_DELTA
+
+POWER = STUDIES["power"].truth
+FEW = 50  # replicates, where intervals are not what is tested
+
+
+def design(form: str) -> dict[str, np.ndarray]:
+    return dict(STUDIES[form].inputs)
+
+
+def law(form: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return STUDIES[form].law(inputs)
+
+
+def noisy(form: str, seed: int, noise: float = 0.01) -> np.ndarray:
+    errors = law(form, design(form))
+    return errors * np.exp(noise * np.random.default_rng(seed).normal(size=len(errors)))
+
+
+@pytest.mark.parametrize("form", STUDIES)
+def test_exact_runs_give_back_their_law(form: str) -> None:
+    fit = fit_form(form, design(form), law(form, design(form)), FEW)
+    for name, true in STUDIES[form].truth.items():
+        assert fit[name].value == pytest.approx(true, rel=1e-3)
+    assert np.abs(fit.residuals).max() < 1e-6
+
+
+@pytest.mark.parametrize("form", ["saturating", "size_samples"])
+def test_no_other_solver_finds_a_better_fit(form: str) -> None:
+    inputs, errors = design(form), noisy(form, 3)
+    errors[4] *= 1.3  # one run went wrong
+    fit = fit_form(form, inputs, errors, FEW)
+
+    def residuals(theta: np.ndarray) -> np.ndarray:
+        return np.log(fit.form.error(np.exp(theta)[None], inputs)[0] / errors)
+
+    def objective(left: np.ndarray) -> float:
+        size = np.abs(left)
+        return np.where(
+            size < HUBER_DELTA, size**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2)
+        ).sum()
+
+    starts = [np.log(fit.values), np.log(list(STUDIES[form].truth.values()))]
+    others = [
+        least_squares(residuals, start, loss="huber", f_scale=HUBER_DELTA, x_scale="jac")
+        for start in starts
+    ]
+    best = min(objective(residuals(other.x)) for other in others)
+    assert objective(fit.residuals) <= best * (1 + 1e-4)
+
+
+def test_one_bad_run_hardly_moves_the_law() -> None:
+    compute = np.geomspace(1e18, 1e21, 12)
+    errors = law("power", {"compute": compute})
+    errors[7] *= 2
+    assert fit_power_law(compute, errors, 0).exponent == pytest.approx(-POWER["a"], abs=0.005)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    unit=st.floats(1e-18, 1e6),
+    height=st.floats(0.1, 10),
+    form=st.sampled_from(["power", "saturating"]),
+    seed=st.integers(0, 100),
+)
+def test_units_change_nothing_but_units(unit: float, height: float, form: str, seed: int) -> None:
+    compute, errors = design(form)["compute"], noisy(form, seed)
+    one = fit_form(form, {"compute": compute}, errors, FEW)
+    other = fit_form(form, {"compute": compute * unit}, errors * height, FEW)
+    assert other["a"].best == pytest.approx(one["a"].best, rel=1e-3)
+    assert other["a"].low == pytest.approx(one["a"].low, rel=1e-2)
+    beyond = 1e23
+    assert other.law({"compute": [beyond * unit]})[0] == pytest.approx(
+        height * one.law({"compute": [beyond]})[0], rel=1e-3
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), form=st.sampled_from(["power", "size_samples"]))
+def test_the_order_of_runs_does_not_matter(seed: int, form: str) -> None:
+    inputs, errors = design(form), noisy(form, seed)
+    groups = np.array(["left", "right"])[np.arange(len(errors)) % 2]
+    order = np.random.default_rng(seed).permutation(len(errors))
+    one = fit_form(form, inputs, errors, FEW, groups)
+    shuffled = {name: column[order] for name, column in inputs.items()}
+    other = fit_form(form, shuffled, errors[order], FEW, groups[order])
+    for mine, theirs in zip(one.estimates, other.estimates, strict=True):
+        assert [theirs.best, theirs.low, theirs.high] == pytest.approx(
+            [mine.best, mine.low, mine.high], rel=1e-3
+        )
+    np.testing.assert_allclose(other.residuals, one.residuals[order], atol=1e-5)
+
+
+@given(
+    exponent=st.floats(-3, 3),
+    scale=st.floats(1e-3, 1e3),
+    compute=st.lists(st.floats(1e3, 1e6), min_size=3, max_size=8, unique_by=lambda c: round(c, -2)),
+)
+@settings(max_examples=30, deadline=None)
+def test_any_exact_power_law_is_recovered(
+    exponent: float, scale: float, compute: list[float]
+) -> None:
+    errors = scale * np.array(compute) ** exponent
+    fit = fit_power_law(compute, errors, 0, FEW)
+    assert fit.exponent == pytest.approx(exponent, abs=1e-5)
+    assert fit.scale == pytest.approx(scale, rel=1e-3)
+
+
+def test_the_envelope_leaves_out_runs_that_were_not_best() -> None:
+    compute = np.geomspace(1e18, 1e21, 40)
+    best = law("power", {"compute": compute})
+    detour = np.where(np.arange(40) % 4 == 0, 1.0, 1.4)
+    fit = fit_power_law(compute, best * detour, 5)
+    assert fit.exponent == pytest.approx(-POWER["a"], abs=1e-4)
+    assert len(fit.error) == 5
+    assert fit_power_law(compute, best * detour, 0).scale > 1.1 * POWER["A"]
+
+
+def test_runs_of_a_pure_power_law_tell_no_floor() -> None:
+    compute = np.geomspace(1e18, 1e21, 16)
+    errors = law("power", {"compute": compute}) * np.exp(
+        0.01 * np.random.default_rng(0).normal(size=16)
+    )
+    fit = fit_envelope("saturating", compute, errors, 16)
+    floor = fit["E"]
+    assert not floor.identified
+    assert floor.at_most is not None
+    assert 0 < floor.at_most < errors.min()
+    with pytest.raises(UnidentifiedError, match=r"E \(error that compute .* at most 0\."):
+        _ = floor.value
+
+
+def test_data_never_repeated_tell_nothing_of_repetition() -> None:
+    inputs = design("repetition") | {"unique_samples": design("repetition")["samples"]}
+    fit = fit_form("repetition", inputs, law("size_samples", inputs), FEW)
+    with pytest.raises(UnidentifiedError, match="R_D"):
+        _ = fit["R_D"].value
+
+
+def test_design_too_small_for_a_law_is_said() -> None:
+    fit = fit_power_law([1e18, 2e18, 4e18], [0.5, 0.46, 0.44])
+    assert any("3 points" in problem for problem in fit.problems)
+    assert any("0.6 decades" in problem for problem in fit.problems)
+    one_seed = fit_power_law(COMPUTE, ERROR, groups=[3] * 6)
+    assert any("do not tell what chance groups share" in problem for problem in one_seed.problems)
+
+
+def test_groups_that_share_chance_widen_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    inputs = design("size_samples")
+    trunks = np.unique(inputs["parameters"], return_inverse=True)[1]
+    errors = law("size_samples", inputs) * np.exp(
+        0.03 * rng.normal(size=6)[trunks] + 0.003 * rng.normal(size=36)
+    )
+    alone = fit_form("size_samples", inputs, errors)
+    grouped = fit_form("size_samples", inputs, errors, groups=trunks)
+    assert grouped["a"].high - grouped["a"].low > 1.2 * (alone["a"].high - alone["a"].low)
+
+
+def test_prediction_of_a_run_is_wider_than_the_law() -> None:
+    fit = fit_form("power", design("power"), noisy("power", 0))
+    beyond = {"compute": [1e22, 1e24]}
+    run = fit.predict(beyond)
+    law_itself = fit.law_band(beyond)
+    low, high = law_itself.low, law_itself.high
+    assert np.all((run.low < low) & (low < run.value) & (run.value < high) & (high < run.high))
+    assert np.all(run.low < law("power", {"compute": np.array([1e22, 1e24])}))
+
+
+@settings(max_examples=25, deadline=None)
+@given(points=st.integers(3, 8), seed=st.integers(0, 1000), count=st.integers(1, 8))
+def test_any_groups_give_finite_intervals(points: int, seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    compute = np.geomspace(1e18, 1e21, points)
+    errors = 30 * compute**-0.1 * np.exp(0.01 * rng.normal(size=points))
+    fit = fit_power_law(compute, errors, 0, FEW, groups=rng.integers(0, count, points))
+    assert np.isfinite(fit.replicates).all()
+    assert fit["a"].low < fit.values[1] < fit["a"].high
+
+
+COMPUTE, ERROR = np.geomspace(1e18, 1e21, 6), np.geomspace(0.6, 0.3, 6)
+
+
+@pytest.mark.parametrize(
+    ("compute", "error", "bins", "message"),
+    [
+        ([1e18], [0.5], 5, "1 point to fit.*needs 3 at least; add runs"),
+        ([], [], 5, "0 points to fit"),
+        (COMPUTE, np.where(ERROR == 0.6, np.nan, ERROR), 5, "error: run 0 has nan.*positive"),
+        (COMPUTE, ERROR - 0.3, 5, "error: run 5 has 0.*the 1 such runs of 6"),
+        (-COMPUTE, ERROR, 5, "compute: run 0 has -1e"),
+        (COMPUTE, ERROR[:5], 5, "one number for each run"),
+        (np.full(6, 1e18), ERROR, 0, "compute: 1e.18 in all runs"),
+        ([*COMPUTE, 1e18], [*ERROR, 0.6], 5, "runs 0 and 6 are the same point.*groups"),
+        (COMPUTE, ERROR, -1, "envelope_bins: -1"),
+        (COMPUTE, ERROR, 2, "2 points to fit.*bins of the envelope"),
+    ],
+)
+def test_bad_runs_are_one_clear_error(compute, error, bins: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit_power_law(compute, error, bins)
+
+
+def test_bad_requests_are_one_clear_error() -> None:
+    inputs = design("size_samples")
+    with pytest.raises(DataError, match=r"unique_samples: not given.*depends on it"):
+        fit_form("repetition", inputs, law("size_samples", inputs))
+    with pytest.raises(DataError, match="quadratic: no such form; there are power"):
+        fit_form("quadratic", inputs, law("size_samples", inputs))
+    with pytest.raises(DataError, match="laws in compute alone"):
+        fit_envelope("size_samples", [1.0], [1.0])
+    with pytest.raises(DataError, match=r"2,.*labels for 6 runs"):
+        fit_power_law(COMPUTE, ERROR, groups=[3, 4])
+    with pytest.raises(DataError, match="q: no parameter of A C"):
+        fit_power_law(COMPUTE, ERROR)["q"]
