@@ -17,6 +17,7 @@ from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
 from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.fit import FIT, fit_laws
 from pipelines.sweep.jobs import Jobs, on_local_cluster
 from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv
 from pipelines.sweep.points import Point, all_points
@@ -78,19 +79,33 @@ def run(config: SweepConfig) -> None:
             finished=lambda point: _log(point, config, tracking, rows),
         )
         scheduler.run()
-        found = collect(points, config, rows)
-        text = table_csv(found, list(dict.fromkeys(key for row in found for key in row)))
-        storage.write_bytes(storage.join(config.output, RUNS), text.encode())
-        with storage.opened(storage.join(config.output, RUNS)) as local:
-            parent.log_artifact(str(local))
-        failed = [point for point in points if store[f"evaluate-{point.name}"].status != "done"]
-        print(
-            f"sweep: {len(found)} of {len(points)} points done: "
-            f"{storage.join(config.output, RUNS)}",
-            flush=True,
-        )
-        for point in failed:
-            print(f"sweep: not done: {point.name}: {_why(store, point)}", flush=True)
+        for point in points:
+            if store[f"evaluate-{point.name}"].status != "done":
+                print(f"sweep: not done: {point.name}: {_why(store, point)}", flush=True)
+        fit(config)
+        for name in (RUNS, *(f"{FIT}/{file}" for file in storage.list_files(_fits(config)))):
+            with storage.opened(storage.join(config.output, name)) as local:
+                parent.log_artifact(str(local))
+
+
+def fit(config: SweepConfig) -> None:
+    """Fit laws to the points that are done; print and store them.
+
+    Raises:
+        DataError: no point is done, or no law can be fitted to those that are.
+    """
+    points, rows = all_points(config), pool_rows(config)
+    assert rows is not None, "it must exist"
+    found = collect(points, config, rows)
+    text = table_csv(found, list(dict.fromkeys(key for row in found for key in row)))
+    storage.write_bytes(storage.join(config.output, RUNS), text.encode())
+    print(f"sweep: {len(found)} of {len(points)} points are done\n", flush=True)
+    print(fit_laws(config, found), flush=True)
+    print(f"\nsweep: {_fits(config)}/fit.html", flush=True)
+
+
+def _fits(config: SweepConfig) -> str:
+    return storage.join(config.output, FIT)
 
 
 def _log(point: Point, config: SweepConfig, tracking: TrackingConfig, rows: int) -> None:
@@ -138,7 +153,7 @@ def _known(config: SweepConfig) -> str | None:
     return str(known["run_id"])
 
 
-COMMANDS: dict[str, Callable[[SweepConfig], object]] = {"plan": plan, "run": run}
+COMMANDS: dict[str, Callable[[SweepConfig], object]] = {"plan": plan, "run": run, "fit": fit}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from caft.config import Config, ModelChoice
+from caft.scaling_law.forms import FORMS
 from pipelines.config import StageConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -23,6 +24,22 @@ class CostConfig(Config):
     mfu: float = Field(0.3, gt=0, le=1, description="guessed share of that peak")
     price_per_device_hour: float | None = Field(None, ge=0, description="in your currency")
     budget_device_hours: float | None = Field(None, gt=0, description="None: no limit")
+
+
+class FitConfig(Config):
+    """How laws are fitted to the points that are done."""
+
+    bins: int = Field(
+        5,
+        ge=0,
+        description="equal intervals of log compute, whose best points are the envelope; "
+        "0: all points",
+    )
+    forms: tuple[str, ...] = Field(tuple(FORMS), min_length=1, description="to choose from")
+    replicates: int = Field(1000, gt=0, description="resamples behind each 95% interval")
+    budgets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="training FLOP to predict and advise at; empty: 10 times the largest point"
+    )
 
 
 class SweepConfig(StageConfig):
@@ -60,6 +77,7 @@ class SweepConfig(StageConfig):
     )
     tries: int = Field(2, gt=0, description="of a job, before its point is marked as failed")
     cost: CostConfig = CostConfig()
+    fit: FitConfig = FitConfig()
 
     @field_validator("samples_seen", "rows", "global_batch", "lr", "seeds", "targets")
     @classmethod

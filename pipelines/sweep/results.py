@@ -89,7 +89,8 @@ def collect(points: Sequence[Point], config: SweepConfig, pool_rows: int) -> lis
     for point in points:
         if storage.exists(storage.join(config.output, "evaluate", point.name, EVALUATE_RESULT)):
             axes = PointConfig.of(point, pool_rows).model_dump()
-            rows.append({"point": point.name, **axes, **errors_of(point, config)})
+            names = {"point": point.name, "trunk": point.setting.name}
+            rows.append({**names, **axes, **errors_of(point, config)})
     if not rows:
         raise DataError(f"{config.output}: no point of this study is done; run it first")
     return rows
