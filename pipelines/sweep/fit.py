@@ -74,7 +74,7 @@ def usable(rows: Sequence[dict[str, Any]], target: str) -> tuple[list[dict[str, 
         key = tuple(v for name, v in row.items() if name in AXES)
         if key not in best or row[target] < best[key][target]:
             best[key] = row
-    kept = [row for row in best.values() if row[target] > 0]
+    kept = [row for row in best.values() if not row[target] <= 0]
     reasons = []
     if len(best) < len(rows):
         reasons.append(f"{target}: {len(rows) - len(best)} points with a worse learning rate")

@@ -31,6 +31,7 @@ class Outcome(Enum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+    LOST = "lost"  # this cluster has never heard of it, or has forgotten it
 
 
 class Jobs:
@@ -65,11 +66,10 @@ class Jobs:
         )
 
     def outcome(self, job: str) -> Outcome:
-        """Of a job; one that this cluster has never heard of, or has forgotten, has failed."""
         try:
             status = self._client.get_job_status(job)
         except RuntimeError:
-            return Outcome.FAILED
+            return Outcome.LOST
         if not status.is_terminal():
             return Outcome.RUNNING
         return Outcome.DONE if status == JobStatus.SUCCEEDED else Outcome.FAILED

@@ -78,6 +78,9 @@ class Scheduler:
                 seconds = time.time() - (state.started_at or time.time())
                 self._end(name, "done", seconds=seconds)
                 continue
+            if outcome == Outcome.LOST:  # with a cluster that is gone, which is no fault of its own
+                self._store.update(name, status="waiting", jobs=state.jobs[:-1])
+                continue
             words = self._jobs.last_words(state.jobs[-1])
             last = words.splitlines()[-1] if words else "no log"
             if len(state.jobs) < self._config.tries:

@@ -43,7 +43,7 @@ class Server:
 
     def outcome(self, job: str) -> Outcome:
         if job not in self._jobs:
-            return Outcome.FAILED
+            return Outcome.LOST
         stage, output, name = self._jobs[job]
         self._open -= 1
         if self.fails.get(name, 0):
@@ -111,6 +111,19 @@ def test_the_same_command_goes_on_and_repeats_nothing(tmp_path):
     made, *_ = scheduler(config, third)
     made.run()
     assert third.submitted == []
+
+
+def test_jobs_of_a_cluster_that_is_gone_are_started_again(tmp_path):
+    """That costs them none of their tries."""
+    config = study_config(tmp_path, tries=1)
+    made, *_ = scheduler(config, Server())
+    made._start_ready()
+    server = Server()
+    made, points, tasks, store = scheduler(config, server)
+    made.run()
+    assert sorted(server.submitted) == sorted(task.name for task in tasks)
+    assert all(len(store[task.name].jobs) == 1 for task in tasks)
+    assert len(collect(points, config, 6400)) == len(points)
 
 
 def test_a_failure_is_tried_again_then_marked_and_never_lost(tmp_path, capsys):
