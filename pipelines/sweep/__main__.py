@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
         if args.print_config:
             print(to_yaml(config), end="")
         elif args.command == "run" and not os.environ.get("RAY_ADDRESS"):
-            plan(config)  # what is wrong with it is said before a cluster starts
+            make_plan(config, pool_rows(config))  # what is wrong is said before a cluster starts
             root = Path(config.output if storage.is_local(config.output) else "runs") / "cluster"
             return on_local_cluster(["-m", "pipelines.sweep", *argv], root, LOCAL_CPUS)
         else:
