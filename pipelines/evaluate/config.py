@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from caft.config import Config
 from pipelines.config import StageConfig
@@ -18,6 +21,37 @@ class BenchmarkConfig(Config):
     regions: str | None = Field(
         None, description="regions.jsonl with a mask per sentence; None: no localisation"
     )
+
+
+class PublishedConfig(Config):
+    """A benchmark as its publishers lay it out; docs/benchmarks.md shows the layouts."""
+
+    name: str = Field(pattern=r"^[\w-]+$", description="what metrics and report call it")
+    set: str = Field(description="docci, coco, refcoco, ...: see docs/benchmarks.md")
+    root: str = Field(description="folder it was unpacked into")
+    split: str | None = Field(None, description="None: the one that papers report")
+    images: tuple[str, ...] = Field(
+        (), description="folders to look for its images in, in place of the set's own below root"
+    )
+    sentences: Literal["default", "reference"] = Field(
+        "default", description="how captions are cut; 'reference' is the rule of published numbers"
+    )
+    partial: bool = Field(
+        False, description="score what is there; such numbers do not compare with published ones"
+    )
+
+
+def _benchmark_tag(benchmark: Any) -> str:
+    """Which schema a benchmark follows. A tag has a space, which no key has."""
+    keys = benchmark if isinstance(benchmark, Mapping) else type(benchmark).model_fields
+    return "published set" if "set" in keys else "dataset folder"
+
+
+AnyBenchmarkConfig = Annotated[
+    Annotated[BenchmarkConfig, Tag("dataset folder")]
+    | Annotated[PublishedConfig, Tag("published set")],
+    Discriminator(_benchmark_tag),
+]
 
 
 class ReportConfig(Config):
@@ -40,7 +74,10 @@ class EvaluateConfig(StageConfig):
         None,
         description="folder that keeps features for later runs; None: 'features' beside output",
     )
-    benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
+    benchmarks: tuple[AnyBenchmarkConfig, ...] = Field(min_length=1)
+    allow_missing: bool = Field(
+        False, description="leave out published sets that are not there, and say so"
+    )
     alpha: float = Field(0.3, ge=0, le=1, description="weight of the part score when blended")
     alphas: tuple[float, ...] = Field((), description="other weights, all scored in one pass")
     top_k: int | None = Field(
@@ -75,7 +112,7 @@ class EvaluateConfig(StageConfig):
 
     @field_validator("benchmarks")
     @classmethod
-    def _unique(cls, benchmarks: tuple[BenchmarkConfig, ...]) -> tuple[BenchmarkConfig, ...]:
+    def _unique(cls, benchmarks: tuple[AnyBenchmarkConfig, ...]) -> tuple[AnyBenchmarkConfig, ...]:
         names = [benchmark.name for benchmark in benchmarks]
         for name in names:
             if names.count(name) > 1:

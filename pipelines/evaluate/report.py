@@ -25,7 +25,7 @@ from caft.pictures import (
     to_canvas,
 )
 from caft.transforms import decode_image, eval_image
-from pipelines.evaluate.benchmarks import Benchmark, Region, read_piece
+from pipelines.evaluate.benchmark import Benchmark, Region
 from pipelines.evaluate.config import EvaluateConfig, ReportConfig
 from pipelines.evaluate.localisation import heat_overlap
 from pipelines.evaluate.results import WAYS, BenchmarkResults, score_names
@@ -110,7 +110,7 @@ def read_images(benchmark: Benchmark, positions: Iterable[int]) -> dict[int, np.
     images: dict[int, np.ndarray] = {}
     for piece, end in zip(benchmark.pieces, ends, strict=True):
         here = wanted & set(range(piece.first, end))
-        rows = read_piece(benchmark.dataset.path, benchmark.split, piece) if here else []
+        rows = benchmark.rows.read(piece) if here else []
         images |= {n: decode_image(rows[n - piece.first]["image"]) for n in here}
     return images
 

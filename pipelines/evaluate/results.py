@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from caft.config import ModelConfig
-from caft.metrics import overlap_scores
 from caft.metrics.intervals import recall_intervals
 from caft.metrics.retrieval import RECALL_AT, recalls
 from caft.metrics.tally import Ranking
 from caft.retrieval import ScoreKind
 from caft.scoring import Scorer
-from pipelines.evaluate.benchmarks import Benchmark
+from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.controls import variants
-from pipelines.evaluate.embed import OVERLAPS, Encoder
+from pipelines.evaluate.embed import MEASURED, Encoder
+from pipelines.evaluate.features import StoredFeatures
 from pipelines.evaluate.scoring import Ranker
 
 SCORES, WAYS = ("whole", "part", "blended", "rerank"), ("t2i", "i2t")
@@ -88,7 +88,7 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
             share = variant.changed_share(benchmark.sentences)
             controls[variant.name] = _recalls_of(ranked) | {"changed_share": share}
     return BenchmarkResults(
-        metrics | _overlaps(images.aside()[OVERLAPS].numpy()),
+        metrics | measured(benchmark, images),
         intervals,
         {f"{alpha:g}": _recalls_of(found[f"alpha {alpha:g}"]) for alpha in config.alphas if sweep},
         controls,
@@ -166,17 +166,10 @@ def _recalls_of(ranked: Ranking) -> dict[str, float]:
     return recalls(ranked.text_rank, ranked.i2t)
 
 
-def _overlaps(overlaps: Any) -> dict[str, float]:
-    """Localisation of R regions from their overlaps (R, 4); nothing where there are none."""
-    if not len(overlaps):
-        return {}
-    pixels = overlaps.T
-    box = overlap_scores(pixels[2], pixels[3])
-    return {
-        "regions": float(len(overlaps)),
-        **overlap_scores(pixels[0], pixels[1]),
-        **{f"centre_box_{key}": value for key, value in box.items()},
-    }
+def measured(benchmark: Benchmark, images: StoredFeatures) -> dict[str, float]:
+    """What the benchmark's measure found; nothing where it has none, or the model no heat maps."""
+    rows = images.aside()[MEASURED].numpy()
+    return benchmark.measure.scores(rows) if benchmark.measure and len(rows) else {}
 
 
 def _csv_rows(results: Mapping[str, Any], own: str) -> Iterator[tuple[Any, ...]]:
