@@ -1,0 +1,68 @@
+"""`--check-data` says what each benchmark has and lacks; so does its exit code."""
+
+import published_sets
+import yaml
+
+from pipelines.config import stage_main
+from pipelines.evaluate.check_data import check_data
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.sets import SETS
+from pipelines.evaluate.sets.layout import Counts
+from pipelines.evaluate.stage import run
+
+
+def checked(tmp_path, benchmarks, capsys):
+    """Exit code and output of the command line."""
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(yaml.safe_dump({"checkpoint": "x", "output": "y", "benchmarks": benchmarks}))
+    code = stage_main(EvaluateConfig, run, [str(path), "--check-data"], check_data)
+    return code, capsys.readouterr().out
+
+
+def test_what_is_missing_is_listed_with_where_to_get_it(tmp_path, capsys):
+    expected = published_sets.docci(tmp_path / "docci")
+    (tmp_path / "docci" / "images" / expected[1][0]).unlink()
+    benchmarks = [
+        {"name": "docci", "set": "docci", "root": str(tmp_path / "docci")},
+        {"name": "urban", "set": "urban_1k", "root": str(tmp_path / "nowhere")},
+        {"name": "mine", "dataset": str(tmp_path / "mine")},
+    ]
+    code, printed = checked(tmp_path, benchmarks, capsys)
+    assert code == 1
+    docci, urban, mine = (
+        printed[printed.index(f"lacking   {name}") :].split("lacking   ")[1]
+        for name in ("docci", "urban", "mine")
+    )
+    assert "images listed: 3, published: 5,000" in docci
+    assert "images there: 2, published: 5,000" in docci
+    assert f"missing: {tmp_path}/docci/images/{expected[1][0]}" in docci
+    assert "get it from https://google.github.io/docci/" in docci
+    assert f"{tmp_path}/nowhere: has no caption" in urban
+    assert "https://huggingface.co/datasets/BeichenZhang/Urban1k" in urban
+    assert "no manifest.json" in mine
+    assert "0 of 3 benchmarks are complete" in printed
+
+
+def test_whole_data_is_said_to_be_complete(tmp_path, capsys, monkeypatch, dataset_folder):
+    published_sets.urban(tmp_path / "urban")
+    monkeypatch.setitem(SETS["urban_1k"].splits, "test", Counts(3, 3))
+    benchmarks = [
+        {"name": "urban", "set": "urban_1k", "root": str(tmp_path / "urban")},
+        {"name": "mine", "dataset": dataset_folder, "split": "test_scenes"},
+    ]
+    code, printed = checked(tmp_path, benchmarks, capsys)
+    assert code == 0
+    assert "2 of 2 benchmarks are complete" in printed
+    assert "images there: 3, published: 3" in printed
+    assert f"24 images in {dataset_folder}" in printed
+
+
+def test_many_missing_files_are_counted(tmp_path, capsys):
+    lines = [
+        {"image_file": f"test_{n}.jpg", "split": "test", "description": "x"} for n in range(25)
+    ]
+    published_sets.write_lines(tmp_path / "docci_descriptions.jsonlines", lines)
+    benchmarks = [{"name": "docci", "set": "docci", "root": str(tmp_path)}]
+    _, printed = checked(tmp_path, benchmarks, capsys)
+    assert printed.count("missing: ") == 11
+    assert "missing: 15 more" in printed
