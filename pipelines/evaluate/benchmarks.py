@@ -18,8 +18,14 @@ from caft.masks import decode_rle
 from pipelines import storage
 from pipelines.data.dataset import Dataset, FileEntry, open_dataset
 from pipelines.evaluate.benchmark import Benchmark, Piece, Region, Regions
-from pipelines.evaluate.config import AnyBenchmarkConfig, BenchmarkConfig, PublishedConfig
+from pipelines.evaluate.config import (
+    AnyBenchmarkConfig,
+    BenchmarkConfig,
+    LabelledConfig,
+    PublishedConfig,
+)
 from pipelines.evaluate.localisation import RegionMeasure
+from pipelines.evaluate.sets.labelled import open_labelled
 from pipelines.evaluate.sets.opening import open_published
 
 
@@ -44,6 +50,8 @@ def open_benchmark(config: AnyBenchmarkConfig, field: str) -> Benchmark:
     """
     if isinstance(config, PublishedConfig):
         return open_published(config, field)
+    if isinstance(config, LabelledConfig):
+        return open_labelled(config, field)
     return open_split(config, field)
 
 

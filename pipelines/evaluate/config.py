@@ -41,15 +41,40 @@ class PublishedConfig(Config):
     )
 
 
+class LabelledConfig(Config):
+    """Zero-shot classification of labelled images by the texts that describe classes."""
+
+    name: str = Field(pattern=r"^[\w-]+$", description="what metrics and report call it")
+    labelled: str = Field(description="folder of one folder per class, or Parquet file or folder")
+    class_names: str | None = Field(
+        None, description="file with a name for each class; None: the names it has"
+    )
+    templates: tuple[str, ...] = Field(
+        ("a photo of a {}.",), min_length=1, description="texts, with {} for the class's name"
+    )
+    image_column: str = Field("image", description="of Parquet")
+    label_column: str = Field("label", description="of Parquet")
+
+    @field_validator("templates")
+    @classmethod
+    def _holds_the_name(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"'{template}' has no {{}} for the name of the class")
+        return templates
+
+
 def _benchmark_tag(benchmark: Any) -> str:
     """Which schema a benchmark follows. A tag has a space, which no key has."""
     keys = benchmark if isinstance(benchmark, Mapping) else type(benchmark).model_fields
-    return "published set" if "set" in keys else "dataset folder"
+    tags = {"set": "published set", "labelled": "labelled images"}
+    return next((tag for key, tag in tags.items() if key in keys), "dataset folder")
 
 
 AnyBenchmarkConfig = Annotated[
     Annotated[BenchmarkConfig, Tag("dataset folder")]
-    | Annotated[PublishedConfig, Tag("published set")],
+    | Annotated[PublishedConfig, Tag("published set")]
+    | Annotated[LabelledConfig, Tag("labelled images")],
     Discriminator(_benchmark_tag),
 ]
 

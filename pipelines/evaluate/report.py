@@ -77,7 +77,8 @@ def _section(model: CAFT, result: Scored, config: ReportConfig) -> dict[str, Any
     """What the template shows of one benchmark."""
     benchmark = result.benchmark
     anatomies = _spread(benchmark, config.images)
-    cases = _retrievals(result.results.ranking, config.retrievals)
+    ranking = result.results.ranking
+    cases = _retrievals(ranking, config.retrievals) if ranking else []
     wanted = {*anatomies, *(n for case in cases for n in (case["image"], *case["found"]))}
     images = read_images(benchmark, wanted)
     thumbnails = {n: data_url(to_canvas(image)) for n, image in images.items()}

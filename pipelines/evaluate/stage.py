@@ -40,7 +40,7 @@ FEATURES = "features"
 FREE_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("tracking", "progress_every_s", "checkpoint", "output", "features"), True),
     **dict.fromkeys(("batch_size", "concurrency", "num_gpus_per_actor"), True),
-    "benchmarks": {"__all__": {"dataset", "regions", "root", "images"}},
+    "benchmarks": {"__all__": {"dataset", "regions", "root", "images", "labelled", "class_names"}},
 }
 REPORT_BYTES = 64 * 2**20  # rough need of disk, to refuse work whose result could not be kept
 
@@ -218,8 +218,10 @@ def _report(
     scored: list[Scored],
     run_id: str,
 ) -> dict[str, str]:
-    """The HTML report by its file's name; of CAFT's own models alone, whose segments it shows."""
-    if not isinstance(adapter, CAFTAdapter):
+    """The HTML report by its file's name; of CAFT's own models alone, whose segments it shows, and
+    of benchmarks with captions."""
+    scored = [result for result in scored if result.results.ranking is not None]
+    if not scored or not isinstance(adapter, CAFTAdapter):
         return {}
     links = _links(checkpoint, [result.benchmark for result in scored])
     facts = _facts(checkpoint, scored, {"evaluate": run_id, **links})

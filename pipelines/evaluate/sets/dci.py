@@ -5,7 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.evaluate.sets.layout import Counts, Entry, PublishedSet, SetFolder, field, items
+from pipelines.evaluate.sets.layout import (
+    Counts,
+    Entry,
+    PublishedSet,
+    SetFolder,
+    field,
+    items,
+    read_json,
+)
 
 ALL = "all"
 SPLITS = {ALL: Counts(7805, 7805), "train": Counts(7599, 7599)}
@@ -15,12 +23,12 @@ SPLITS |= {"valid": Counts(98, 98), "test": Counts(108, 108)}
 def read(folder: SetFolder, split: str) -> Iterator[Entry]:
     """Entries of `splits.json`, each from its file in `annotations/` or `complete/`."""
     path = folder.path("splits.json")
-    lists = folder.json(path)
+    lists = read_json(path)
     texts = folder.path("annotations", "complete")
     for name in [name for name in SPLITS if name != ALL] if split == ALL else [split]:
         for _, file in items(f"{path}: {name}", field(path, lists, name, list)):
             where = f"{texts}/{file}"
-            entry = folder.json(where)
+            entry = read_json(where)
             caption = "\n".join(
                 field(where, entry, key, str) for key in ("short_caption", "extra_caption")
             )

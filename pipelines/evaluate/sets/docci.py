@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.evaluate.sets.layout import Counts, Entry, PublishedSet, SetFolder, field
+from pipelines.evaluate.sets.layout import Counts, Entry, PublishedSet, SetFolder, field, json_lines
 
 ALL = "all"
 # Part of ImageInWords: its folder or file, the key of its images, and what their names end with.
@@ -18,7 +18,7 @@ PARTS = {
 
 def read_docci(folder: SetFolder, split: str) -> Iterator[Entry]:
     """Entries of `docci_descriptions.jsonlines` that are of the split."""
-    for where, entry in folder.json_lines(folder.path("docci_descriptions.jsonlines")):
+    for where, entry in json_lines(folder.path("docci_descriptions.jsonlines")):
         if field(where, entry, "split", str) == split:
             image = field(where, entry, "image_file", str)
             yield Entry(image, (field(where, entry, "description", str),))
@@ -28,7 +28,7 @@ def read_iiw(folder: SetFolder, split: str) -> Iterator[Entry]:
     """Entries of one part, or of all three, each `PART/data.jsonl` or `PART.jsonl`."""
     for part in PARTS if split == ALL else [split]:
         name, key, ending = PARTS[part]
-        for where, entry in folder.json_lines(folder.path(f"{name}/data.jsonl", f"{name}.jsonl")):
+        for where, entry in json_lines(folder.path(f"{name}/data.jsonl", f"{name}.jsonl")):
             image = field(where, entry, key, str)
             yield Entry(f"{image}{ending}", (field(where, entry, "IIW", str),))
 

@@ -43,7 +43,7 @@ class PublishedSet:
 
 
 class SetFolder:
-    """The files of one set. Whatever is wrong with one is a DataError that names it."""
+    """The folder that a set was unpacked into."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -61,22 +61,26 @@ class SetFolder:
         places = " nor ".join(names)
         raise DataError(f"{self.root}: has no {places}")
 
-    def json(self, path: str) -> Any:
-        """A whole JSON file."""
-        return parse_json(path, self.text(path))
 
-    def text(self, path: str) -> str:
-        try:
-            return storage.read_bytes(path).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise broken(path, f"not UTF-8 ({error.reason} at byte {error.start})") from None
+def read_text(path: str) -> str:
+    """A file's text; raises DataError where it is no UTF-8."""
+    try:
+        return storage.read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise broken(path, f"not UTF-8 ({error.reason} at byte {error.start})") from None
 
-    def json_lines(self, path: str) -> Iterator[tuple[str, Any]]:
-        """Where each line stands, for messages, and what it holds."""
-        for number, line in enumerate(self.text(path).split("\n"), 1):
-            if line.strip():
-                where = f"{path}: line {number}"
-                yield where, parse_json(where, line)
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds; raises DataError where it is none."""
+    return parse_json(path, read_text(path))
+
+
+def json_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """Where each line of a JSON Lines file stands, for messages, and what it holds."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}: line {number}"
+            yield where, parse_json(where, line)
 
 
 def parse_json(where: str, text: str) -> Any:

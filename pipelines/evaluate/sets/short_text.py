@@ -19,6 +19,8 @@ from pipelines.evaluate.sets.layout import (
     field,
     items,
     parse_json,
+    read_json,
+    read_text,
 )
 
 MOST_CAPTIONS = 5  # a few images have more; retrieval is reported with the first five of each
@@ -33,10 +35,10 @@ def read_coco(folder: SetFolder, split: str) -> Iterator[Entry]:
     """Images of `captions_val2017.json` in its order, or a split of `dataset_coco.json`."""
     if split.startswith(KARPATHY):
         path = folder.path("dataset_coco.json", "annotations/dataset_coco.json")
-        yield from karpathy(folder, path, split.removeprefix(KARPATHY))
+        yield from karpathy(path, split.removeprefix(KARPATHY))
         return
     path = folder.path(f"annotations/captions_{VAL2017}.json", f"captions_{VAL2017}.json")
-    content = folder.json(path)
+    content = read_json(path)
     captions: dict[int, list[str]] = defaultdict(list)
     for where, entry in items(f"{path}: annotations", field(path, content, "annotations", list)):
         captions[field(where, entry, "image_id", int)].append(field(where, entry, "caption", str))
@@ -45,9 +47,9 @@ def read_coco(folder: SetFolder, split: str) -> Iterator[Entry]:
         yield Entry(f"{VAL2017}/{field(where, entry, 'file_name', str)}", tuple(own))
 
 
-def karpathy(folder: SetFolder, path: str, split: str) -> Iterator[Entry]:
+def karpathy(path: str, split: str) -> Iterator[Entry]:
     """A split of one of Karpathy's lists."""
-    for where, entry in items(f"{path}: images", field(path, folder.json(path), "images", list)):
+    for where, entry in items(f"{path}: images", field(path, read_json(path), "images", list)):
         if field(where, entry, "split", str) == split:
             name = field(where, entry, "filename", str)
             place = entry.get("filepath")
@@ -61,15 +63,15 @@ def read_flickr(folder: SetFolder, split: str) -> Iterator[Entry]:
     images that `test.txt` names."""
     path = folder.path(FLICKR_LIST, FLICKR_CSV, *FLICKR_TOKENS)
     if path.endswith(FLICKR_LIST):
-        yield from karpathy(folder, path, split)
+        yield from karpathy(path, split)
     elif path.endswith(FLICKR_CSV):
-        yield from _flickr_csv(folder, path, split)
+        yield from _flickr_csv(path, split)
     else:
         yield from _flickr_tokens(folder, path, split)
 
 
-def _flickr_csv(folder: SetFolder, path: str, split: str) -> Iterator[Entry]:
-    for number, row in enumerate(csv.DictReader(io.StringIO(folder.text(path))), 1):
+def _flickr_csv(path: str, split: str) -> Iterator[Entry]:
+    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path))), 1):
         where = f"{path}: row {number}"
         if field(where, row, "split", str) == split:
             texts = parse_json(where, field(where, row, "raw", str))
@@ -79,12 +81,12 @@ def _flickr_csv(folder: SetFolder, path: str, split: str) -> Iterator[Entry]:
 
 def _flickr_tokens(folder: SetFolder, path: str, split: str) -> Iterator[Entry]:
     captions: dict[str, list[str]] = defaultdict(list)
-    for number, line in enumerate(folder.text(path).strip().split("\n"), 1):
+    for number, line in enumerate(read_text(path).strip().split("\n"), 1):
         name, tab, caption = line.partition("\t")
         if not tab:
             raise broken(f"{path}: line {number}", "no tab between image and caption")
         captions[name.partition("#")[0]].append(caption.strip())
-    for name in folder.text(folder.path(f"{split}.txt")).split():
+    for name in read_text(folder.path(f"{split}.txt")).split():
         image = name if name.endswith(".jpg") else f"{name}.jpg"
         if image not in captions:
             raise DataError(f"{storage.join(folder.root, split)}.txt: {path} has no {image}")

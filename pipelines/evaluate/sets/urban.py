@@ -14,6 +14,8 @@ from pipelines.evaluate.sets.layout import (
     broken,
     field,
     items,
+    read_json,
+    read_text,
 )
 
 TEXT = ".txt"
@@ -27,7 +29,7 @@ def read(folder: SetFolder, split: str) -> Iterator[Entry]:
     names = storage.list_files(texts, TEXT)
     if not names and len(lists) == 1:
         path = storage.join(folder.root, lists[0])
-        for where, entry in items(path, folder.json(path)):
+        for where, entry in items(path, read_json(path)):
             image = field(where, entry, "image", str)
             yield Entry(image.removeprefix("image/"), (field(where, entry, "caption", str),))
         return
@@ -35,7 +37,7 @@ def read(folder: SetFolder, split: str) -> Iterator[Entry]:
     stems = {name.rpartition(".")[0]: name for name in storage.list_files(folder.path("image"))}
     for name in sorted(names, key=lambda name: (len(name), name)):
         stem, path = name.removesuffix(TEXT), storage.join(texts, name)
-        caption = folder.text(path).strip()
+        caption = read_text(path).strip()
         if not caption:
             raise broken(path, "empty")
         yield Entry(stems.get(stem, f"{stem}.jpg"), (caption,))
