@@ -3,7 +3,7 @@ Opened by benchmarks.py from datasets and published sets; everything else of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,6 +75,11 @@ class Classes:
 
     labels: tuple[int, ...]  # (N,)
     prompts: tuple[tuple[str, ...], ...]  # (C, P)
+
+
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The texts of C classes, P of each: every template with the class's name in it."""
+    return tuple(tuple(text.replace("{}", name) for text in templates) for name in names)
 
 
 @dataclass(frozen=True)

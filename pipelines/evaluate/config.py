@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from caft.config import Config
 from pipelines.config import StageConfig
@@ -23,6 +23,20 @@ class BenchmarkConfig(Config):
     )
 
 
+def _hold_the_name(templates: tuple[str, ...]) -> tuple[str, ...]:
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"'{template}' has no {{}} for the name of the class")
+    return templates
+
+
+Templates = Annotated[
+    tuple[str, ...],
+    Field(min_length=1, description="texts, with {} for the class's name"),
+    AfterValidator(_hold_the_name),
+]
+
+
 class PublishedConfig(Config):
     """A benchmark as its publishers lay it out; docs/benchmarks.md shows the layouts."""
 
@@ -35,6 +49,9 @@ class PublishedConfig(Config):
     )
     sentences: Literal["default", "reference"] = Field(
         "default", description="how captions are cut; 'reference' is the rule of published numbers"
+    )
+    templates: Templates = Field(
+        ("a photo of a {}.",), description="of classes, where the set has a class for each pixel"
     )
     partial: bool = Field(
         False, description="score what is there; such numbers do not compare with published ones"
@@ -49,19 +66,9 @@ class LabelledConfig(Config):
     class_names: str | None = Field(
         None, description="file with a name for each class; None: the names it has"
     )
-    templates: tuple[str, ...] = Field(
-        ("a photo of a {}.",), min_length=1, description="texts, with {} for the class's name"
-    )
+    templates: Templates = ("a photo of a {}.",)
     image_column: str = Field("image", description="of Parquet")
     label_column: str = Field("label", description="of Parquet")
-
-    @field_validator("templates")
-    @classmethod
-    def _holds_the_name(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"'{template}' has no {{}} for the name of the class")
-        return templates
 
 
 def _benchmark_tag(benchmark: Any) -> str:

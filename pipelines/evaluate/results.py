@@ -160,6 +160,14 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
         shown += f"{100 * metrics['pointing']:>10.1f}"
         box = "".join(f"{100 * metrics[f'centre_box_{key}']:>8.1f}" for key in ("miou", "oiou"))
         lines.append(f"{name:<{width}}{metrics['regions']:>8,.0f}{shown}  {box}")
+    segmented = {name: m for name, m in benchmarks.items() if "semantic_miou" in m}
+    if segmented:
+        lines += ["", f"{'benchmark':<{width}}{'images':>8}{'mIoU':>8}{'pixels':>8}  achievable"]
+    for name, metrics in segmented.items():
+        levels = sorted((k for k in metrics if k.startswith("achievable_")), key=len, reverse=True)
+        best = ", ".join(f"{100 * metrics[k]:.1f} of {k.partition('_')[2]}" for k in levels)
+        shown = "".join(f"{100 * metrics[k]:>8.1f}" for k in ("semantic_miou", "pixel_accuracy"))
+        lines.append(f"{name:<{width}}{metrics['images']:>8,.0f}{shown}  {best}")
     classified = {name: metrics for name, metrics in benchmarks.items() if "classes" in metrics}
     if classified:
         lines += [

@@ -6,6 +6,14 @@ from __future__ import annotations
 from pipelines.evaluate.sets.dci import DCI
 from pipelines.evaluate.sets.docci import DOCCI, IIW
 from pipelines.evaluate.sets.layout import PublishedSet
+from pipelines.evaluate.sets.refcoco import (
+    REFCOCO,
+    REFCOCO_GOOGLE,
+    REFCOCO_PLUS,
+    REFCOCOG,
+    REFCOCOG_GOOGLE,
+)
+from pipelines.evaluate.sets.segmented import ADE150, VOC20
 from pipelines.evaluate.sets.sharegpt4v import SHAREGPT4V_1K, SHAREGPT4V_10K
 from pipelines.evaluate.sets.short_text import COCO, FLICKR30K
 from pipelines.evaluate.sets.urban import URBAN_1K
@@ -19,4 +27,11 @@ SETS: dict[str, PublishedSet] = {
     "urban_1k": URBAN_1K,
     "coco": COCO,
     "flickr30k": FLICKR30K,
+    "refcoco": REFCOCO,
+    "refcoco_google": REFCOCO_GOOGLE,
+    "refcoco+": REFCOCO_PLUS,
+    "refcocog": REFCOCOG,
+    "refcocog_google": REFCOCOG_GOOGLE,
+    "voc20": VOC20,
+    "ade150": ADE150,
 }

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from caft.errors import DataError
 from pipelines import storage
-from pipelines.evaluate.benchmark import Benchmark, Classes, Piece, Rows
+from pipelines.evaluate.benchmark import Benchmark, Classes, Piece, Rows, class_prompts
 from pipelines.evaluate.config import LabelledConfig
 from pipelines.evaluate.sets.files import ImageFiles
 from pipelines.evaluate.sets.layout import broken, parse_json, read_text
@@ -56,9 +56,7 @@ def open_labelled(config: LabelledConfig, field: str) -> Benchmark:
         file = storage.require_absolute(config.class_names, f"{field}.class_names")
         names = _names(file, found.classes)
     facts = json.dumps([found.facts, found.labels, names])
-    prompts = [
-        tuple(template.replace("{}", name) for template in config.templates) for name in names
-    ]
+    prompts = class_prompts(names, config.templates)
     return Benchmark(
         config.name,
         "",
@@ -70,7 +68,7 @@ def open_labelled(config: LabelledConfig, field: str) -> Benchmark:
         (),
         {},
         hashlib.sha256(facts.encode()).hexdigest(),
-        classes=Classes(found.labels, tuple(prompts)),
+        classes=Classes(found.labels, prompts),
     )
 
 

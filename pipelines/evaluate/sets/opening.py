@@ -9,9 +9,10 @@ from collections.abc import Iterable
 
 from caft.captions import split_sentences
 from caft.errors import DataError
-from pipelines.evaluate.benchmark import Benchmark
+from pipelines.evaluate.benchmark import Benchmark, Measure, class_prompts
 from pipelines.evaluate.config import PublishedConfig
 from pipelines.evaluate.localisation import RegionMeasure
+from pipelines.evaluate.segmentation import SegmentationMeasure
 from pipelines.evaluate.sets.files import ImageFiles
 from pipelines.evaluate.sets.stock import Present, take_stock
 
@@ -46,7 +47,14 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
             sentences.append(tuple(cut))
             text_to_image.append(position)
     regions = {found.image.path: found.entry.regions for found in present if found.entry.regions}
-    rows = ImageFiles(config.root, tuple(found.image.path for found in present))
+    label_maps = tuple(found.label_map.path for found in present if found.label_map)
+    rows = ImageFiles(config.root, tuple(found.image.path for found in present), label_maps)
+    measure: Measure | None = RegionMeasure(regions) if regions else None
+    settings = [config.set, stock.split, config.sentences]
+    if stock.classes:
+        prompts = class_prompts(stock.classes, config.templates)
+        measure = SegmentationMeasure(prompts)
+        settings += [text for texts in prompts for text in texts]
     return Benchmark(
         config.name,
         stock.split,
@@ -57,8 +65,8 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
         tuple(sentences),
         tuple(text_to_image),
         regions,
-        _fingerprint(present, [config.set, stock.split, config.sentences]),
-        RegionMeasure(regions) if regions else None,
+        _fingerprint(present, settings),
+        measure,
     )
 
 
