@@ -16,7 +16,7 @@ NAMED = 10  # missing files that are listed
 def check_data(config: EvaluateConfig) -> int:
     """Print what every benchmark has and lacks. Returns the exit code: 1 if one lacks something."""
     lacking = 0
-    for number, benchmark in enumerate(config.benchmarks):
+    for number, benchmark in enumerate(config.located()):
         complete, lines = _checked(benchmark, f"benchmarks.{number}")
         lacking += not complete
         print(f"{'complete' if complete else 'lacking':<8}  {benchmark.name}", flush=True)

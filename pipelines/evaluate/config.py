@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from caft.config import Config
+from pipelines import storage
 from pipelines.config import StageConfig
 from pipelines.evaluate.controls import ControlsConfig
 
@@ -57,6 +58,11 @@ class PublishedConfig(Config):
         False, description="score what is there; such numbers do not compare with published ones"
     )
 
+    def below(self, folder: str) -> PublishedConfig:
+        """With relative paths taken from `folder`."""
+        images = tuple(_below(folder, path) for path in self.images)
+        return self.model_copy(update={"root": _below(folder, self.root), "images": images})
+
 
 class LabelledConfig(Config):
     """Zero-shot classification of labelled images by the texts that describe classes."""
@@ -67,8 +73,20 @@ class LabelledConfig(Config):
         None, description="file with a name for each class; None: the names it has"
     )
     templates: Templates = ("a photo of a {}.",)
+    count: int | None = Field(None, gt=0, description="images that must be there; None: any")
     image_column: str = Field("image", description="of Parquet")
     label_column: str = Field("label", description="of Parquet")
+
+    def below(self, folder: str) -> LabelledConfig:
+        """With relative paths taken from `folder`."""
+        names = self.class_names and _below(folder, self.class_names)
+        update = {"labelled": _below(folder, self.labelled), "class_names": names}
+        return self.model_copy(update=update)
+
+
+def _below(folder: str, path: str) -> str:
+    here = storage.is_local(path) and not path.startswith(("/", "file:"))
+    return storage.join(folder, path) if here else path
 
 
 def _benchmark_tag(benchmark: Any) -> str:
@@ -107,6 +125,9 @@ class EvaluateConfig(StageConfig):
         description="folder that keeps features for later runs; None: 'features' beside output",
     )
     benchmarks: tuple[AnyBenchmarkConfig, ...] = Field(min_length=1)
+    data: str | None = Field(
+        None, description="folder that relative paths of published and labelled sets start from"
+    )
     allow_missing: bool = Field(
         False, description="leave out published sets that are not there, and say so"
     )
@@ -122,6 +143,15 @@ class EvaluateConfig(StageConfig):
     concurrency: int = Field(1, gt=0, description="actors that hold the model")
     num_gpus_per_actor: float = Field(0.0, ge=0, description="also of a task that scores")
     report: ReportConfig = ReportConfig()
+
+    def located(self) -> tuple[AnyBenchmarkConfig, ...]:
+        """The benchmarks, with their paths below `data`."""
+        if self.data is None:
+            return self.benchmarks
+        return tuple(
+            benchmark if isinstance(benchmark, BenchmarkConfig) else benchmark.below(self.data)
+            for benchmark in self.benchmarks
+        )
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

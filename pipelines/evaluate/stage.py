@@ -38,7 +38,9 @@ COMPARISON = "comparison"  # .json and .csv, of several checkpoints
 FEATURES = "features"
 # What may differ when an evaluation is taken up again: where things lie, and the speed.
 FREE_FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("tracking", "progress_every_s", "checkpoint", "output", "features"), True),
+    **dict.fromkeys(
+        ("tracking", "progress_every_s", "checkpoint", "output", "features", "data"), True
+    ),
     **dict.fromkeys(("batch_size", "concurrency", "num_gpus_per_actor"), True),
     "benchmarks": {"__all__": {"dataset", "regions", "root", "images", "labelled", "class_names"}},
 }
@@ -121,7 +123,7 @@ def run(config: EvaluateConfig) -> None:
 def _open_all(config: EvaluateConfig) -> list[Benchmark]:
     """All benchmarks; without the published sets that are missing, where that is allowed."""
     opened, missing = [], []
-    for n, benchmark in enumerate(config.benchmarks):
+    for n, benchmark in enumerate(config.located()):
         try:
             opened.append(open_benchmark(benchmark, f"benchmarks.{n}"))
         except MissingSet as error:

@@ -1,14 +1,21 @@
 """`--check-data` says what each benchmark has and lacks; so does its exit code."""
 
+import re
+from pathlib import Path
+
 import published_sets
+import pytest
 import yaml
 
+from caft.config import load_config
 from pipelines.config import stage_main
 from pipelines.evaluate.check_data import check_data
-from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig, PublishedConfig
 from pipelines.evaluate.sets import SETS
 from pipelines.evaluate.sets.layout import Counts
 from pipelines.evaluate.stage import run
+
+ROOT = Path(__file__).parents[2]
 
 
 def checked(tmp_path, benchmarks, capsys):
@@ -66,3 +73,30 @@ def test_many_missing_files_are_counted(tmp_path, capsys):
     _, printed = checked(tmp_path, benchmarks, capsys)
     assert printed.count("missing: ") == 11
     assert "missing: 15 more" in printed
+
+
+@pytest.mark.parametrize("recipe", ["long_text", "short_text", "zero_shot", "localisation"])
+def test_a_recipe_says_what_to_get_where_nothing_is_there(tmp_path, recipe, capsys):
+    path = ROOT / "configs" / "evaluate" / f"{recipe}.yaml"
+    config = load_config(EvaluateConfig, path, [f"data={tmp_path}"])
+    assert check_data(config) == 1
+    printed = capsys.readouterr().out
+    assert f"0 of {len(config.benchmarks)} benchmarks are complete" in printed
+    for benchmark in config.located():
+        assert f"lacking   {benchmark.name}\n" in printed
+        if isinstance(benchmark, PublishedConfig):
+            assert benchmark.root.startswith(str(tmp_path))
+            assert f"get it from {SETS[benchmark.set].source}" in printed
+
+
+def test_every_set_and_split_is_in_the_documentation():
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    for name, known in SETS.items():
+        (row,) = [
+            line for line in text.splitlines() if re.match(rf"\| .*`{re.escape(name)}`", line)
+        ]
+        for split in known.splits:
+            assert f"`{split}`" in row, (name, split)
+        first = next(iter(known.splits.values()))
+        count = first.texts or first.images
+        assert count is None or f"{count:,}" in row, name

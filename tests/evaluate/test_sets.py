@@ -60,7 +60,7 @@ def test_fewer_entries_than_were_published_are_refused_with_where_to_get_them(
     tmp_path, name, split, write
 ):
     write(tmp_path / "set")
-    with pytest.raises(MissingSet, match=r"were published.*It comes from https://") as caught:
+    with pytest.raises(MissingSet, match=r"were published.*It comes from https?://") as caught:
         open_benchmark(published(tmp_path / "set", name, split), "benchmarks.2")
     assert "benchmarks.2 'it'" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def test_fewer_entries_than_were_published_are_refused_with_where_to_get_them(
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_folder_without_the_set_is_one_clear_error(tmp_path, name):
-    with pytest.raises(MissingSet, match=r"has no .*It comes from https://"):
+    with pytest.raises(MissingSet, match=r"has no .*It comes from https?://"):
         open_benchmark(published(tmp_path, name, partial=True), "benchmarks.0")
 
 

@@ -123,6 +123,9 @@ def test_parquet_labels_may_be_names(tmp_path):
 def test_faults_of_labelled_images_are_one_clear_line(tmp_path):
     with pytest.raises(DataError, match=r"empty: neither folders .* nor Parquet.*b\.labelled"):
         open_benchmark(labelled(tmp_path / "empty"), "b")
+    write_image(tmp_path / "folders" / "cat" / "1.jpg", 0)
+    with pytest.raises(DataError, match=r"folders: 1 images, b\.count is 50,000"):
+        open_benchmark(labelled(tmp_path / "folders", count=50_000), "b")
     hugging_face(tmp_path / "it.parquet", [0, 1])
     with pytest.raises(DataError, match="indices without names; set class_names"):
         open_benchmark(labelled(tmp_path / "it.parquet"), "b")

@@ -51,6 +51,8 @@ def open_labelled(config: LabelledConfig, field: str) -> Benchmark:
             f"{path}: neither folders of images, one per class, nor Parquet files are in it; "
             f"correct {field}.labelled"
         )
+    if config.count is not None and len(found.urls) != config.count:
+        raise DataError(f"{path}: {len(found.urls):,} images, {field}.count is {config.count:,}")
     names = [name.replace("_", " ") for name in found.classes]
     if config.class_names is not None:
         file = storage.require_absolute(config.class_names, f"{field}.class_names")
