@@ -133,14 +133,14 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
     measured. Keys are what stands in the first column."""
     width = max(map(len, ("benchmark", *benchmarks)))
     lines = []
-    if any("texts" in metrics for metrics in benchmarks.values()):
-        lines = [f"{'benchmark':<{width}}{'images':>8}  {'score':<8}{_recall_heads()}"]
     for name, metrics in benchmarks.items():
         kinds = [kind for kind in SCORES if f"{kind}_{WAYS[0]}_r1" in metrics]
         for kind in kinds:
             first = kind == kinds[0]
             label = f"{name:<{width}}{metrics['images']:>8,.0f}" if first else " " * (width + 8)
             lines.append(f"{label}  {kind:<8}" + _recalls(metrics, f"{kind}_"))
+    if lines:
+        lines.insert(0, f"{'benchmark':<{width}}{'images':>8}  {'score':<8}{_recall_heads()}")
     for group, what in (("alphas", "alpha"), ("controls", "captions")):
         rows = [
             (name, variant, recall)
@@ -164,8 +164,9 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
     if segmented:
         lines += ["", f"{'benchmark':<{width}}{'images':>8}{'mIoU':>8}{'pixels':>8}  achievable"]
     for name, metrics in segmented.items():
-        levels = sorted((k for k in metrics if k.startswith("achievable_")), key=len, reverse=True)
-        best = ", ".join(f"{100 * metrics[k]:.1f} of {k.partition('_')[2]}" for k in levels)
+        levels = [int(k.partition("_")[2]) for k in metrics if k.startswith("achievable_")]
+        levels.sort(reverse=True)
+        best = ", ".join(f"{100 * metrics[f'achievable_{n}']:.1f} of {n}" for n in levels)
         shown = "".join(f"{100 * metrics[k]:>8.1f}" for k in ("semantic_miou", "pixel_accuracy"))
         lines.append(f"{name:<{width}}{metrics['images']:>8,.0f}{shown}  {best}")
     classified = {name: metrics for name, metrics in benchmarks.items() if "classes" in metrics}
@@ -182,7 +183,7 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
                 100 * metrics[f"{kind}_{key}"] for key in ("top1", "top5", "mean_per_class")
             )
             lines.append(f"{start}  {kind:<8}{top1:>8.1f}{top5:>8.1f}{mean:>16.1f}")
-    return "\n".join(lines)
+    return "\n".join(lines).lstrip("\n")
 
 
 def _kind_names(components: Sequence[str]) -> tuple[str, ...]:
