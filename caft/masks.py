@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 
 from caft.errors import DataError
@@ -35,8 +34,23 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
 
 
 def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
-    """COCO polygons ([x1, y1, x2, y2, ...] in pixels) as a boolean mask (H, W)."""
-    mask = np.zeros((height, width), dtype=np.uint8)
-    points = [np.rint(np.asarray(p).reshape(-1, 2)).astype(np.int32) for p in polygons]
-    cv2.fillPoly(mask, points, 1)
-    return mask.astype(bool)
+    """COCO polygons ([x1, y1, x2, y2, ...] in pixels) as a boolean mask (H, W): the pixels whose
+    centre lies in any of them, by the even-odd rule.
+
+    Raises:
+        ValueError: a polygon that is no list of pairs of numbers.
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    centres = np.arange(height) + 0.5
+    for polygon in polygons:
+        x1, y1 = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
+        x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
+        edge, row = ((y1[:, None] > centres) != (y2[:, None] > centres)).nonzero()
+        slope = (x2 - x1)[edge] / (y2 - y1)[edge]
+        crossing = x1[edge] + (centres[row] - y1[edge]) * slope
+        # The first pixel of its row whose centre lies right of the crossing.
+        column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
+        turns = np.zeros((height, width + 1), dtype=np.int64)
+        np.add.at(turns, (row, column), 1)
+        mask |= turns.cumsum(axis=1)[:, :width] % 2 == 1
+    return mask

@@ -39,9 +39,14 @@ class StageConfig(Config):
 
 
 def stage_main(
-    schema: type[StageT], run: Callable[[StageT], None], argv: list[str] | None = None
+    schema: type[StageT],
+    run: Callable[[StageT], None],
+    argv: list[str] | None = None,
+    check_data: Callable[[StageT], int] | None = None,
 ) -> int:
     """Parse a stage's command line, then run it. Returns the process's exit code.
+
+    A stage with `check_data` also takes `--check-data`, which calls that for the exit code instead.
 
     A CAFTError is printed as one line on stderr and gives exit code 2, Ctrl-C gives 130.
     """
@@ -50,6 +55,10 @@ def stage_main(
     parser.add_argument("config", nargs="?", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
+    if check_data:
+        parser.add_argument(
+            "--check-data", action="store_true", help="say what data is missing and stop"
+        )
     args = parser.parse_args(argv)
     path, overrides = args.config, args.overrides
     if path is not None and "=" in path:
@@ -59,6 +68,8 @@ def stage_main(
         config = load_config(schema, path, overrides)
         if args.print_config:
             print(to_yaml(config), end="")
+        elif check_data and args.check_data:
+            return check_data(config)
         else:
             run(config)
         return 0

@@ -208,14 +208,18 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
-@retried
 def list_files(path: str, suffix: str = "") -> list[str]:
     """Sorted names of the files directly in a folder; empty when there is no such folder."""
+    return sorted(name for name in file_sizes(path) if name.endswith(suffix))
+
+
+@retried
+def file_sizes(path: str) -> dict[str, int]:
+    """Bytes of each file directly in a folder, by name; empty when there is no such folder."""
     fs, inner = filesystem(path)
     with _reading(path):
         infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    names = [info.base_name for info in infos if info.type == pafs.FileType.File]
-    return sorted(name for name in names if name.endswith(suffix))
+    return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
 
 @retried

@@ -9,6 +9,7 @@ from caft.metrics.segmentation import (
     mask_iou,
     mask_overlap,
     overlap_scores,
+    peak_overlap,
 )
 from caft.metrics.superpixels import (
     achievable_segmentation_accuracy,
@@ -24,6 +25,7 @@ __all__ = [
     "mask_iou",
     "mask_overlap",
     "overlap_scores",
+    "peak_overlap",
     "recall_intervals",
     "retrieval_recall",
     "undersegmentation_error",

@@ -28,14 +28,27 @@ def mask_iou(predicted: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return intersection / np.maximum(union, 1)
 
 
-def overlap_scores(intersections: np.ndarray, unions: np.ndarray) -> dict[str, float]:
-    """`miou`, the mean of N regions' IoU, and `oiou`, all intersections over all unions.
+def peak_overlap(heat: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels at which maps (..., H, W) are highest: those inside boolean masks, and all of them.
 
-    The second weighs a region by its pixels, so large ones decide it.
+    Maps of segments are flat, so that many pixels share the highest value; the share of them inside
+    is the chance that one of them, drawn evenly, hits. A map with a NaN has no highest pixel.
     """
+    highest = heat == heat.max(axis=(-2, -1), keepdims=True)
+    inside = np.logical_and(highest, mask).sum(axis=(-2, -1))
+    return inside, highest.sum(axis=(-2, -1))
+
+
+def overlap_scores(intersections: np.ndarray, unions: np.ndarray) -> dict[str, float]:
+    """`miou`, the mean of N regions' IoU; `oiou`, all intersections over all unions, which weighs
+    a region by its pixels, so that large ones decide it; `precision_50`, the share of regions whose
+    IoU is above 0.5.
+    """
+    iou = intersections / np.maximum(unions, 1)
     return {
-        "miou": float(np.mean(intersections / np.maximum(unions, 1))),
+        "miou": float(np.mean(iou)),
         "oiou": float(np.sum(intersections) / max(1, np.sum(unions))),
+        "precision_50": float(np.mean(iou > 0.5)),
     }
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,50 +17,45 @@ from caft.errors import DataError
 from caft.masks import decode_rle
 from pipelines import storage
 from pipelines.data.dataset import Dataset, FileEntry, open_dataset
-from pipelines.evaluate.config import BenchmarkConfig
+from pipelines.evaluate.benchmark import Benchmark, Piece, Region, Regions
+from pipelines.evaluate.config import (
+    AnyBenchmarkConfig,
+    BenchmarkConfig,
+    LabelledConfig,
+    PublishedConfig,
+)
+from pipelines.evaluate.localisation import RegionMeasure
+from pipelines.evaluate.sets.labelled import open_labelled
+from pipelines.evaluate.sets.opening import open_published
 
 
 @dataclass(frozen=True)
-class Region:
-    """A sentence and the pixels it speaks of, as COCO run lengths."""
+class DatasetRows:
+    """Rows of one split of a dataset folder."""
 
-    text: str
-    rle: dict[str, Any]
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(H, W) bool, in pixels of the image that the mask was drawn on."""
-        return decode_rle(self.rle)
-
-
-Regions = Mapping[str, tuple[Region, ...]]  # by image URL
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One row group's rows of the split; `first` is the position of the first in the benchmark."""
-
-    file: str
-    row_group: int
-    first: int
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A benchmark that can be scored: N images and T captions, both in the dataset's order."""
-
-    name: str
+    place: str
     split: str
-    dataset: Dataset
-    pieces: tuple[Piece, ...]
-    urls: tuple[str, ...]
-    sentences: tuple[tuple[str, ...], ...]  # of each caption
-    text_to_image: tuple[int, ...]  # position of the image that each caption belongs to
-    regions: Regions
-    fingerprint: str  # of the dataset and the regions
+
+    def read(self, piece: Piece) -> list[dict[str, Any]]:
+        """Raises DataError where the file has been damaged since it was opened."""
+        return read_piece(self.place, self.split, piece)
 
 
-def open_benchmark(config: BenchmarkConfig, field: str) -> Benchmark:
+def open_benchmark(config: AnyBenchmarkConfig, field: str) -> Benchmark:
+    """Open a benchmark with all that is needed to score it; `field` names it in messages.
+
+    Raises:
+        DataError: a dataset or published set that is missing, unfinished or damaged.
+        ConfigError: a relative path inside a Ray job, or a set or split that is not known.
+    """
+    if isinstance(config, PublishedConfig):
+        return open_published(config, field)
+    if isinstance(config, LabelledConfig):
+        return open_labelled(config, field)
+    return open_split(config, field)
+
+
+def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
     """Open a benchmark's dataset and regions; `field` names it in messages.
 
     Raises:
@@ -94,12 +88,14 @@ def open_benchmark(config: BenchmarkConfig, field: str) -> Benchmark:
         config.name,
         config.split,
         dataset,
+        DatasetRows(path, config.split),
         tuple(pieces),
         tuple(urls),
         tuple(sentences),
         tuple(range(len(sentences))),
         regions,
         fingerprint,
+        RegionMeasure(regions) if regions else None,
     )
 
 

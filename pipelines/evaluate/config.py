@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from caft.config import Config
+from pipelines import storage
 from pipelines.config import StageConfig
 from pipelines.evaluate.controls import ControlsConfig
 
@@ -18,6 +22,86 @@ class BenchmarkConfig(Config):
     regions: str | None = Field(
         None, description="regions.jsonl with a mask per sentence; None: no localisation"
     )
+
+
+def _hold_the_name(templates: tuple[str, ...]) -> tuple[str, ...]:
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"'{template}' has no {{}} for the name of the class")
+    return templates
+
+
+Templates = Annotated[
+    tuple[str, ...],
+    Field(min_length=1, description="texts, with {} for the class's name"),
+    AfterValidator(_hold_the_name),
+]
+
+
+class PublishedConfig(Config):
+    """A benchmark as its publishers lay it out; docs/benchmarks.md shows the layouts."""
+
+    name: str = Field(pattern=r"^[\w-]+$", description="what metrics and report call it")
+    set: str = Field(description="docci, coco, refcoco, ...: see docs/benchmarks.md")
+    root: str = Field(description="folder it was unpacked into")
+    split: str | None = Field(None, description="None: the one that papers report")
+    images: tuple[str, ...] = Field(
+        (), description="folders to look for its images in, in place of the set's own below root"
+    )
+    sentences: Literal["default", "reference"] = Field(
+        "default", description="how captions are cut; 'reference' is the rule of published numbers"
+    )
+    templates: Templates = Field(
+        ("a photo of a {}.",), description="of classes, where the set has a class for each pixel"
+    )
+    partial: bool = Field(
+        False, description="score what is there; such numbers do not compare with published ones"
+    )
+
+    def below(self, folder: str) -> PublishedConfig:
+        """With relative paths taken from `folder`."""
+        images = tuple(_below(folder, path) for path in self.images)
+        return self.model_copy(update={"root": _below(folder, self.root), "images": images})
+
+
+class LabelledConfig(Config):
+    """Zero-shot classification of labelled images by the texts that describe classes."""
+
+    name: str = Field(pattern=r"^[\w-]+$", description="what metrics and report call it")
+    labelled: str = Field(description="folder of one folder per class, or Parquet file or folder")
+    class_names: str | None = Field(
+        None, description="file with a name for each class; None: the names it has"
+    )
+    templates: Templates = ("a photo of a {}.",)
+    count: int | None = Field(None, gt=0, description="images that must be there; None: any")
+    image_column: str = Field("image", description="of Parquet")
+    label_column: str = Field("label", description="of Parquet")
+
+    def below(self, folder: str) -> LabelledConfig:
+        """With relative paths taken from `folder`."""
+        names = self.class_names and _below(folder, self.class_names)
+        update = {"labelled": _below(folder, self.labelled), "class_names": names}
+        return self.model_copy(update=update)
+
+
+def _below(folder: str, path: str) -> str:
+    here = storage.is_local(path) and not path.startswith(("/", "file:"))
+    return storage.join(folder, path) if here else path
+
+
+def _benchmark_tag(benchmark: Any) -> str:
+    """Which schema a benchmark follows. A tag has a space, which no key has."""
+    keys = benchmark if isinstance(benchmark, Mapping) else type(benchmark).model_fields
+    tags = {"set": "published set", "labelled": "labelled images"}
+    return next((tag for key, tag in tags.items() if key in keys), "dataset folder")
+
+
+AnyBenchmarkConfig = Annotated[
+    Annotated[BenchmarkConfig, Tag("dataset folder")]
+    | Annotated[PublishedConfig, Tag("published set")]
+    | Annotated[LabelledConfig, Tag("labelled images")],
+    Discriminator(_benchmark_tag),
+]
 
 
 class ReportConfig(Config):
@@ -42,7 +126,13 @@ class EvaluateConfig(StageConfig):
         None,
         description="folder that keeps features for later runs; None: 'features' beside output",
     )
-    benchmarks: tuple[BenchmarkConfig, ...] = Field(min_length=1)
+    benchmarks: tuple[AnyBenchmarkConfig, ...] = Field(min_length=1)
+    data: str | None = Field(
+        None, description="folder that relative paths of published and labelled sets start from"
+    )
+    allow_missing: bool = Field(
+        False, description="leave out published sets that are not there, and say so"
+    )
     alpha: float = Field(0.3, ge=0, le=1, description="weight of the part score when blended")
     alphas: tuple[float, ...] = Field((), description="other weights, all scored in one pass")
     top_k: int | None = Field(
@@ -55,6 +145,15 @@ class EvaluateConfig(StageConfig):
     concurrency: int = Field(1, gt=0, description="actors that hold the model")
     num_gpus_per_actor: float = Field(0.0, ge=0, description="also of a task that scores")
     report: ReportConfig = ReportConfig()
+
+    def located(self) -> tuple[AnyBenchmarkConfig, ...]:
+        """The benchmarks, with their paths below `data`."""
+        if self.data is None:
+            return self.benchmarks
+        return tuple(
+            benchmark if isinstance(benchmark, BenchmarkConfig) else benchmark.below(self.data)
+            for benchmark in self.benchmarks
+        )
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -77,7 +176,7 @@ class EvaluateConfig(StageConfig):
 
     @field_validator("benchmarks")
     @classmethod
-    def _unique(cls, benchmarks: tuple[BenchmarkConfig, ...]) -> tuple[BenchmarkConfig, ...]:
+    def _unique(cls, benchmarks: tuple[AnyBenchmarkConfig, ...]) -> tuple[AnyBenchmarkConfig, ...]:
         names = [benchmark.name for benchmark in benchmarks]
         for name in names:
             if names.count(name) > 1:

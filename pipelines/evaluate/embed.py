@@ -20,7 +20,7 @@ from pipelines import storage
 from pipelines.cluster import connect
 from pipelines.evaluate.adapters import Adapter, Preprocess, open_adapter
 from pipelines.evaluate.adapters.own import CAFTAdapter
-from pipelines.evaluate.benchmarks import Benchmark, Piece, Regions, read_piece
+from pipelines.evaluate.benchmark import Benchmark, Measure, Piece, Rows
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.features import (
     FeatureWriter,
@@ -28,11 +28,11 @@ from pipelines.evaluate.features import (
     features_key,
     open_features,
 )
-from pipelines.evaluate.localisation import one_image, region_overlaps
+from pipelines.evaluate.localisation import one_image
 from pipelines.progress import Progress
 
 CAPTIONS_PER_TASK = 256
-OVERLAPS = "overlaps"
+MEASURED, LABEL_MAP = "measured", "label_map"
 
 Captions = Sequence[Sequence[str]]
 
@@ -47,8 +47,8 @@ class Encoder:
     features: str  # folder
 
     def images(self, benchmark: Benchmark) -> StoredFeatures:
-        """Features of a benchmark's images, and aside the overlaps of its regions, int64 (R, 4) as
-        `region_overlaps` gives them.
+        """Features of a benchmark's images, and aside what its measure counted on them, int64
+        (n, columns).
 
         Raises:
             CheckpointError: the model gives features that are not numbers.
@@ -64,26 +64,27 @@ class Encoder:
         if (found := open_features(folder)) is not None:
             return found
         pieces = [asdict(piece) for piece in benchmark.pieces]
-        preparer = Preparer(benchmark.dataset.path, benchmark.split, self.adapter.preprocess())
+        preparer = Preparer(benchmark.rows, self.adapter.preprocess())
         prepared = ray_data().from_items(pieces, override_num_blocks=len(pieces))
         embedded = prepared.map_batches(preparer, batch_size=1).map_batches(
             ImageEncoder,
-            fn_constructor_args=(self.checkpoint, benchmark.regions, self._on_gpu),
+            fn_constructor_args=(self.checkpoint, benchmark.measure, self._on_gpu),
             batch_size=self.config.batch_size,
             **self._actors,
         )
-        writer, overlaps, done = FeatureWriter(folder), [np.zeros(0, dtype=np.int64)], 0
+        writer, measured, done = FeatureWriter(folder), [np.zeros(0, dtype=np.int64)], 0
         for batch in self._batches(embedded, f"{benchmark.name} images", len(benchmark.urls)):
             count = len(batch["position"])
             places = np.arange(done, done + count)
             assert np.array_equal(batch["position"], places), "rows lost, doubled or out of order"
-            overlaps += [np.asarray(row, dtype=np.int64) for row in batch.pop(OVERLAPS)]
+            measured += [np.asarray(row, dtype=np.int64) for row in batch.pop(MEASURED)]
             names = [benchmark.urls[place] for place in batch.pop("position")]
             writer.add(self._checked(batch, names))
             done += count
         assert done == len(benchmark.urls), "rows lost"
-        joined = torch.from_numpy(np.concatenate(overlaps).reshape(-1, 4))
-        return writer.finish({OVERLAPS: joined})
+        columns = benchmark.measure.columns if benchmark.measure else 1
+        joined = torch.from_numpy(np.concatenate(measured).reshape(-1, columns))
+        return writer.finish({MEASURED: joined})
 
     def texts(self, versions: Sequence[Captions], label: str) -> Iterator[dict[str, Tensor]]:
         """Features of each version of a benchmark's captions; the model is started once for all,
@@ -185,18 +186,19 @@ def ray_data() -> Any:
 class Preparer:
     """Reads and decodes one piece: the part of the work that needs no model weights."""
 
-    dataset: str
-    split: str
+    rows: Rows
     preprocess: Preprocess
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Columns over the piece's n rows: position, url and what the model preprocesses."""
+        """Columns over the piece's n rows: position, url, label map and what the model
+        preprocesses."""
         cv2.setNumThreads(1)  # one task is one core; Ray runs several
         piece = Piece(**{name: values[0] for name, values in batch.items()})
-        rows = read_piece(self.dataset, self.split, piece)
+        rows = self.rows.read(piece)
         return {
             "position": piece.first + np.arange(len(rows)),
             "url": [row["url"] for row in rows],
+            LABEL_MAP: [row.get(LABEL_MAP) or b"" for row in rows],
             **self.preprocess(rows),
         }
 
@@ -204,24 +206,27 @@ class Preparer:
 class ImageEncoder:
     """Ray Data actor that holds the model and reads prepared images."""
 
-    def __init__(self, checkpoint: str, regions: Regions, use_gpu: bool) -> None:
+    def __init__(self, checkpoint: str, measure: Measure | None, use_gpu: bool) -> None:
         self._adapter = _on_device(checkpoint, use_gpu)
-        self._regions = regions
+        self._measure = measure
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Columns over the batch's rows: position, features and overlaps."""
-        overlaps: list[list[int]] = [[] for _ in batch["position"]]
+        """Columns over the batch's rows: position, features and what was measured."""
+        measured: list[list[int]] = [[] for _ in batch["position"]]
         if isinstance(self._adapter, CAFTAdapter):
             images = self._adapter.image_features(batch)
             features = self._adapter.scored_features(images)
-            for n, url in enumerate(batch["url"]):
-                regions = self._regions.get(url, ())
-                found = region_overlaps(self._adapter.model, one_image(images, n), regions)
-                overlaps[n] = found.ravel().tolist()
+            for n, url in enumerate(batch["url"] if self._measure else ()):
+                assert self._measure is not None
+                label_map = batch[LABEL_MAP][n] or None
+                found = self._measure.rows(
+                    self._adapter.model, one_image(images, n), url, label_map
+                )
+                measured[n] = found.ravel().tolist()
         else:
             features = self._adapter.encode_images(batch)
-        return {"position": batch["position"], OVERLAPS: overlaps, **_numpy(features)}
+        return {"position": batch["position"], MEASURED: measured, **_numpy(features)}
 
 
 class TextEncoder:

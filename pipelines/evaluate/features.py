@@ -17,7 +17,7 @@ from caft.scoring import IMAGE_TILE
 from pipelines import storage
 
 BLOCK_ROWS = 4 * IMAGE_TILE
-FORMAT_VERSION = 1  # raise it when what is stored, or how a caption is cut into chunks, changes
+FORMAT_VERSION = 2  # raise it when what is stored, or how a caption is cut into chunks, changes
 MANIFEST, ASIDE = "manifest.json", "aside.safetensors"
 
 Rows = Mapping[str, Tensor]

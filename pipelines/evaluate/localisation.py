@@ -4,36 +4,67 @@ Runs on the embedding actors, on features that are there anyway; the report draw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from caft.localize import encode_sentences, heat_maps
-from caft.metrics import binarise, centre_box, mask_overlap
+from caft.metrics import binarise, centre_box, mask_overlap, overlap_scores, peak_overlap
 from caft.model import CAFT, ImageFeatures
-from pipelines.evaluate.benchmarks import Region
+from pipelines.evaluate.benchmark import Region, Regions
+
+
+@dataclass(frozen=True)
+class RegionMeasure:
+    """Overlap of sentences' heat maps with the masks of what they speak of."""
+
+    regions: Regions
+    columns = 6
+
+    def rows(
+        self, model: CAFT, features: ImageFeatures, url: str, label_map: bytes | None
+    ) -> np.ndarray:
+        return region_overlaps(model, features, self.regions.get(url, ()))
+
+    def scores(self, rows: np.ndarray) -> dict[str, float]:
+        """`miou`, `oiou`, `precision_50` and `pointing` of R regions, and what the centre box has
+        of the first three."""
+        shared, either, box_shared, box_either, peak_inside, peak = rows.T
+        box = overlap_scores(box_shared, box_either)
+        return {
+            "regions": float(len(rows)),
+            **overlap_scores(shared, either),
+            "pointing": float(np.mean(peak_inside / np.maximum(peak, 1))),
+            **{f"centre_box_{key}": value for key, value in box.items()},
+        }
 
 
 def region_overlaps(model: CAFT, features: ImageFeatures, regions: Sequence[Region]) -> np.ndarray:
     """Pixels shared with each region's mask and pixels in either, of the sentence's heat map and
-    of the centre box: int64 (R, 4). `features` are of one image."""
+    of the centre box; then the map's highest pixels inside the mask and all of them: int64 (R, 6).
+    `features` are of one image."""
     if not regions:
-        return np.zeros((0, 4), dtype=np.int64)
+        return np.zeros((0, RegionMeasure.columns), dtype=np.int64)
     heats = heat_maps(model, features, encode_sentences(model, [r.text for r in regions]))
     rows = []
     for heat, region in zip(heats, regions, strict=True):
         mask = region.mask
+        fitted = fit_to(mask, heat)
         box = mask_overlap(centre_box(*mask.shape), mask)
-        rows.append([*heat_overlap(heat, mask), *box])
+        rows.append([*mask_overlap(binarise(fitted), mask), *box, *peak_overlap(fitted, mask)])
     return np.asarray(rows, dtype=np.int64)
 
 
 def heat_overlap(heat: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union, in the mask's pixels, of a heat map of any size with a mask."""
+    return mask_overlap(binarise(fit_to(mask, heat)), mask)
+
+
+def fit_to(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A map (h, w) at the size of a mask (H, W), without new values."""
     height, width = mask.shape
-    fitted = cv2.resize(heat, (width, height), interpolation=cv2.INTER_NEAREST)
-    return mask_overlap(binarise(fitted), mask)
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 def one_image(features: ImageFeatures, n: int) -> ImageFeatures:

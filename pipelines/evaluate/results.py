@@ -9,17 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from caft.config import ModelConfig
-from caft.metrics import overlap_scores
+from caft.metrics.classification import class_features, classification_scores
 from caft.metrics.intervals import recall_intervals
 from caft.metrics.retrieval import RECALL_AT, recalls
 from caft.metrics.tally import Ranking
 from caft.retrieval import ScoreKind
 from caft.scoring import Scorer
-from pipelines.evaluate.benchmarks import Benchmark
-from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.controls import variants
-from pipelines.evaluate.embed import OVERLAPS, Encoder
+from pipelines.evaluate.embed import MEASURED, Encoder
+from pipelines.evaluate.features import StoredFeatures
 from pipelines.evaluate.lengths import Group, recalls_by_length
 from pipelines.evaluate.scoring import Ranker
 
@@ -37,7 +39,7 @@ class BenchmarkResults:
     alphas: dict[str, dict[str, float]]  # by weight: t2i_r1, ...
     controls: dict[str, dict[str, float]]  # of the model's own score, by variant: t2i_r1, ...
     lengths: dict[str, list[Group]]  # of the model's own score, see `recalls_by_length`
-    ranking: Ranking  # by the model's own score
+    ranking: Ranking | None  # by the model's own score; None without captions
 
     def as_json(self) -> dict[str, Any]:
         """The metrics, and what is nested under them."""
@@ -61,12 +63,19 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     config, owner = encoder.config, benchmark.text_to_image
     label = f"evaluate {encoder.adapter.name} {benchmark.name}"
     images = encoder.images(benchmark)
+    metrics = {"images": float(images.count)} | measured(benchmark, images)
+    if benchmark.classes:
+        metrics |= classified(encoder, ranker, benchmark, images)
+    if not benchmark.sentences:
+        return BenchmarkResults(metrics, {}, {}, {}, {}, None)
     (texts,) = encoder.texts([benchmark.sentences], benchmark.name)
     names = _kind_names(ranker.scorer.components)
-    kinds = _kinds(config, names)
+    kinds = _kinds(config.alpha, names)
+    if config.top_k is not None:
+        kinds.append(ScoreKind("rerank", config.alpha, config.top_k))
     sweep = [ScoreKind(f"alpha {a:g}", a, best=0) for a in config.alphas] if len(names) > 1 else []
     found = ranker.rank(images, texts, owner, [*kinds, *sweep], label)
-    metrics = {"images": float(images.count), "texts": float(len(owner))}
+    metrics["texts"] = float(len(owner))
     intervals: dict[str, tuple[float, float]] = {}
     for kind in kinds:
         ranked = found[kind.name]
@@ -90,7 +99,7 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
             share = variant.changed_share(benchmark.sentences)
             controls[variant.name] = _recalls_of(ranked) | {"changed_share": share}
     return BenchmarkResults(
-        metrics | _overlaps(images.aside()[OVERLAPS].numpy()),
+        metrics,
         intervals,
         {f"{alpha:g}": _recalls_of(found[f"alpha {alpha:g}"]) for alpha in config.alphas if sweep},
         controls,
@@ -126,13 +135,15 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
     """The tables that end the stage's log, in per cent: recalls, then controls and overlaps where
     measured. Keys are what stands in the first column."""
     width = max(map(len, ("benchmark", *benchmarks)))
-    lines = [f"{'benchmark':<{width}}{'images':>8}  {'score':<8}{_recall_heads()}"]
+    lines = []
     for name, metrics in benchmarks.items():
         kinds = [kind for kind in SCORES if f"{kind}_{WAYS[0]}_r1" in metrics]
         for kind in kinds:
             first = kind == kinds[0]
             label = f"{name:<{width}}{metrics['images']:>8,.0f}" if first else " " * (width + 8)
             lines.append(f"{label}  {kind:<8}" + _recalls(metrics, f"{kind}_"))
+    if lines:
+        lines.insert(0, f"{'benchmark':<{width}}{'images':>8}  {'score':<8}{_recall_heads()}")
     for group, what in (("alphas", "alpha"), ("controls", "captions")):
         rows = [
             (name, variant, recall)
@@ -145,41 +156,75 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
             lines += [f"{n:<{width}}  {v:<{second}}{_recalls(recall, '')}" for n, v, recall in rows]
     located = {name: metrics for name, metrics in benchmarks.items() if "miou" in metrics}
     if located:
-        head = f"{'benchmark':<{width}}{'regions':>8}{'mIoU':>8}{'oIoU':>8}"
-        lines += ["", f"{head}  centre box mIoU, oIoU"]
+        head = f"{'benchmark':<{width}}{'regions':>8}{'mIoU':>8}{'oIoU':>8}{'P@0.5':>8}"
+        lines += ["", f"{head}{'pointing':>10}  centre box mIoU, oIoU"]
     for name, metrics in located.items():
-        shown = "".join(f"{100 * metrics[key]:>8.1f}" for key in ("miou", "oiou"))
+        shown = "".join(f"{100 * metrics[key]:>8.1f}" for key in ("miou", "oiou", "precision_50"))
+        shown += f"{100 * metrics['pointing']:>10.1f}"
         box = "".join(f"{100 * metrics[f'centre_box_{key}']:>8.1f}" for key in ("miou", "oiou"))
         lines.append(f"{name:<{width}}{metrics['regions']:>8,.0f}{shown}  {box}")
-    return "\n".join(lines)
+    segmented = {name: m for name, m in benchmarks.items() if "semantic_miou" in m}
+    if segmented:
+        lines += ["", f"{'benchmark':<{width}}{'images':>8}{'mIoU':>8}{'pixels':>8}  achievable"]
+    for name, metrics in segmented.items():
+        levels = [int(k.partition("_")[2]) for k in metrics if k.startswith("achievable_")]
+        levels.sort(reverse=True)
+        best = ", ".join(f"{100 * metrics[f'achievable_{n}']:.1f} of {n}" for n in levels)
+        shown = "".join(f"{100 * metrics[k]:>8.1f}" for k in ("semantic_miou", "pixel_accuracy"))
+        lines.append(f"{name:<{width}}{metrics['images']:>8,.0f}{shown}  {best}")
+    classified = {name: metrics for name, metrics in benchmarks.items() if "classes" in metrics}
+    if classified:
+        lines += [
+            "",
+            f"{'benchmark':<{width}}{'images':>8}{'classes':>8}  {'score':<8}{'top 1':>8}",
+        ]
+        lines[-1] += f"{'top 5':>8}{'mean per class':>16}"
+    for name, metrics in classified.items():
+        start = f"{name:<{width}}{metrics['images']:>8,.0f}{metrics['classes']:>8,.0f}"
+        for kind in [kind for kind in SCORES if f"{kind}_top1" in metrics]:
+            top1, top5, mean = (
+                100 * metrics[f"{kind}_{key}"] for key in ("top1", "top5", "mean_per_class")
+            )
+            lines.append(f"{start}  {kind:<8}{top1:>8.1f}{top5:>8.1f}{mean:>16.1f}")
+    return "\n".join(lines).lstrip("\n")
 
 
 def _kind_names(components: Sequence[str]) -> tuple[str, ...]:
     return ("whole", "blended") if len(components) > 1 else tuple(components)
 
 
-def _kinds(config: EvaluateConfig, names: Sequence[str]) -> list[ScoreKind]:
-    kinds = [ScoreKind(name, config.alpha if name == "blended" else 0.0) for name in names]
-    if config.top_k is not None:
-        kinds.append(ScoreKind("rerank", config.alpha, config.top_k))
-    return kinds
+def _kinds(alpha: float, names: Sequence[str]) -> list[ScoreKind]:
+    return [ScoreKind(name, alpha if name == "blended" else 0.0) for name in names]
 
 
 def _recalls_of(ranked: Ranking) -> dict[str, float]:
     return recalls(ranked.text_rank, ranked.i2t)
 
 
-def _overlaps(overlaps: Any) -> dict[str, float]:
-    """Localisation of R regions from their overlaps (R, 4); nothing where there are none."""
-    if not len(overlaps):
-        return {}
-    pixels = overlaps.T
-    box = overlap_scores(pixels[2], pixels[3])
-    return {
-        "regions": float(len(overlaps)),
-        **overlap_scores(pixels[0], pixels[1]),
-        **{f"centre_box_{key}": value for key, value in box.items()},
+def classified(
+    encoder: Encoder, ranker: Ranker, benchmark: Benchmark, images: StoredFeatures
+) -> dict[str, float]:
+    """Zero-shot classification of a benchmark's images: `whole_top1`, `blended_top1`, ..."""
+    assert benchmark.classes is not None
+    label = f"evaluate {encoder.adapter.name} {benchmark.name}"
+    labels, prompts = benchmark.classes.labels, benchmark.classes.prompts
+    captions = [(text,) for texts in prompts for text in texts]
+    (found,) = encoder.texts([captions], benchmark.name)
+    classes = {name: class_features(tensor, len(prompts)) for name, tensor in found.items()}
+    kinds = _kinds(encoder.config.alpha, _kind_names(ranker.scorer.components))
+    ranks = ranker.classify(images, classes, labels, kinds, label)
+    own = torch.tensor(labels)
+    return {"classes": float(len(prompts))} | {
+        f"{kind}_{key}": value
+        for kind, rank in ranks.items()
+        for key, value in classification_scores(rank, own).items()
     }
+
+
+def measured(benchmark: Benchmark, images: StoredFeatures) -> dict[str, float]:
+    """What the benchmark's measure found; nothing where it has none, or the model no heat maps."""
+    rows = images.aside()[MEASURED].numpy()
+    return benchmark.measure.scores(rows) if benchmark.measure and len(rows) else {}
 
 
 def _csv_rows(results: Mapping[str, Any], own: str) -> Iterator[tuple[Any, ...]]:

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from caft.errors import ClusterError
+from caft.metrics.classification import label_ranks
 from caft.metrics.tally import Ranking, Tally, ranking
 from caft.retrieval import (
     OwnScores,
@@ -22,6 +23,7 @@ from caft.retrieval import (
     add_tallies,
     image_tiles,
     join_own,
+    score_rows,
     tile_own_scores,
     tile_tallies,
 )
@@ -56,21 +58,52 @@ class Ranker:
         Raises:
             ClusterError: a block's process was lost more often than Ray starts one again.
         """
-        connect()
         owner = torch.tensor(text_to_image)
+        shared = self._shared(texts, kinds, owner)
+        blocks = self._blocks(2 * images.count, label)
+        parts = [part for found in blocks(images, _own_scores, *shared) for part in found]
+        own = join_own(parts, len(owner))
+        total: dict[str, Tally] = {}
+        for found in blocks(images, _tallies, *shared, ray.put(own)):
+            add_tallies(total, found)
+        return {kind.name: ranking(total[kind.name], owner, own[kind.name]) for kind in kinds}
+
+    def classify(
+        self,
+        images: StoredFeatures,
+        classes: Features,
+        labels: Sequence[int],
+        kinds: Sequence[ScoreKind],
+        label: str,
+    ) -> dict[str, Tensor]:
+        """Ranks (N,) of N images' own classes among C, by kind; errors as `rank`."""
+        shared = self._shared(classes, kinds, torch.tensor(labels))
+        blocks = self._blocks(images.count, label)
+        found = list(blocks(images, _label_ranks, *shared))
+        return {kind.name: torch.cat([ranks[kind.name] for ranks in found]) for kind in kinds}
+
+    def _shared(self, texts: Features, kinds: Sequence[ScoreKind], owner: Tensor) -> list[Any]:
+        """What every task gets beside its block."""
+        connect()
         device = "cuda" if self.num_gpus else "cpu"
         prepared = PreparedTexts.of(self.scorer, texts, device)
-        shared = [ray.put(value) for value in (self.scorer, prepared, owner)]
-        options: dict[str, Any] = {"max_retries": RETRIES, "num_gpus": self.num_gpus, "num_cpus": 1}
-        progress = Progress(label, 2 * images.count, "images scored", self.progress_every_s)
+        values = (device, kinds, self.scorer, prepared, owner)
+        return [ray.put(value) for value in values]
 
-        def over_blocks(function: Callable[..., Any], *more: Any) -> Iterator[Any]:
+    def _blocks(self, total: int, label: str) -> Callable[..., Iterator[Any]]:
+        """Runs a task on each block of images; the results come in the blocks' order."""
+        options: dict[str, Any] = {"max_retries": RETRIES, "num_gpus": self.num_gpus, "num_cpus": 1}
+        progress = Progress(label, total, "images scored", self.progress_every_s)
+
+        def over_blocks(
+            images: StoredFeatures, function: Callable[..., Any], *shared: Any
+        ) -> Iterator[Any]:
             task: Any = ray.remote(**options)(function)
             waiting: deque[tuple[int, Any]] = deque()
             try:
                 for first, block in images.blocks():
                     rows = len(next(iter(block.values())))
-                    waiting.append((rows, task.remote(block, first, device, kinds, *shared, *more)))
+                    waiting.append((rows, task.remote(block, first, *shared)))
                     while len(waiting) > self._in_flight():
                         rows, result = waiting.popleft()
                         yield ray.get(result)
@@ -82,11 +115,7 @@ class Ranker:
                 reason = " ".join(str(error).split())[-300:]
                 raise ClusterError(f"{label}: {reason}") from error
 
-        own = join_own([part for parts in over_blocks(_own_scores) for part in parts], len(owner))
-        total: dict[str, Tally] = {}
-        for found in over_blocks(_tallies, ray.put(own)):
-            add_tallies(total, found)
-        return {kind.name: ranking(total[kind.name], owner, own[kind.name]) for kind in kinds}
+        return over_blocks
 
     def _in_flight(self) -> int:
         if not self.num_gpus:
@@ -129,6 +158,27 @@ def _tallies(
         tile = _on(device, tile)
         add_tallies(total, tile_tallies(scorer, tile, start, texts, owner, own, kinds))
     return total
+
+
+@torch.inference_mode()
+def _label_ranks(
+    block: dict[str, Tensor],
+    first: int,
+    device: str,
+    kinds: Sequence[ScoreKind],
+    scorer: Scorer,
+    classes: PreparedTexts,
+    labels: Tensor,
+) -> dict[str, Tensor]:
+    scorer, classes = scorer.to(device), classes.to(torch.device(device))
+    ranks: dict[str, list[Tensor]] = {kind.name: [] for kind in kinds}
+    starts = range(0, classes.count, classes.tile)
+    for start, tile in image_tiles(block, first):
+        rows = score_rows(scorer, _on(device, tile), classes, kinds, starts)
+        for name, scores in rows.items():
+            own = labels[start : start + len(scores)]
+            ranks[name].append(label_ranks(scores.cpu(), own))
+    return {name: torch.cat(parts) for name, parts in ranks.items()}
 
 
 def _on(device: str, features: Features) -> Features:

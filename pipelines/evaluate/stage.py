@@ -18,7 +18,8 @@ import ray
 from caft.config import to_yaml
 from caft.errors import ConfigError
 from pipelines import storage
-from pipelines.evaluate.benchmarks import Benchmark, open_benchmark
+from pipelines.evaluate.benchmark import Benchmark
+from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.embed import Encoder
@@ -27,6 +28,7 @@ from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
+from pipelines.evaluate.sets.opening import MissingSet
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus
 
@@ -36,9 +38,11 @@ COMPARISON = "comparison"  # .json, .csv and .html, of several checkpoints
 FEATURES = "features"
 # What may differ when an evaluation is taken up again: where things lie, and the speed.
 FREE_FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("tracking", "progress_every_s", "checkpoint", "output", "features"), True),
+    **dict.fromkeys(
+        ("tracking", "progress_every_s", "checkpoint", "output", "features", "data"), True
+    ),
     **dict.fromkeys(("batch_size", "concurrency", "num_gpus_per_actor"), True),
-    "benchmarks": {"__all__": {"dataset", "regions"}},
+    "benchmarks": {"__all__": {"dataset", "regions", "root", "images", "labelled", "class_names"}},
 }
 REPORT_BYTES = 64 * 2**20  # rough need of disk, to refuse work whose result could not be kept
 
@@ -90,10 +94,7 @@ def run(config: EvaluateConfig) -> None:
     beside = storage.join(output.rpartition("/")[0], FEATURES)
     features = storage.require_absolute(config.features or beside, "features")
     config = config.model_copy(update={"output": output, "features": features})
-    benchmarks = [
-        open_benchmark(benchmark, f"benchmarks.{n}")
-        for n, benchmark in enumerate(config.benchmarks)
-    ]
+    benchmarks = _open_all(config)
     evaluations = [
         Evaluation(
             checkpoint,
@@ -119,6 +120,22 @@ def run(config: EvaluateConfig) -> None:
     if open_ones:
         print(f"evaluate: finished: {output}", flush=True)
     _print_results(config, evaluations, results)
+
+
+def _open_all(config: EvaluateConfig) -> list[Benchmark]:
+    """All benchmarks; without the published sets that are missing, where that is allowed."""
+    opened, missing = [], []
+    for n, benchmark in enumerate(config.located()):
+        try:
+            opened.append(open_benchmark(benchmark, f"benchmarks.{n}"))
+        except MissingSet as error:
+            missing.append(error)
+    if missing and not (config.allow_missing and opened):
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise MissingSet(f"{missing[0]}{more}")
+    for absent in missing:
+        print(f"evaluate: left out: {absent}", flush=True)
+    return opened
 
 
 def _evaluate(
@@ -188,7 +205,7 @@ def _evaluate_one(
         "links": {stage: run for stage, run in _links(checkpoint, benchmarks).items() if run},
         "datasets": {
             benchmark.name: {
-                "path": benchmark.dataset.path,
+                "path": benchmark.rows.place,
                 "split": benchmark.split,
                 "fingerprint": benchmark.fingerprint,
             }
@@ -237,9 +254,11 @@ def _identity(
 def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str, str]:
     """The runs this one builds on. Where benchmarks come from several data runs, each has its
     own link."""
-    runs = {b.name: str(b.dataset.manifest.get("mlflow_run_id", "")) for b in benchmarks}
-    if len(set(runs.values())) == 1:
-        return {"train": checkpoint.run_id, "data": next(iter(runs.values()))}
+    runs = {
+        b.name: str(b.dataset.manifest.get("mlflow_run_id", "")) for b in benchmarks if b.dataset
+    }
+    if len(set(runs.values())) < 2:
+        return {"train": checkpoint.run_id, "data": next(iter(runs.values()), "")}
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
 
 
@@ -254,11 +273,12 @@ def _print_results(
     config: EvaluateConfig, evaluations: Sequence[Evaluation], results: Sequence[dict[str, Any]]
 ) -> None:
     rows = {}
-    for benchmark in config.benchmarks:
+    scored = results[0]["benchmarks"]
+    for benchmark in [b.name for b in config.benchmarks if b.name in scored]:
         for evaluation, result in zip(evaluations, results, strict=True):
             several = len(evaluations) > 1
-            name = f"{benchmark.name} {evaluation.checkpoint.label}" if several else benchmark.name
-            rows[name] = result["benchmarks"][benchmark.name]
+            name = f"{benchmark} {evaluation.checkpoint.label}" if several else benchmark
+            rows[name] = result["benchmarks"][benchmark]
     print(f"\n{table(rows)}\n", flush=True)
     for evaluation in evaluations:
         print(f"report: {storage.join(evaluation.output, REPORT)}", flush=True)

@@ -16,7 +16,8 @@ from caft.label_maps import encode_label_map
 from caft.superpixels import superpixel_labels
 from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.evaluate.adapters.own import CAFTPreprocess
-from pipelines.evaluate.benchmarks import Piece
+from pipelines.evaluate.benchmark import Piece
+from pipelines.evaluate.benchmarks import DatasetRows
 from pipelines.evaluate.embed import Preparer
 from pipelines.superpixels import unpack_superpixels
 
@@ -39,7 +40,7 @@ def prepare(folder, stored: list[bytes | None], method: str):
     preprocess = CAFTPreprocess(ImageConfig(**image))
     piece = asdict(Piece("part-00000.parquet", 0, 0))
     columns = {name: [value] for name, value in piece.items()}
-    return Preparer(str(folder), "test", preprocess)(columns)
+    return Preparer(DatasetRows(str(folder), "test"), preprocess)(columns)
 
 
 def test_stored_maps_are_used_and_missing_ones_left_to_sfcn(tmp_path):

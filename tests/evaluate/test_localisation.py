@@ -1,15 +1,16 @@
 """The stage's overlaps are those of the public functions, image by image."""
 
 import numpy as np
+import pytest
 import torch
 
 import caft
 from caft.masks import encode_rle
-from caft.metrics import binarise, centre_box, mask_overlap
+from caft.metrics import binarise, centre_box, mask_overlap, peak_overlap
 from caft.transforms import decode_image, eval_image
 from pipelines.evaluate.benchmarks import Region, open_benchmark, read_piece
 from pipelines.evaluate.config import BenchmarkConfig
-from pipelines.evaluate.localisation import heat_overlap, one_image, region_overlaps
+from pipelines.evaluate.localisation import RegionMeasure, heat_overlap, one_image, region_overlaps
 
 
 def first_piece(settings, checkpoint, n):
@@ -33,6 +34,7 @@ def test_overlaps_are_those_of_localize(settings, checkpoint):
         expected = [
             *mask_overlap(binarise(heats), masks),
             *mask_overlap(centre_box(*image.shape[:2]), masks),
+            *peak_overlap(heats, masks),
         ]
         np.testing.assert_array_equal(
             region_overlaps(model, features, regions), np.stack(expected, axis=1)
@@ -50,7 +52,7 @@ def test_masks_may_be_of_another_size_than_the_stored_image(settings, checkpoint
 
 def test_an_image_without_regions_has_no_overlaps(settings, checkpoint):
     model, _, features, _ = next(first_piece(settings, checkpoint, 0))
-    assert region_overlaps(model, features, ()).shape == (0, 4)
+    assert region_overlaps(model, features, ()).shape == (0, 6)
 
 
 def test_a_heat_map_is_fitted_to_the_mask():
@@ -59,3 +61,18 @@ def test_a_heat_map_is_fitted_to_the_mask():
     mask[:20, 30:] = True
     assert heat_overlap(heat, mask) == (600, 600)
     assert heat_overlap(heat, ~mask) == (0, 2400)
+
+
+def test_scores_of_regions_are_those_of_their_counts():
+    rows = np.array([[6, 10, 1, 10, 2, 4], [0, 90, 45, 90, 0, 0]])
+    scores = RegionMeasure({}).scores(rows)
+    assert scores == {
+        "regions": 2,
+        "miou": pytest.approx(0.3),
+        "oiou": pytest.approx(0.06),
+        "precision_50": 0.5,
+        "pointing": 0.25,
+        "centre_box_miou": pytest.approx(0.3),
+        "centre_box_oiou": pytest.approx(0.46),
+        "centre_box_precision_50": 0.0,
+    }

@@ -15,7 +15,6 @@ import caft
 from caft.captions import even_chunks
 from caft.transforms import eval_image
 from pipelines.evaluate import compare
-from pipelines.evaluate.benchmarks import read_piece
 from pipelines.evaluate.finished import read_output
 from pipelines.evaluate.report.mistakes import caption_mistakes, image_mistakes
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
@@ -70,11 +69,7 @@ def report(small_evaluation):
 def scores(small_evaluation, report):
     """Blended scores (images, captions) of the later checkpoint, without the stage."""
     benchmark, model = small_evaluation.benchmark, caft.load_model(report[0].results["checkpoint"])
-    rows = [
-        row
-        for piece in benchmark.pieces
-        for row in read_piece(benchmark.dataset.path, benchmark.split, piece)
-    ]
+    rows = [row for piece in benchmark.pieces for row in benchmark.rows.read(piece)]
     with torch.inference_mode():
         size_px = model.config.image.image_size_px
         images = model.encode_image(torch.stack([eval_image(r["image"], size_px) for r in rows]))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from caft.metrics import binarise, centre_box, mask_iou, mask_overlap, overlap_scores
+from caft.metrics import binarise, centre_box, mask_iou, mask_overlap, overlap_scores, peak_overlap
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
 PAIRS = SHAPES.flatmap(lambda s: st.tuples(hnp.arrays(bool, s), hnp.arrays(bool, s)))
@@ -55,8 +55,20 @@ def test_a_map_that_points_nowhere_is_an_empty_mask(value):
 
 def test_mean_and_overall_iou():
     scores = overlap_scores(np.array([1, 90]), np.array([10, 100]))
-    assert scores == {"miou": pytest.approx(0.5), "oiou": pytest.approx(91 / 110)}
-    assert overlap_scores(np.zeros(1), np.zeros(1)) == {"miou": 0.0, "oiou": 0.0}
+    assert scores == {
+        "miou": pytest.approx(0.5),
+        "oiou": pytest.approx(91 / 110),
+        "precision_50": 0.5,
+    }
+    assert set(overlap_scores(np.zeros(1), np.zeros(1)).values()) == {0.0}
+
+
+def test_a_peak_hits_by_the_share_of_its_pixels_inside():
+    heat = np.array([[0.0, 2.0, 2.0], [1.0, 2.0, 2.0]])
+    mask = np.array([[True, True, True], [True, False, False]])
+    assert peak_overlap(heat, mask) == (2, 4)
+    assert peak_overlap(np.zeros((2, 3)), mask) == (4, 6)  # a map that points nowhere: chance
+    assert peak_overlap(np.full((2, 3), np.nan), mask) == (0, 0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (240, 320), (5, 7), (1, 1)])

@@ -34,12 +34,13 @@ def parse_sharegpt4v(
     stream: pa.NativeFile, path: str, source: SourceConfig, extra: Sequence[str]
 ) -> Iterator[pa.Table]:
     root = source.image_root or paths.parent(path)
-    for entries in in_batches(_entries(stream, path), BATCH_ROWS):
+    for entries in in_batches(list_entries(stream, path), BATCH_ROWS):
         rows = [_row(entry, number, root, extra) for number, entry in entries]
         yield pa.Table.from_pylist(rows, RAW_SCHEMA)
 
 
-def _entries(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, Any]]:
+def list_entries(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, Any]]:
+    """Number from 1 and value of each entry; errors as `read_sharegpt4v`."""
     number = 0
     try:
         for number, entry in enumerate(ijson.items(stream, "item", use_float=True), 1):

@@ -13,7 +13,7 @@ from caft.localize import encode_sentences, heat_maps, segment_hierarchy
 from caft.model import CAFT
 from caft.pictures import data_url, draw_borders, draw_heat, draw_hierarchy, to_canvas
 from caft.transforms import eval_image
-from pipelines.evaluate.benchmarks import Region
+from pipelines.evaluate.benchmark import Region
 from pipelines.evaluate.localisation import heat_overlap
 
 

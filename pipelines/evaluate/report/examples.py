@@ -15,7 +15,7 @@ from caft.pictures import data_url, to_canvas
 from caft.transforms import decode_image
 from pipelines.evaluate.adapters import Adapter
 from pipelines.evaluate.adapters.own import CAFTAdapter
-from pipelines.evaluate.benchmarks import Benchmark, read_piece
+from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.config import ReportConfig
 from pipelines.evaluate.report.anatomy import about_heat, about_model, anatomy
 from pipelines.evaluate.report.mistakes import Mistake, Mistakes, caption_mistakes, image_mistakes
@@ -50,29 +50,33 @@ def gather_examples(
 def _of_benchmark(model: CAFT | None, result: Scored, config: ReportConfig) -> dict[str, Any]:
     benchmark, ranking = result.benchmark, result.results.ranking
     shown = _spread(benchmark, config.images) if model else []
-    by_caption = caption_mistakes(ranking, config.retrievals)
-    by_image = image_mistakes(ranking, config.retrievals)
-    wanted = {
-        *shown,
-        *(int(ranking.text_to_image[mistake.query]) for mistake in by_caption.shown),
-        *(image for mistake in by_caption.shown for image, _ in mistake.found),
-        *(mistake.query for mistake in by_image.shown),
-    }
+    wanted = set(shown)
+    if ranking is not None:
+        by_caption = caption_mistakes(ranking, config.retrievals)
+        by_image = image_mistakes(ranking, config.retrievals)
+        wanted |= {
+            *(int(ranking.text_to_image[mistake.query]) for mistake in by_caption.shown),
+            *(image for mistake in by_caption.shown for image, _ in mistake.found),
+            *(mistake.query for mistake in by_image.shown),
+        }
     images = _read_images(benchmark, wanted)
     gallery = _Gallery(benchmark, {n: data_url(to_canvas(image)) for n, image in images.items()})
+    anatomies = [
+        {"url": benchmark.urls[n]}
+        | anatomy(
+            model,
+            images[n],
+            benchmark.regions.get(benchmark.urls[n], ()),
+            [sentence for text in gallery.texts(n) for sentence in benchmark.sentences[text]],
+            config.sentences,
+        )
+        for n in shown
+        if model
+    ]
+    if ranking is None:
+        return {"anatomies": anatomies}
     return {
-        "anatomies": [
-            {"url": benchmark.urls[n]}
-            | anatomy(
-                model,
-                images[n],
-                benchmark.regions.get(benchmark.urls[n], ()),
-                [sentence for text in gallery.texts(n) for sentence in benchmark.sentences[text]],
-                config.sentences,
-            )
-            for n in shown
-            if model
-        ],
+        "anatomies": anatomies,
         "t2i": _counted(by_caption, [gallery.of_caption(mistake) for mistake in by_caption.shown]),
         "i2t": _counted(by_image, [gallery.of_image(mistake) for mistake in by_image.shown]),
     }
@@ -156,6 +160,6 @@ def _read_images(benchmark: Benchmark, positions: Iterable[int]) -> dict[int, np
     images: dict[int, np.ndarray] = {}
     for piece, end in zip(benchmark.pieces, ends, strict=True):
         here = wanted & set(range(piece.first, end))
-        rows = read_piece(benchmark.dataset.path, benchmark.split, piece) if here else []
+        rows = benchmark.rows.read(piece) if here else []
         images |= {n: decode_image(rows[n - piece.first]["image"]) for n in here}
     return images

@@ -1,0 +1,100 @@
+"""What a benchmark is, however its images, captions and masks came to be read.
+Opened by benchmarks.py from datasets and published sets; everything else of the stage scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from caft.masks import decode_rle
+from caft.model import CAFT, ImageFeatures
+from pipelines.data.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Region:
+    """A sentence and the pixels it speaks of, as COCO run lengths."""
+
+    text: str
+    rle: dict[str, Any]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool, in pixels of the image that the mask was drawn on."""
+        return decode_rle(self.rle)
+
+
+Regions = Mapping[str, tuple[Region, ...]]  # by image URL
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Images that are read together; `first` is the position of the first in the benchmark."""
+
+    file: str  # of Parquet; empty where every image is a file of its own
+    row_group: int
+    first: int
+
+
+class Rows(Protocol):
+    """Reads pieces, on whatever machine they are encoded."""
+
+    @property
+    def place(self) -> str:
+        """What reports say of where the images come from."""
+        ...
+
+    def read(self, piece: Piece) -> list[dict[str, Any]]:
+        """Rows with `url` and `image` (encoded bytes); `superpixels` and `label_map` where the
+        benchmark has them."""
+        ...
+
+
+class Measure(Protocol):
+    """Something measured on the features of each image while they are there."""
+
+    columns: int
+
+    def rows(
+        self, model: CAFT, features: ImageFeatures, url: str, label_map: bytes | None
+    ) -> np.ndarray:
+        """Counts int64 (n, columns) of the one image in `features`."""
+        ...
+
+    def scores(self, rows: np.ndarray) -> dict[str, float]:
+        """Metrics of all images' counts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What images are classified by: each image's class, and the texts that describe a class."""
+
+    labels: tuple[int, ...]  # (N,)
+    prompts: tuple[tuple[str, ...], ...]  # (C, P)
+
+
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The texts of C classes, P of each: every template with the class's name in it."""
+    return tuple(tuple(text.replace("{}", name) for text in templates) for name in names)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that can be scored: N images and T captions, both in the source's order."""
+
+    name: str
+    split: str
+    dataset: Dataset | None  # of the data stage; None for images as they were published
+    rows: Rows
+    pieces: tuple[Piece, ...]
+    urls: tuple[str, ...]
+    sentences: tuple[tuple[str, ...], ...]  # of each caption
+    text_to_image: tuple[int, ...]  # position of the image that each caption belongs to
+    regions: Regions
+    fingerprint: str  # of all that is read
+    measure: Measure | None = None
+    classes: Classes | None = None

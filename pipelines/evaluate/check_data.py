@@ -1,0 +1,61 @@
+"""`--check-data`: for each benchmark of a configuration what is there, and what to get from where.
+Looks at files alone, before a checkpoint or a cluster is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from caft.errors import CAFTError
+from pipelines.evaluate.benchmarks import open_benchmark
+from pipelines.evaluate.config import AnyBenchmarkConfig, EvaluateConfig, PublishedConfig
+from pipelines.evaluate.sets.stock import Stock, take_stock
+
+NAMED = 10  # missing files that are listed
+
+
+def check_data(config: EvaluateConfig) -> int:
+    """Print what every benchmark has and lacks. Returns the exit code: 1 if one lacks something."""
+    lacking = 0
+    for number, benchmark in enumerate(config.located()):
+        complete, lines = _checked(benchmark, f"benchmarks.{number}")
+        lacking += not complete
+        print(f"{'complete' if complete else 'lacking':<8}  {benchmark.name}", flush=True)
+        for line in lines:
+            print(f"          {line}")
+    count = len(config.benchmarks)
+    print(f"\n{count - lacking} of {count} benchmarks are complete", flush=True)
+    return 1 if lacking else 0
+
+
+def _checked(config: AnyBenchmarkConfig, field: str) -> tuple[bool, list[str]]:
+    """Whether a benchmark is all there, and lines about it."""
+    try:
+        if isinstance(config, PublishedConfig):
+            stock = take_stock(config, field)
+            return not stock.problems, list(_lines(config, stock))
+        benchmark = open_benchmark(config, field)
+    except CAFTError as error:
+        return False, [str(error)]
+    return True, [f"{len(benchmark.urls):,} images in {benchmark.rows.place}"]
+
+
+def _lines(config: PublishedConfig, stock: Stock) -> Iterator[str]:
+    yield f"{config.set}, split {stock.split}, in {config.root}"
+    if stock.failure:
+        yield stock.failure
+    else:
+        yield _count("images listed", stock.entries, stock.published.images)
+        yield _count("texts listed", stock.texts, stock.published.texts)
+        yield _count("images there", len(stock.present), stock.published.images)
+    for path in stock.missing[:NAMED]:
+        yield f"missing: {path}"
+    if len(stock.missing) > NAMED:
+        yield f"missing: {len(stock.missing) - NAMED:,} more"
+    if stock.problems:
+        yield f"get it from {stock.source}"
+
+
+def _count(what: str, found: int, published: int | None) -> str:
+    if published is None:
+        return f"{what}: {found:,}"
+    return f"{what}: {found:,}, published: {published:,}" + ("" if found == published else "  <--")

@@ -1,0 +1,101 @@
+"""How well classes' heat maps label pixels, and how well the segments themselves keep to classes.
+Runs on the embedding actors, like the measure of regions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from caft.errors import DataError
+from caft.localize import encode_sentences, heat_maps, segment_hierarchy
+from caft.metrics import achievable_segmentation_accuracy
+from caft.metrics.classification import class_features
+from caft.model import CAFT, ImageFeatures
+from pipelines.evaluate.localisation import fit_to
+
+
+class SegmentationMeasure:
+    """Counts of C classes' pixels, and of the pixels that each level of segments gets right.
+
+    A pixel is given the class whose texts' heat map is highest there. Label maps hold 1 .. C for
+    the classes; pixels of any other value are not counted.
+    """
+
+    columns = 3  # item, hits, total; an item is a class, C for all pixels, -n for n segments
+
+    def __init__(self, prompts: Sequence[Sequence[str]]) -> None:
+        """Args:
+        prompts: texts of each class, as many for each.
+        """
+        self._prompts = prompts
+        self._features: Tensor | None = None
+
+    def rows(
+        self, model: CAFT, features: ImageFeatures, url: str, label_map: bytes | None
+    ) -> np.ndarray:
+        truth = read_label_map(label_map or b"", url).astype(np.int32)
+        count = len(self._prompts)
+        counted = (truth >= 1) & (truth <= count)
+        if not counted.any():
+            return np.zeros((0, self.columns), dtype=np.int64)
+        own = truth[counted] - 1
+        heats = heat_maps(model, features, self._class_features(model))
+        given = fit_to(truth, heats.argmax(axis=0).astype(np.int32))[counted]
+        hits = np.bincount(own[own == given], minlength=count)
+        either = np.bincount(own, minlength=count) + np.bincount(given, minlength=count) - hits
+        rows = [(int(item), hits[item], either[item]) for item in np.flatnonzero(either)]
+        rows.append((count, hits.sum(), len(own)))
+        levels = segment_hierarchy(features)
+        for labels, segments in zip(levels, model.config.image.segments, strict=True):
+            fitted = fit_to(truth, labels[0].int().cpu().numpy())[counted]
+            right = achievable_segmentation_accuracy(fitted, own) * len(own)
+            rows.append((-segments, round(right), len(own)))
+        return np.asarray(rows, dtype=np.int64)
+
+    def scores(self, rows: np.ndarray) -> dict[str, float]:
+        """`semantic_miou`, the mean over classes of all images' intersections by unions;
+        `pixel_accuracy`; and of each level `achievable_64`, ..., the mean over images of its
+        achievable segmentation accuracy."""
+        count = len(self._prompts)
+        item, hits, total = rows.T
+        seen = [n for n in range(count) if (item == n).any()]
+        classes = [hits[item == n].sum() / total[item == n].sum() for n in seen]
+        pixels = item == count
+        scores = {
+            "classes_seen": float(len(seen)),
+            "semantic_miou": float(np.mean(classes)),
+            "pixel_accuracy": float(hits[pixels].sum() / total[pixels].sum()),
+        }
+        for level in np.unique(item[item < 0]):
+            here = item == level
+            scores[f"achievable_{-level}"] = float(np.mean(hits[here] / total[here]))
+        return scores
+
+    def _class_features(self, model: CAFT) -> Tensor:
+        """(C, D), made once on each actor."""
+        if self._features is None:
+            texts = [text for prompts in self._prompts for text in prompts]
+            self._features = class_features(encode_sentences(model, texts), len(self._prompts))
+        return self._features
+
+
+def read_label_map(data: bytes, name: str) -> np.ndarray:
+    """The values (H, W) of an encoded label map, grey or with a palette.
+
+    Raises:
+        DataError: no image of one value per pixel; `name` says whose.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            values = np.array(image)
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{name}: its label map cannot be decoded ({error})") from None
+    if values.ndim != 2:
+        raise DataError(
+            f"{name}: its label map has colours; the published one has one value a pixel"
+        )
+    return values

@@ -1,0 +1,134 @@
+"""What of a published set is there: its entries, the files of their images, and what is missing.
+Before a benchmark is opened, and behind `--check-data`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from caft.errors import ConfigError, DataError, StorageError
+from pipelines import storage
+from pipelines.evaluate.config import PublishedConfig
+from pipelines.evaluate.sets import SETS
+from pipelines.evaluate.sets.layout import Counts, Entry, PublishedSet, SetFolder
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that is there."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Present:
+    """An entry whose files are all there."""
+
+    entry: Entry
+    image: File
+    label_map: File | None
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A split of a set as it was found."""
+
+    split: str
+    published: Counts
+    source: str
+    entries: int
+    texts: int
+    present: tuple[Present, ...]
+    missing: tuple[str, ...]  # files that entries name
+    classes: tuple[str, ...]
+    failure: str = ""  # why nothing could be read
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """Everything that keeps it from being the set that was published."""
+        if self.failure:
+            return [self.failure]
+        found = []
+        for what, count, due in (
+            ("images", self.entries, self.published.images),
+            ("texts", self.texts, self.published.texts),
+        ):
+            if due is not None and count != due:
+                found.append(f"{count:,} {what} are listed, {due:,} were published")
+        if self.missing:
+            found.append(f"{len(self.missing):,} files are missing, first {self.missing[0]}")
+        return found
+
+
+def take_stock(config: PublishedConfig, field: str) -> Stock:
+    """Read a set's lists and look for its files; `field` names it in messages.
+
+    Raises:
+        ConfigError: a set or split that is not known, or a relative path inside a Ray job.
+    """
+    known = SETS.get(config.set)
+    if known is None:
+        raise ConfigError(
+            f"{field}.set: '{config.set}' is no published set; there are {', '.join(SETS)}"
+        )
+    split = config.split or next(iter(known.splits))
+    if split not in known.splits:
+        raise ConfigError(
+            f"{field}.split: {config.set} has no '{split}'; there are {', '.join(known.splits)}"
+        )
+    root = storage.require_absolute(config.root, f"{field}.root")
+    folders = [storage.require_absolute(path, f"{field}.images") for path in config.images]
+    folders = folders or [storage.join(root, name) if name else root for name in known.images]
+    try:
+        return _found(known, split, SetFolder(root), folders)
+    except (DataError, StorageError) as error:
+        return Stock(split, known.splits[split], known.source, 0, 0, (), (), (), str(error))
+
+
+def _found(known: PublishedSet, split: str, folder: SetFolder, folders: Sequence[str]) -> Stock:
+    entries = list(known.read(folder, split))
+    images, maps = _Finder(folders), _Finder([folder.root])
+    present, missing = [], []
+    for entry in entries:
+        image = images.find(entry.image)
+        label_map = maps.find(entry.label_map) if entry.label_map else None
+        if image is None:
+            missing.append(storage.join(folders[0], entry.image))
+        elif entry.label_map and label_map is None:
+            missing.append(storage.join(folder.root, entry.label_map))
+        else:
+            present.append(Present(entry, image, label_map))
+    return Stock(
+        split,
+        known.splits[split],
+        known.source,
+        len(entries),
+        sum(len(entry.captions) + len(entry.regions) for entry in entries),
+        tuple(present),
+        tuple(missing),
+        known.classes(folder) if known.classes else (),
+    )
+
+
+class _Finder:
+    """Looks for files in folders, each of which is listed once."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._folders = folders
+        self._listed: dict[str, dict[str, int]] = {}
+
+    def find(self, name: str) -> File | None:
+        """A file by its path below one of the folders, else by its name in one."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DataError(f"'{name}' leads out of the set's folders; fetch the set's lists again")
+        for relative in dict.fromkeys((name, name.rpartition("/")[2])):
+            place, _, base = relative.rpartition("/")
+            for root in self._folders:
+                folder = storage.join(root, place) if place else root
+                if folder not in self._listed:
+                    self._listed[folder] = storage.file_sizes(folder)
+                if base in self._listed[folder]:
+                    return File(storage.join(folder, base), self._listed[folder][base])
+        return None
