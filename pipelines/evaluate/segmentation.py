@@ -45,8 +45,7 @@ class SegmentationMeasure:
         own = truth[counted] - 1
         heats = heat_maps(model, features, self._class_features(model))
         given = fit_to(truth, heats.argmax(axis=0).astype(np.int32))[counted]
-        hits = np.bincount(own[own == given], minlength=count)
-        either = np.bincount(own, minlength=count) + np.bincount(given, minlength=count) - hits
+        hits, either = class_overlaps(own, given, count)
         rows = [(int(item), hits[item], either[item]) for item in np.flatnonzero(either)]
         rows.append((count, hits.sum(), len(own)))
         levels = segment_hierarchy(features)
@@ -81,6 +80,13 @@ class SegmentationMeasure:
             texts = [text for prompts in self._prompts for text in prompts]
             self._features = class_features(encode_sentences(model, texts), len(self._prompts))
         return self._features
+
+
+def class_overlaps(own: np.ndarray, given: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of intersection and union of each of `count` classes, (count,) each, of n pixels' own
+    and given classes."""
+    hits = np.bincount(own[own == given], minlength=count)
+    return hits, np.bincount(own, minlength=count) + np.bincount(given, minlength=count) - hits
 
 
 def read_label_map(data: bytes, name: str) -> np.ndarray:
