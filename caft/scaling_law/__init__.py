@@ -1,5 +1,5 @@
 """Scaling laws: fitted to finished runs, with honest intervals; predictions and advice from them.
-Needs numpy and scipy alone. Also `python -m caft.scaling_law runs.csv --error COLUMN ...`."""
+Needs no model and no cluster. Also `python -m caft.scaling_law runs.csv --error COLUMN ...`."""
 
 from caft.scaling_law.choice import Choice, HeldOut, choose_form, hold_out
 from caft.scaling_law.compare import Comparison, compare

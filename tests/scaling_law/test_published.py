@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
-
-from caft.scaling_law import fit_power_law
+from scaling_law_published import PUBLISHED, published_fits
 
 RESULTS = (
     Path(__file__).resolve().parents[3] / "shared" / "data" / "scaling_openclip"
@@ -15,26 +13,9 @@ RESULTS = (
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="the published results are not here")
-@pytest.mark.parametrize(
-    ("data", "benchmark", "score", "exponent"),
-    [
-        ("LAION", "imagenet1k", "acc1", -0.1109),
-        ("WIT", "imagenet1k", "acc1", -0.1638),
-        ("LAION", "mscoco_captions", "image_retrieval_recall@5", -0.0798),
-        ("WIT", "mscoco_captions", "image_retrieval_recall@5", -0.0508),
-    ],
-)
-def test_published_exponents(data: str, benchmark: str, score: str, exponent: float) -> None:
-    with RESULTS.open(encoding="utf-8") as file:
-        rows = [
-            row
-            for row in csv.DictReader(file)
-            if row["downstream_dataset"] == benchmark and data in row["upstream_dataset"]
-        ]
-    fit = fit_power_law(
-        [float(row["gmacs_total"]) for row in rows],
-        [1 - float(row[score]) for row in rows],
-        envelope_bins=5,
-    )
-    assert fit.exponent == pytest.approx(exponent, abs=0.005)
-    assert fit["a"].low < -exponent < fit["a"].high
+def test_published_exponents() -> None:
+    fits = list(published_fits(RESULTS))
+    assert len(fits) == len(PUBLISHED)
+    for _, _, exponent, _, fit in fits:
+        assert fit.exponent == pytest.approx(exponent, abs=0.005)
+        assert fit["a"].low < -exponent < fit["a"].high
