@@ -42,6 +42,7 @@ def make_config(dataset_folder, tmp_path_factory):
             "ingest.extra_parts=1", "ingest.loaders_per_worker=1", "log_every_steps=1",
             "progress_every_s=0.01", f"checkpoint.every_steps={SAVED_EVERY}",
             "scaling.num_workers=2", "scaling.threads_per_worker=1", "scaling.max_failures=3",
+            "scaling.cpus_per_worker=2",
             "optimizer.warmup_steps=5",
             f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.spool={folder / 'spool'}",
         ]  # fmt: skip
