@@ -19,6 +19,7 @@ from caft.checkpoint import read_manifest
 from caft.config import load_config
 from pipelines.train.config import TrainConfig
 
+pytestmark = pytest.mark.timeout(900)
 SEED = 20261
 STEPS, SAVED_EVERY = 72, 3  # across the ends of epochs
 STEP = re.compile(r"\btrain (\d+)/")
