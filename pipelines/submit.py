@@ -144,7 +144,7 @@ def _steps(args: argparse.Namespace) -> list[Step]:
 
 
 def _run(argv: list[str]) -> int:
-    args = _parse(argv)
+    args = parse(argv)
     steps = [] if args.command in LOOKS else _steps(args)
     cluster = args.cluster or os.environ.get("RAY_ADDRESS")
     if not cluster:
@@ -177,7 +177,8 @@ def _again(argv: Sequence[str]) -> list[str]:
     return ["-m", "pipelines.submit", *words]
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """This module's command line; leaves with a usage message when it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.submit", description=__doc__, allow_abbrev=False
     )

@@ -123,6 +123,20 @@ def test_kubernetes_is_reached_through_kubectl(submit, tmp_path):
     assert 'kuberay:other: no token for this cluster: Error: secrets "other"' in unknown.stderr
 
 
+def test_a_local_cluster_comes_and_goes_with_the_command(submit, tmp_path):
+    shutil.copy(REPOSITORY / RECIPE, tmp_path / "demo.yaml")
+    sources = f"sources=[{{name: none, path: {tmp_path}/none.csv}}]"
+    run = subprocess.run(
+        [sys.executable, "-m", "pipelines.submit", "data", "demo.yaml", sources,
+         f"output={tmp_path}/set", "--cluster", "local"],
+        env=submit.environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert f"DataError: {tmp_path}/none.csv" in run.stdout
+    processes = Processes(tmp_path / "runs" / "cluster" / "pids.json")
+    assert processes.names() == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
