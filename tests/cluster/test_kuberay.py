@@ -66,11 +66,12 @@ def test_ray_objects_follow_kuberays_own_schemas(kind):
     schema["properties"]["metadata"] = {"type": "object"}
     found = of_kind(kind)
     assert len(found) == {"RayCluster": 1, "RayJob": 4}[kind]
+    validator = jsonschema.Draft202012Validator(schema)
     for item in found:
-        jsonschema.validate(item, schema)
+        validator.validate(item)
     found[0]["spec"]["typo"] = 1
     with pytest.raises(jsonschema.ValidationError, match="typo"):
-        jsonschema.validate(found[0], schema)
+        validator.validate(found[0])
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
