@@ -15,13 +15,14 @@ Object = dict[str, Any]
 
 
 def kustomization(folder: Path) -> Object:
-    return yaml.safe_load((folder / "kustomization.yaml").read_text())
+    return yaml.load((folder / "kustomization.yaml").read_text(), Loader=yaml.CSafeLoader)
 
 
 def read(folder: Path) -> list[Object]:
     """Every object of the files that a kustomization lists."""
     files = [folder / name for name in kustomization(folder)["resources"]]
-    return [item for file in files for item in yaml.safe_load_all(file.read_text()) if item]
+    texts = [file.read_text() for file in files]
+    return [item for text in texts for item in yaml.load_all(text, Loader=yaml.CSafeLoader)]
 
 
 def everything() -> list[Object]:
