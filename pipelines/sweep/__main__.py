@@ -16,9 +16,9 @@ from caft.errors import ConfigError, DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
+from pipelines.jobs import Jobs, on_local_cluster
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.fit import FIT, fit_laws
-from pipelines.sweep.jobs import Jobs, on_local_cluster
 from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv
 from pipelines.sweep.points import Point, all_points
 from pipelines.sweep.results import PointConfig, collect, errors_of

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from caft.errors import ClusterError
 from pipelines import storage
+from pipelines.jobs import Jobs, Outcome
 from pipelines.progress import Progress
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.jobs import Jobs, Outcome
 from pipelines.sweep.points import Point
 from pipelines.sweep.state import Store
 from pipelines.sweep.tasks import Task

@@ -1,5 +1,5 @@
 """A study as jobs: trunks at a constant rate, cool-downs that branch off them, evaluations.
-What each runs and waits for; run.py decides when, jobs.py how."""
+What each runs and waits for; run.py decides when, pipelines/jobs.py how."""
 
 from __future__ import annotations
 

@@ -1,27 +1,31 @@
 """Stages as Ray jobs: submitted, watched and ended through Ray's job server.
-Between the scheduler and the cluster; a job outlives whoever submitted it."""
+Between submit or a study and the cluster; a job outlives whoever submitted it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from ray.dashboard.utils import get_address_for_submission_client
 from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
 from caft.errors import ClusterError
 from pipelines.local_cluster import REPOSITORY, LocalCluster, Ports, Processes
 
 LOG_LINES = 15
+FOLLOW_AGAIN_S = 1.0  # after a connection that broke
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's, in the environment of a job
 
 
@@ -59,11 +63,68 @@ class Jobs:
 
     def submit(self, stage: str, arguments: Sequence[str], name: str) -> str:
         """Start `python -m pipelines.STAGE ARGUMENTS`; returns the job's id."""
-        return self._client.submit_job(
-            entrypoint=shlex.join([sys.executable, "-m", f"pipelines.{stage}", *arguments]),
-            runtime_env=_runtime_env(),
-            metadata={"name": name, "stage": stage},
-        )
+        command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
+        return self.start(command, _runtime_env(), {"name": name, "stage": stage})
+
+    def start(
+        self, command: Sequence[str], runtime_env: Mapping[str, Any], metadata: dict[str, str]
+    ) -> str:
+        """Start any command; returns the job's id. Raises ClusterError when it is refused."""
+        try:
+            return self._client.submit_job(
+                entrypoint=shlex.join(command), runtime_env=dict(runtime_env), metadata=metadata
+            )
+        except RuntimeError as error:
+            raise ClusterError(f"{self._address} refuses the job: {error}") from None
+
+    def all(self) -> list[JobDetails]:
+        """Every submitted job that the cluster remembers, the newest first."""
+        submitted = [job for job in self._client.list_jobs() if job.submission_id]
+        return sorted(submitted, key=lambda job: job.start_time or 0, reverse=True)
+
+    def details(self, job: str) -> JobDetails:
+        """Raises ClusterError when the cluster does not know the job."""
+        try:
+            return self._client.get_job_info(job)
+        except RuntimeError:
+            raise ClusterError(
+                f"{job}: {self._address} knows no such job; `list` shows those it knows"
+            ) from None
+
+    def log(self, job: str) -> str:
+        """What the job has printed so far."""
+        self.details(job)
+        return self._client.get_job_logs(job)
+
+    def follow(self, job: str, write: Callable[[str], object]) -> int:
+        """Pass the job's log on as it grows, until it ends; returns its exit code.
+
+        A connection that breaks is made again, and nothing is passed on twice.
+        """
+        written = 0
+
+        async def pass_on() -> None:
+            nonlocal written
+            seen = 0  # the server starts from the beginning each time
+            async for text in self._client.tail_job_logs(job):
+                seen += len(text)
+                if seen > written:
+                    write(text[written - seen :])
+                    written = seen
+
+        while True:
+            with suppress(RuntimeError, OSError):
+                asyncio.run(pass_on())
+            details = self.details(job)
+            if details.status.is_terminal():
+                write(self._client.get_job_logs(job)[written:])
+                return exit_code(details)
+            time.sleep(FOLLOW_AGAIN_S)
+
+    def stop(self, job: str) -> None:
+        """Ask a job to end; Ray kills it if it does not."""
+        self.details(job)
+        self._client.stop_job(job)
 
     def outcome(self, job: str) -> Outcome:
         try:
@@ -81,6 +142,14 @@ class Jobs:
         except RuntimeError as error:
             lines = str(error).splitlines()[:1]
         return "\n".join(lines[-LOG_LINES:])
+
+
+def exit_code(details: JobDetails) -> int:
+    """Of a job that has ended, as a shell gives it."""
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    code = details.driver_exit_code
+    return 128 - code if code and code < 0 else code or 1
 
 
 def _runtime_env() -> dict[str, Any]:
