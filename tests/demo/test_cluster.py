@@ -13,6 +13,17 @@ from pipelines.demo.server import make_server
 from pipelines.local_cluster import LocalCluster, Ports, Processes, require_free
 
 
+def read_anywhere(root: Path, printed: str) -> list[str]:
+    """Files of a cluster that hold its token, logs of Ray and its jobs included."""
+    token = (root / "ray-token").read_text()
+    assert len(token) == 64
+    assert token not in printed
+    folders = (root, Path((root / "ray-temp").read_text()))
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 10
+    return [file.name for file in files if token.encode() in file.read_bytes()]
+
+
 def test_a_port_in_use_is_named(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -44,6 +55,8 @@ def test_a_job_runs_with_the_token_and_not_without(tmp_path, capfd):
         assert cluster.submit(["-c", "import caft; print('caft', caft.__version__)"]) == 0
         assert "caft 0.1.0" in capfd.readouterr().out
         assert cluster.submit(["-c", "raise SystemExit(3)"]) != 0
+        printed = "".join(capfd.readouterr())
+        assert read_anywhere(tmp_path, printed) == ["ray-token"]
     finally:
         temporary = Path((tmp_path / "ray-temp").read_text())
         cluster.stop()
