@@ -20,6 +20,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 import pytest
 from hypothesis import settings
+from moto.server import ThreadedMotoServer
+from stage_support import S3_BUCKET, s3_environment
 
 from caft.config import load_config
 from pipelines.config import TrackingConfig
@@ -59,6 +61,25 @@ def sample(tmp_path_factory) -> Sample:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Sample(folder, base_url)
     server.shutdown()
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch) -> str:
+    """An empty place in a bucket of a real S3 server, which this process's environment names."""
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    s3_environment(monkeypatch, f"http://{host}:{port}")
+    yield f"s3://{S3_BUCKET}/{tmp_path.name}"  # all servers of a process share their buckets
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path) -> str:
+    """A folder that is not there yet, and one in a bucket."""
+    if request.param == "bucket":
+        return request.getfixturevalue("bucket")
+    return str(tmp_path / "folder")
 
 
 @pytest.fixture

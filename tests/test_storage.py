@@ -8,41 +8,21 @@ from caft.errors import ConfigError, StorageError
 from pipelines import storage
 
 
-@pytest.fixture(params=["local", "s3"])
-def root(request, tmp_path, monkeypatch):
-    if request.param == "local":
-        yield str(tmp_path / "root")
-        return
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket/root"
-    server.stop()
-
-
-def test_files_are_written_listed_read_and_deleted(root):
-    assert storage.list_files(root) == []
-    storage.write_bytes(storage.join(root, "b.bin"), b"two")
-    storage.write_json(storage.join(root, "a.json"), {"x": 1})
-    assert storage.list_files(root) == ["a.json", "b.bin"]
-    assert storage.list_files(root, ".json") == ["a.json"]
-    assert storage.read_json(storage.join(root, "a.json")) == {"x": 1}
-    assert storage.read_bytes(storage.join(root, "b.bin")) == b"two"
-    copy = storage.local_copy(root)
+def test_files_are_written_listed_read_and_deleted(place):
+    assert storage.list_files(place) == []
+    storage.write_bytes(storage.join(place, "b.bin"), b"two")
+    storage.write_json(storage.join(place, "a.json"), {"x": 1})
+    assert storage.list_files(place) == ["a.json", "b.bin"]
+    assert storage.list_files(place, ".json") == ["a.json"]
+    assert storage.read_json(storage.join(place, "a.json")) == {"x": 1}
+    assert storage.read_bytes(storage.join(place, "b.bin")) == b"two"
+    copy = storage.local_copy(place)
     assert sorted(os.listdir(copy)) == ["a.json", "b.bin"]
 
 
-def test_a_missing_file_is_named(root):
+def test_a_missing_file_is_named(place):
     with pytest.raises(StorageError, match=r"nothing\.json: no such file"):
-        storage.read_json(storage.join(root, "nothing.json"))
+        storage.read_json(storage.join(place, "nothing.json"))
 
 
 def test_relative_paths_are_refused_inside_a_ray_job(monkeypatch):

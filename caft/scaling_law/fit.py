@@ -198,7 +198,7 @@ def fit_form(
     Intervals come from `replicates` repetitions of the experiment (a parametric bootstrap over
     groups and runs): errors are drawn about the fitted law, with noise as likely as the residuals
     make it, and fitted again. Resampling the few runs of an envelope instead holds the truth less
-    often (docs/sweeps.md has both measured).
+    often (docs/scaling_laws.md has both measured).
 
     Args:
         name: `power`, `saturating`, `size_samples` or `repetition`.

@@ -77,7 +77,7 @@ class ScalingConfig(Config):
         None, ge=0, description="for missing workers, then fail; 0: fail at once; None: for ever"
     )
     grow_every_s: float = Field(
-        120.0, gt=0, description="seconds between looks for room for more workers"
+        120.0, gt=0, description="seconds that a group of workers trains before it may grow"
     )
     use_gpu: bool = False
     cpus_per_worker: float = Field(1.0, gt=0)

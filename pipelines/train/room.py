@@ -17,6 +17,7 @@ from pipelines.train.config import ScalingConfig
 SETTLE_S = 10.0  # a group that has just ended gives its resources back in this time
 SOON_S = 2.0
 SAY_AGAIN_S = 60.0
+LOOK_S = 0.1
 
 
 def find_room(counts: Sequence[int], scaling: ScalingConfig) -> int:
@@ -48,28 +49,33 @@ def find_room(counts: Sequence[int], scaling: ScalingConfig) -> int:
 
 
 class Growth:
-    """Watches for room for the next larger of `counts` beside `workers` that run now. The request
-    stays open all the time, which is what makes an autoscaler bring nodes back."""
+    """Watches for room for the next larger of `counts` beside `workers` that run now.
+
+    The request is opened `scaling.grow_every_s` after these have started, and stays open, which is
+    what makes an autoscaler bring nodes. It asks for a CPU to decode images too: without, it would
+    be given the one that the workers' own images are decoded on, and they would wait for ever.
+    """
 
     def __init__(self, workers: int, counts: Sequence[int], scaling: ScalingConfig) -> None:
-        larger = [count for count in counts if count > workers]
-        self._every_s = scaling.grow_every_s
-        self._group = (
-            placement_group(_bundles(larger[0] - workers, scaling), strategy="PACK")
-            if larger
-            else None
-        )
-        self._looked = time.monotonic()
+        more = next((count - workers for count in counts if count > workers), 0)
+        self._bundles = _bundles(more, scaling) + _for_decoding() if more else []
+        self._opens = time.monotonic() + scaling.grow_every_s
+        self._group: Any = None
 
     def possible(self) -> bool:
-        """Whether more workers would fit; looks once in `scaling.grow_every_s`."""
-        if self._group is None or time.monotonic() - self._looked < self._every_s:
+        """Whether more workers would fit now. What was found for them is given back at once: the
+        workers that run need it until they have left."""
+        if not self._bundles or time.monotonic() < self._opens:
             return False
-        self._looked = time.monotonic()
-        return bool(self._group.wait(SOON_S))
+        if self._group is None:
+            self._group = placement_group(self._bundles, strategy="PACK")
+        if not self._group.wait(LOOK_S):
+            return False
+        self.close()
+        return True
 
     def close(self) -> None:
-        """Give back what was asked for."""
+        """Take the request back."""
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None

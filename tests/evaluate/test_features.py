@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
-from stage_support import S3_BUCKET, s3_environment
 
 from pipelines import storage
 from pipelines.evaluate.features import (
@@ -15,19 +13,6 @@ from pipelines.evaluate.features import (
 )
 
 COUNT = 2 * BLOCK_ROWS + 17
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path, monkeypatch):
-    if request.param == "folder":
-        yield str(tmp_path / "features")
-        return
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    s3_environment(monkeypatch, f"http://{host}:{port}")
-    yield f"s3://{S3_BUCKET}/{tmp_path.name}"
-    server.stop()
 
 
 def rows():

@@ -8,9 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
-from stage_support import S3_BUCKET, s3_environment
 from tests_support import tiny_config
 from training_support import batch_of, run_in_processes, trained_config
 
@@ -28,19 +26,6 @@ WORKERS, GLOBAL_BATCH = 2, 8
 DECAY = 0.5
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def output(request, tmp_path, monkeypatch):
-    if request.param == "folder":
-        yield str(tmp_path / "run")
-        return
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    s3_environment(monkeypatch, f"http://{host}:{port}")
-    yield f"s3://{S3_BUCKET}/{tmp_path.name}"  # all servers of a process share their buckets
-    server.stop()
-
-
 def write_small(folder: Path, **info) -> None:
     """A checkpoint with nothing but what the store looks at."""
     save_weights(caft.create_model(tiny_config()), folder)
@@ -49,8 +34,8 @@ def write_small(folder: Path, **info) -> None:
     write_manifest(folder, info)
 
 
-def test_a_checkpoint_is_there_once_it_is_whole(output, capsys):
-    store = CheckpointStore(output)
+def test_a_checkpoint_is_there_once_it_is_whole(place, capsys):
+    store = CheckpointStore(place)
     assert store.newest_step() == 0
     assert store.newest_whole(tiny_config()) is None
     for step in (4, 8):
@@ -96,9 +81,9 @@ LOSSES = {2: 5.0, 4: 1.0, 6: 3.0, 8: 2.0, 10: float("nan"), 12: 4.0}
         ({"keep": 1, "keep_best": 3, "best_metric": "no such"}, [12]),
     ],
 )  # fmt: skip
-def test_newest_regular_and_best_checkpoints_stay(output, rules, stay):
+def test_newest_regular_and_best_checkpoints_stay(place, rules, stay):
     """A loss is in the manifest; held-out scores are known later, and not of every step."""
-    store = CheckpointStore(output)
+    store = CheckpointStore(place)
     scores = {6: 0.5, 8: 0.7}
     store.scores = lambda step: {"eval/whole_t2i_r1": scores[step]} if step in scores else {}
     for step, loss in LOSSES.items():

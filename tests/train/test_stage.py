@@ -11,8 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
-from stage_support import S3_BUCKET, s3_environment
 from tests_support import tiny_config, tiny_controls
 
 import caft
@@ -198,13 +196,9 @@ def test_a_start_that_does_not_serve_is_refused(finished, make_config, tmp_path)
         check(damaged, state)
 
 
-def test_a_run_into_a_bucket(finished, make_config, tmp_path, monkeypatch):
+def test_a_run_into_a_bucket(finished, make_config, tmp_path, bucket):
     """Checkpoints, model and records in S3; on a cluster of its own, as anybody would start it."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    s3_environment(monkeypatch, f"http://{host}:{port}")
-    output = f"s3://{S3_BUCKET}/first"
+    output = f"{bucket}/first"
     config = make_config(output, "scaling.num_workers=1", "scaling.wait_s=0")
     path = tmp_path / "train.yaml"
     path.write_text(to_yaml(config))
@@ -222,7 +216,6 @@ def test_a_run_into_a_bucket(finished, make_config, tmp_path, monkeypatch):
         assert kept == ["step-00000008", "step-00000012"]
         read_manifest(fetched / "checkpoints" / kept[-1], verify=True)
         ours = caft.load_model(fetched / "final").state_dict()
-    server.stop()
     for name, weights in caft.load_model(finished / "final").state_dict().items():
         # One worker sums in another order, and Adam makes steps of what is left of tiny gradients.
         torch.testing.assert_close(ours[name], weights, rtol=1e-5, atol=1e-5)
