@@ -10,11 +10,13 @@ import pytest
 import ray
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
+from pipelines.data.dataset import open_dataset
 from pipelines.metrics import GAUGES, OF_TRAINING, PREFIX, report_rows, report_training
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "caft.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+DATA = f"{PREFIX}caft_data_rows"
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
@@ -28,7 +30,7 @@ def scraped(port: int) -> dict[tuple[str, str, str], float]:
     return found
 
 
-def test_what_stages_report_is_on_the_endpoint_of_their_node(ray_cluster):
+def test_what_stages_report_is_on_the_endpoint_of_their_node(ray_cluster, dataset_folder):
     (node,) = ray.nodes()
     report_rows("mine", 5, {"dns": 2})
     report_rows("mine", 7, {"dns": 2, "timeout": 1})
@@ -36,7 +38,7 @@ def test_what_stages_report_is_on_the_endpoint_of_their_node(ray_cluster):
     report_training("run1", metrics)
     report_training("run1", {"loss/total": float("nan")})
     expected = {
-        (f"{PREFIX}caft_data_rows", "mine", outcome): rows
+        (DATA, "mine", outcome): rows
         for outcome, rows in {"kept": 7, "dns": 2, "timeout": 1}.items()
     } | {(f"{PREFIX}{OF_TRAINING[name]}", "run1", ""): value for name, value in metrics.items()}
     deadline = time.monotonic() + 60  # Ray collects every ten seconds
@@ -45,6 +47,10 @@ def test_what_stages_report_is_on_the_endpoint_of_their_node(ray_cluster):
         time.sleep(1)
         found = scraped(node["MetricsExportPort"])
     assert expected.items() <= found.items()
+    name, counts = Path(dataset_folder).name, open_dataset(dataset_folder).manifest["counts"]
+    rows = {o: rows for (metric, run, o), rows in found.items() if (metric, run) == (DATA, name)}
+    assert sum(rows.values()) == counts["input_rows"]
+    assert counts["rejected"].keys() - rows.keys() <= {"near_duplicate", "duplicate_image"}
 
 
 def test_the_dashboard_asks_for_no_metric_that_is_not_there():
