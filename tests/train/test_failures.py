@@ -19,6 +19,7 @@ from caft.checkpoint import read_manifest
 from caft.config import load_config
 from pipelines.train.config import TrainConfig
 
+pytestmark = pytest.mark.timeout(900)
 SEED = 20261
 STEPS, SAVED_EVERY = 72, 3  # across the ends of epochs
 STEP = re.compile(r"\btrain (\d+)/")
@@ -42,6 +43,7 @@ def make_config(dataset_folder, tmp_path_factory):
             "ingest.extra_parts=1", "ingest.loaders_per_worker=1", "log_every_steps=1",
             "progress_every_s=0.01", f"checkpoint.every_steps={SAVED_EVERY}",
             "scaling.num_workers=2", "scaling.threads_per_worker=1", "scaling.max_failures=3",
+            "scaling.cpus_per_worker=2",
             "optimizer.warmup_steps=5",
             f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.spool={folder / 'spool'}",
         ]  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from caft.localize import encode_sentences, heat_maps, segment_hierarchy
-from caft.model import CAFT
+from caft.model import CAFT, ImageFeatures
 from caft.pictures import data_url, draw_borders, draw_heat, draw_hierarchy, to_canvas
 from caft.transforms import eval_image
 from pipelines.evaluate.benchmark import Region
@@ -71,9 +71,8 @@ def anatomy(
     outlines = superpixels if not levels else levels[0 if model.config.losses.parts else -1]
     canvas = to_canvas(image)
     texts = _texts(regions, sentences)
-    encoded = encode_sentences(model, [text for text, _ in texts[:most]])
-    heats = []
-    for (text, mask), heat in zip(texts[:most], heat_maps(model, features, encoded), strict=True):
+    shown, heats = texts[:most], []
+    for (text, mask), heat in zip(shown, _heat_maps(model, features, shown), strict=True):
         iou = None
         if mask is not None:
             intersection, union = heat_overlap(heat, mask)
@@ -95,6 +94,16 @@ def anatomy(
         "heats": heats,
         "sentences": len(texts),
     }
+
+
+def _heat_maps(
+    model: CAFT, features: ImageFeatures, texts: Sequence[tuple[str, np.ndarray | None]]
+) -> Sequence[np.ndarray]:
+    """(H, W) of each text; of a benchmark of classes alone there is none."""
+    if not texts:
+        return []
+    encoded = encode_sentences(model, [text for text, _ in texts])
+    return list(heat_maps(model, features, encoded))
 
 
 def _texts(
