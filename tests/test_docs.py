@@ -57,13 +57,17 @@ class Parsed(BaseException):
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS)
 def test_every_command_parses_and_every_key_exists(module, arguments, monkeypatch):
     words = [w.replace("=...", "=/mine") for w in shlex.split(arguments) if w != "..."]
-    parse = argparse.ArgumentParser.parse_args
 
-    def stop(parser, args=None, namespace=None):
-        raise Parsed(parse(parser, args, namespace))
+    def stopped(parse):
+        def stop(parser, args=None, namespace=None):
+            raise Parsed(parse(parser, args, namespace))
+
+        return stop
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+        monkeypatch.setattr(argparse.ArgumentParser, name, stopped(parse))
     monkeypatch.setattr(sys, "argv", [module, *words])
     with pytest.raises(Parsed) as caught:
         runpy.run_module(module, run_name="__main__")
