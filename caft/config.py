@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,6 +24,9 @@ from pydantic import (
 from caft.errors import ConfigError
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
+# In messages: a few lines of YAML can spell a value of many gigabytes by aliases of aliases.
+SHOWN = reprlib.Repr()
+SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 200, 200
 
 
 class Config(BaseModel):
@@ -388,5 +392,6 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"{key}: unknown key"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
-    shown = "" if isinstance(value, dict) or problem["type"] == "missing" else f" (got {value!r})"
-    return f"{key}: {message}{shown}"
+    if isinstance(value, dict) or problem["type"] == "missing":
+        return f"{key}: {message}"
+    return f"{key}: {message} (got {SHOWN.repr(value)})"

@@ -5,16 +5,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from caft.config import Config, load_config, to_yaml
 from caft.errors import CAFTError
 
 StageT = TypeVar("StageT", bound="StageConfig")
+
+# `//user:password@host`, and what signed addresses carry.
+PASSWORD = re.compile(
+    r"://[^/?#\s]*:[^/?#\s]*@|[?&](password|token|secret|sig|signature|x-amz-signature)=", re.I
+)
 
 
 class TrackingConfig(Config):
@@ -36,6 +42,19 @@ class StageConfig(Config):
 
     tracking: TrackingConfig = TrackingConfig()
     progress_every_s: float = Field(10.0, gt=0, description="seconds between progress lines")
+
+    @model_validator(mode="after")
+    def _without_passwords(self: StageT) -> StageT:
+        """A configuration is printed, logged and stored with every output."""
+        for key, text in _texts(self.model_dump(mode="json")):
+            if PASSWORD.search(text):
+                raise ValueError(
+                    f"{key}: holds a password or signature, which would be stored with the output; "
+                    "leave it out of the address and set it in the environment, such as "
+                    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD or "
+                    "AWS_SECRET_ACCESS_KEY"
+                )
+        return self
 
 
 def stage_main(
@@ -75,6 +94,15 @@ def stage_main(
         return 0
 
     return command(call)
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in nested sections and lists, by its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
 
 
 def command(call: Callable[[], int]) -> int:

@@ -210,7 +210,7 @@ class LocalCluster:
 
     def _write_token(self) -> None:
         if not self._token.exists():
-            descriptor = os.open(self._token, os.O_WRONLY | os.O_CREAT, 0o600)
+            descriptor = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as stream:
                 stream.write(secrets.token_hex(32))
 

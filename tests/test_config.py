@@ -11,6 +11,7 @@ from caft.config import ModelConfig, load_config, load_model_config, to_yaml
 from caft.errors import ConfigError
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -19,6 +20,7 @@ SCHEMAS = {
     "data": DataConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "sweep": SweepConfig,
 }
 
 

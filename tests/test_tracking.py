@@ -1,15 +1,13 @@
 """Tracking on a real SQLite store and on a real server that goes away and comes back."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_support import free_port, start_server
 
 from pipelines.config import StageConfig, TrackingConfig
 from pipelines.tracking import Tracker
@@ -86,28 +84,3 @@ def make_look_dead(spool: Path) -> None:
     ended.wait()
     for folder in spool.glob("*.spool"):
         folder.rename(folder.with_name(folder.name.replace(f".{os.getpid()}.", f".{ended.pid}.")))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_server(folder: Path, port: int) -> subprocess.Popen:
-    program = Path(sys.executable).parent / "mlflow"
-    server = subprocess.Popen(
-        [program, "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-         "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--artifacts-destination", str(folder / "artifacts")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-            return server
-        except OSError:
-            assert time.monotonic() < deadline
-            assert server.poll() is None
-            time.sleep(0.5)

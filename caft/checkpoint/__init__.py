@@ -183,4 +183,11 @@ def _embedded_config(file: Path) -> ModelConfig:
         raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from None
     if text is None:
         raise CheckpointError(f"{file}: holds no model configuration; load its folder instead")
-    return validate(ModelConfig, yaml.safe_load(text), source=str(file))
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{file}: its model configuration is not valid YAML: {reason}"
+        ) from None
+    return validate(ModelConfig, raw, source=str(file))

@@ -76,7 +76,7 @@ def choose_form(
 
     Args:
         names: forms in compute alone, or in parameters and samples.
-        inputs, error, groups: as in `fit_form`.
+        inputs: as in `fit_form`, as are error and groups.
         envelope_bins: of forms in compute; their points are those of the envelope of all runs.
 
     Raises:

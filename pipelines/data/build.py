@@ -21,6 +21,7 @@ from pipelines.data.layout import Chunk, Layout
 from pipelines.data.plan import Plan, url_duplicates
 from pipelines.data.similarity_pass import refuse_dissimilar
 from pipelines.data.sources import check_source
+from pipelines.metrics import report_rows
 from pipelines.progress import Progress
 from pipelines.workers import cluster_cpus, run_tasks
 
@@ -92,7 +93,7 @@ def _process_chunks(
             chunk, duplicates = item
             return process_chunk(Chunk(**chunk), duplicates, config, layout, evaluation)
 
-        reported = _Reported(plan, config.progress_every_s)
+        reported = _Reported(plan, config)
         for receipt in receipts.values():
             reported.add(receipt)
         for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS):
@@ -131,14 +132,17 @@ def _receipts(layout: Layout, step: str) -> dict[int, dict[str, Any]]:
 class _Reported:
     """Progress in rows, or in chunks where some do not know their rows before they are read."""
 
-    def __init__(self, plan: Plan, every_s: float) -> None:
+    def __init__(self, plan: Plan, config: DataConfig) -> None:
         self._in_rows = all(chunk.rows is not None for chunk in plan.chunks)
         total = sum(chunk.rows or 0 for chunk in plan.chunks)
         size, unit = (total, "rows") if self._in_rows else (len(plan.chunks), "chunks")
-        self._progress = Progress("data", size, unit, every_s)
-        self._rejected: Counter[str] = Counter()
+        self._progress = Progress("data", size, unit, config.progress_every_s)
+        self._run = config.output.rsplit("/", 1)[-1]
+        self._kept, self._rejected = 0, Counter[str]()
 
     def add(self, receipt: dict[str, Any]) -> None:
         self._rejected.update(receipt["reasons"])
+        self._kept += receipt["input_rows"] - sum(receipt["reasons"].values())
+        report_rows(self._run, self._kept, self._rejected)
         done = receipt["input_rows"] if self._in_rows else 1
         self._progress.update(done, **self._rejected)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
+from pipelines.metrics import report_training
 from pipelines.progress import Progress
 from pipelines.tracking import Tracker
 from pipelines.train.config import TrainConfig
@@ -22,7 +23,7 @@ class RunLog:
     def __init__(
         self, config: TrainConfig, name: str, run_id: str, total_steps: int, done: int
     ) -> None:
-        self._config = config
+        self._config, self._name = config, name
         self.tracker = Tracker.start(
             config.tracking, "train", name, config, run_id=run_id, system_metrics=True
         )
@@ -40,6 +41,7 @@ class RunLog:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log an interval's metrics, unless an earlier attempt has logged that step."""
+        report_training(self._name, metrics)
         seen = self._before.result().get("train/samples_seen", 0.0)
         if step > round(seen / self._config.global_batch):
             self.tracker.log_metrics(metrics, step)

@@ -1,0 +1,89 @@
+"""A shared MLflow server lets nobody in without a password, and stages log to it with one."""
+
+import base64
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow_support import free_port, start_server
+
+from caft.errors import ConfigError
+from pipelines.config import StageConfig, TrackingConfig
+from pipelines.tracking import Tracker, read_artifacts
+
+PASSWORD = "a-long-password-of-the-admin"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a server set up as docs/cluster.md says."""
+    folder = tmp_path_factory.mktemp("server")
+    settings = folder / "auth.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
+        f"database_uri = sqlite:///{folder / 'auth.db'}\nadmin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    port = free_port()
+    process = start_server(
+        folder,
+        port,
+        "--app-name=basic-auth",
+        MLFLOW_AUTH_CONFIG_PATH=str(settings),
+        MLFLOW_AUTH_ADMIN_PASSWORD=PASSWORD,
+        MLFLOW_FLASK_SERVER_SECRET_KEY="for signed forms",
+    )
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+def status(address: str, credentials: str | None) -> int:
+    headers = {"Content-Type": "application/json"}
+    if credentials is not None:
+        headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search", b'{"max_results": 10}', headers
+    )
+    try:
+        return urllib.request.urlopen(request, timeout=20).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize(
+    "credentials", [None, "admin:", "admin:wrong", "admin:password1234", f"other:{PASSWORD}", ":"]
+)
+def test_nobody_gets_in_without_the_password(server, credentials):
+    assert status(server, credentials) == 401
+
+
+def test_a_stage_logs_with_the_password_of_its_environment(server, tmp_path, monkeypatch, capfd):
+    tracking = TrackingConfig(uri=server, spool=str(tmp_path / "spool"))
+    config = StageConfig(tracking=tracking)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with Tracker.start(tracking, "train", "x", config) as refused:  # the stage goes on all the same
+        refused.log_metrics({"loss": 2.0}, step=1)
+    said = capfd.readouterr().err
+    assert "does not take metrics" in said
+    assert list(Path(tracking.spool).glob("*.spool"))
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        read_artifacts(tracking, "a" * 32, ["report.html"])
+
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    (tmp_path / "report.html").write_text("a report")
+    with Tracker.start(tracking, "train", "y", config) as accepted:
+        accepted.log_metrics({"loss": 1.0}, step=1)
+        accepted.log_artifact(str(tmp_path / "report.html"))
+    run = MlflowClient(server).get_run(accepted.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss": 1.0}
+    assert read_artifacts(tracking, accepted.run_id, ["report.html"]) == {
+        "report.html": b"a report"
+    }
+    assert PASSWORD not in said + "".join(capfd.readouterr())
+    stored = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [data for data in stored if PASSWORD.encode() in data or b"wrong" in data]

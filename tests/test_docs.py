@@ -1,0 +1,169 @@
+"""The pages: links and files exist, commands parse, names of keys are right, the site builds."""
+
+import argparse
+import html.parser
+import importlib.util
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caft.config import load_config
+from pipelines.data.config import DataConfig
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.sweep.config import SweepConfig
+from pipelines.train.config import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    file
+    for pattern in ("*.md", "docs/*.md", "cluster/**/*.md", "benchmarks/**/*.md")
+    for file in ROOT.glob(pattern)
+)
+FOLDERS = "benchmarks|caft|cluster|configs|docs|pipelines|tests"
+# A stage's schema, and a recipe to stand in where a page's own file is meant.
+STAGES = {
+    "pipelines.data": (DataConfig, "configs/data/demo.yaml"),
+    "pipelines.train": (TrainConfig, "configs/train/caft_b_3m.yaml"),
+    "pipelines.evaluate": (EvaluateConfig, "configs/evaluate/demo.yaml"),
+    "pipelines.sweep": (SweepConfig, "configs/sweep/scenes.yaml"),
+}
+
+
+def blocks(page: Path) -> list[str]:
+    """Commands of a page's code blocks, continued lines joined, comments dropped."""
+    found = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    lines = "\n".join(found).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s#\s.*|^#.*", "", line).strip() for line in lines]
+
+
+COMMANDS = [
+    pytest.param(match[1], match[2], id=f"{page.stem}: {match[0]}")
+    for page in PAGES
+    for line in blocks(page)
+    if (match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line))
+]
+
+
+class Parsed(BaseException):
+    """What a command understood, in the place of its work."""
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of an earlier command
+@pytest.mark.parametrize(("module", "arguments"), COMMANDS)
+def test_every_command_parses_and_every_key_exists(module, arguments, monkeypatch):
+    words = [w.replace("=...", "=/mine") for w in shlex.split(arguments) if w != "..."]
+
+    def stopped(parse):
+        def stop(parser, args=None, namespace=None):
+            raise Parsed(parse(parser, args, namespace))
+
+        return stop
+
+    monkeypatch.chdir(ROOT)
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+        monkeypatch.setattr(argparse.ArgumentParser, name, stopped(parse))
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with pytest.raises(Parsed) as caught:
+        runpy.run_module(module, run_name="__main__")
+    (understood,) = caught.value.args
+    stage = STAGES.get(module)
+    if stage is None or not hasattr(understood, "overrides"):
+        return
+    schema, stand_in = stage
+    config = getattr(understood, "config", None)
+    if config is None:  # `data retry` takes keys of the stored configuration
+        config = stand_in
+    elif config.startswith(("configs/", "cluster/")):
+        assert Path(config).is_file() or Path(config).stem == "mine", config
+    if not (ROOT / config).is_file():
+        config = stand_in
+    load_config(schema, ROOT / config, understood.overrides)
+
+
+def test_pages_have_commands():
+    assert len(COMMANDS) > 30
+    assert {command.values[0] for command in COMMANDS} >= set(STAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_files_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place) if place else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+    for name in re.findall(rf"[`\s(]((?:{FOLDERS})/[\w./*-]*[\w*])(?![\w{{/*])", text):
+        if not re.search(r"\b(NAME|mine|my_model)\b", name):
+            assert list(ROOT.glob(name)), name
+    for module in re.findall(r"python -m ((?:pipelines|caft)[\w.]*\w)", text):
+        assert importlib.util.find_spec(module), module
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings as links spell them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", t.lower()).strip().replace(" ", "-") for t in titles}
+
+
+def test_sizes_on_the_page_about_reproduction_are_those_of_the_recipes():
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| .* \| `(.*)` \| `(.*)` \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for pairs, data, train in rows:
+        assert f"{pairs} pairs" in (ROOT / train).read_text(encoding="utf-8").splitlines()[0]
+        dataset = load_config(TrainConfig, ROOT / train).dataset
+        assert load_config(DataConfig, ROOT / data).output == dataset
+
+
+def test_what_the_page_about_symptoms_quotes_is_what_the_code_says():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([a-z][^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 7
+    files = [f for folder in ("caft", "pipelines") for f in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    for said in quoted:
+        assert said in code, said
+
+
+class Addresses(html.parser.HTMLParser):
+    """What a page loads."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        place = dict(attrs)
+        if tag in ("script", "img", "iframe"):
+            self.loaded.append(place.get("src") or "")
+        elif tag == "link" and place.get("rel") != "canonical":
+            self.loaded.append(place.get("href") or "")
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs pip install -e .[docs]")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    for page in ROOT.glob("docs/*.md"):
+        text = (tmp_path / f"{page.stem}.html").read_text(encoding="utf-8")
+        assert not [place for place in Addresses(text).loaded if re.match(r"(https?:)?//", place)]
+    interface = (tmp_path / "api.html").read_text(encoding="utf-8")
+    for name in (
+        "caft.create_model",
+        "caft.losses.caft_loss",
+        "caft.CAFT.encode_image",
+        "caft.localize.localize",
+    ):
+        assert f'id="{name}"' in interface
