@@ -25,6 +25,7 @@ from caft.errors import ClusterError
 from pipelines.local_cluster import REPOSITORY, LocalCluster, Ports, Processes
 
 LOG_LINES = 15
+FIRST_NODE_WITHIN_S = 60.0
 FOLLOW_AGAIN_S = 1.0  # after a connection that broke
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's, in the environment of a job
 
@@ -56,10 +57,17 @@ class Jobs:
             ) from None
 
     def resources(self) -> dict[str, float]:
-        """CPUs and GPUs of all nodes that are alive."""
-        nodes = list_nodes(address=self._address, filters=[("state", "=", "ALIVE")], limit=10_000)
-        totals = [dict(node.resources_total or {}) for node in nodes]
-        return {name: sum(total.get(name, 0.0) for total in totals) for name in ("CPU", "GPU")}
+        """CPUs and GPUs of all nodes that are alive; waits for the first node of a new cluster."""
+        deadline = time.monotonic() + FIRST_NODE_WITHIN_S
+        while True:
+            nodes = list_nodes(
+                address=self._address, filters=[("state", "=", "ALIVE")], limit=10_000
+            )
+            totals = [dict(node.resources_total or {}) for node in nodes]
+            found = {name: sum(total.get(name, 0.0) for total in totals) for name in ("CPU", "GPU")}
+            if found["CPU"] or time.monotonic() > deadline:
+                return found
+            time.sleep(1)
 
     def submit(self, stage: str, arguments: Sequence[str], name: str) -> str:
         """Start `python -m pipelines.STAGE ARGUMENTS`; returns the job's id."""

@@ -113,6 +113,6 @@ def dataset_folder(ray_cluster, make_data_config, tmp_path_factory) -> str:
     """The served sample as a finished dataset."""
     from pipelines.data.stage import run
 
-    output = str(tmp_path_factory.mktemp("dataset") / "data")
+    output = str(tmp_path_factory.mktemp("dataset") / "sample")
     run(make_data_config(output))
     return output

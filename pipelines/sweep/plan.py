@@ -20,7 +20,17 @@ FEWEST_DECADES = 1.5
 FEWEST_SIZES = 3
 NEARLY_EQUAL = 1.5  # times as much compute
 HOUR_S, TERA = 3600.0, 1e12
-MAY_DIFFER = (".width", ".heads", "_heads", ".depth", "_depths", "depth", "stem_widths", "name")
+MAY_DIFFER = (
+    ".width",
+    ".heads",
+    "_heads",
+    ".depth",
+    "_depths",
+    ".layers",
+    "_layers",
+    "stem_widths",
+    "name",
+)
 
 
 @dataclass(frozen=True)

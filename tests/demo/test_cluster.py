@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -67,6 +69,15 @@ def test_a_process_that_took_over_a_pid_is_never_ended(tmp_path):
     assert processes.names() == []
 
 
+def wait_for(port: int) -> None:
+    """Until something listens there: the agent comes up after the job server."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+
+
 def test_a_job_runs_with_the_token_and_not_without(tmp_path, capfd):
     ports = Ports(gcs=6395, dashboard=8285, agent=52385, client=10000)
     processes = Processes(tmp_path / "pids.json")
@@ -80,6 +91,7 @@ def test_a_job_runs_with_the_token_and_not_without(tmp_path, capfd):
             f"{ports.dashboard}/api/v0/logs",
             f"{ports.agent}/api/job_agent/jobs/",
         ):
+            wait_for(int(door.partition("/")[0]))
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"http://127.0.0.1:{door}", JOB, timeout=10)
         assert address_of(ports.dashboard) == "127.0.0.1"

@@ -20,6 +20,15 @@ from caft.config import load_config
 from pipelines.train.config import TrainConfig
 
 pytestmark = pytest.mark.timeout(900)
+# A kill of each kind, as an everyday test; CAFT_KILLS=4,3,3 makes it ten.
+KILLS = {
+    kind: int(times)
+    for kind, times in zip(
+        ("workers", "raylets", "drivers"),
+        os.environ.get("CAFT_KILLS", "1,1,1").split(","),
+        strict=True,
+    )
+}
 SEED = 20261
 STEPS, SAVED_EVERY = 72, 3  # across the ends of epochs
 STEP = re.compile(r"\btrain (\d+)/")
@@ -106,7 +115,7 @@ def curve(config: TrainConfig) -> dict[int, list[float]]:
 
 def test_workers_are_killed(nodes, undisturbed, make_config, tmp_path):
     config = make_config(tmp_path / "run")
-    chance = Chance(4, SEED)
+    chance = Chance(KILLS["workers"], SEED)
     driver = drive(tmp_path, config, nodes.address)
     for step in chance.steps:
         assert reached(driver, step), driver.log
@@ -115,14 +124,14 @@ def test_workers_are_killed(nodes, undisturbed, make_config, tmp_path):
         workers[chance.one_of(len(workers))].kill()
         assert driver.until(lambda gone=workers: not any(worker.is_running() for worker in gone))
     assert driver.wait() == 0, driver.log
-    assert driver.log.count("the workers failed") == 4, driver.log
+    assert driver.log.count("the workers failed") == KILLS["workers"], driver.log
     assert_undisturbed(config, undisturbed)
 
 
 def test_raylets_are_killed(nodes, undisturbed, make_config, tmp_path):
     """With a node gone, training goes on with one worker; a node that comes makes it two again."""
     config = make_config(tmp_path / "run", "scaling.num_workers=[1,2]", "scaling.grow_every_s=1")
-    chance = Chance(3, SEED + 1)
+    chance = Chance(KILLS["raylets"], SEED + 1)
     driver = drive(tmp_path, config, nodes.address)
     for step in chance.steps:
         assert reached(driver, step), driver.log
@@ -137,7 +146,7 @@ def test_raylets_are_killed(nodes, undisturbed, make_config, tmp_path):
 
 def test_the_driver_is_killed(nodes, undisturbed, make_config, tmp_path):
     config = make_config(tmp_path / "run")
-    for step in Chance(3, SEED + 2).steps:
+    for step in Chance(KILLS["drivers"], SEED + 2).steps:
         driver = drive(tmp_path, config, nodes.address)
         assert reached(driver, step), driver.log
         print(f"kill: the driver at step {step}")
