@@ -13,14 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from caft.errors import ClusterError
 
 START_WITHIN_S = 90.0
 STOP_WITHIN_S = 20.0
+LEAVE_WITHIN_S = 5.0
 LOOPBACK = "127.0.0.1"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -98,16 +101,22 @@ class Processes:
         return entry is not None and _start_time(entry["pid"]) == entry["started"]
 
     def stop(self, name: str) -> None:
-        """End a process by SIGTERM, and its group by SIGKILL if it does not go."""
+        """End a process by SIGTERM, and its group by SIGKILL if it does not go; then what it had
+        started and left, such as the drivers of a cluster's jobs, which would wait for it for ever.
+        """
         known = self._read()
         entry = known.pop(name, None)
         if entry is not None and _start_time(entry["pid"]) == entry["started"]:
+            started = psutil.Process(entry["pid"]).children(recursive=True)
             os.kill(entry["pid"], signal.SIGTERM)
             deadline = time.monotonic() + STOP_WITHIN_S
             while _start_time(entry["pid"]) == entry["started"] and time.monotonic() < deadline:
                 time.sleep(0.2)
             if _start_time(entry["pid"]) == entry["started"]:
                 os.killpg(entry["pid"], signal.SIGKILL)
+            for process in psutil.wait_procs(started, timeout=LEAVE_WITHIN_S)[1]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         self._write(known)
 
     def names(self) -> list[str]:

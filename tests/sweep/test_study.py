@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -55,6 +56,7 @@ def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path)
     for name, before in finished.items():
         assert (state / f"{name}.json").read_text() == before, "a job that was done ran again"
 
+    assert processes_of(config) == [], "left behind"
     assert "6 of 6 points are done" in second.stdout
     with Path(config.output, "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -62,6 +64,12 @@ def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path)
     assert all(float(row[TARGET]) > 0 for row in rows)
     assert (Path(config.output) / "fit" / "fit.html").stat().st_size > 1000
     assert_runs_in_mlflow(config)
+
+
+def processes_of(config) -> list[int]:
+    """Processes that have the study's output on their command line."""
+    lines = {process.pid: process.info["cmdline"] for process in psutil.process_iter(["cmdline"])}
+    return [pid for pid, line in lines.items() if any(config.output in word for word in line or ())]
 
 
 def done_in(state: Path) -> list[str]:
