@@ -283,16 +283,6 @@ def check_space(path: str, needed_bytes: int) -> None:
         )
 
 
-def local_copy(path: str) -> str:
-    """A local folder with the files of `path`: itself, or a temporary copy of a remote one."""
-    if is_local(path):
-        return path.removeprefix("file://")
-    fs, inner = filesystem(path)
-    target = tempfile.mkdtemp(prefix="caft-")
-    pafs.copy_files(inner, target, source_filesystem=fs)
-    return target
-
-
 @contextmanager
 def opened(path: str) -> Iterator[Path]:
     """The file or folder at `path`, or a local copy of a remote one for as long as the block runs.
@@ -307,6 +297,8 @@ def opened(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="caft-") as folder:
         target = Path(folder, Path(inner).name)
         with _reading(path):
+            if fs.get_file_info(inner).type == pafs.FileType.Directory:
+                target.mkdir()  # Arrow makes the folders in it alone
             pafs.copy_files(inner, str(target), source_filesystem=fs)
         yield target
 

@@ -16,8 +16,10 @@ def test_files_are_written_listed_read_and_deleted(place):
     assert storage.list_files(place, ".json") == ["a.json"]
     assert storage.read_json(storage.join(place, "a.json")) == {"x": 1}
     assert storage.read_bytes(storage.join(place, "b.bin")) == b"two"
-    copy = storage.local_copy(place)
-    assert sorted(os.listdir(copy)) == ["a.json", "b.bin"]
+    with storage.opened(place) as copy:
+        assert sorted(os.listdir(copy)) == ["a.json", "b.bin"]
+    with storage.opened(storage.join(place, "b.bin")) as file:
+        assert file.read_bytes() == b"two"
 
 
 def test_a_missing_file_is_named(place):

@@ -31,7 +31,8 @@ class SimilarityScorer:
             ConfigError: its model has no embeddings of whole images and captions.
         """
         self._config = config
-        self._model = caft.load_model(storage.local_copy(config.checkpoint))
+        with storage.opened(config.checkpoint) as local:
+            self._model = caft.load_model(local)
         if not self._model.config.losses.has_whole:
             raise ConfigError(
                 f"filters.similarity.checkpoint: {config.checkpoint} was trained without a whole "

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,13 +34,13 @@ class CAFTAdapter(Adapter):
     """
 
     def __init__(self, path: str) -> None:
-        local = Path(storage.local_copy(path))
-        self.model = caft.load_model(local)
-        self.name = self.model.config.name
-        if local.is_file():
-            self.fingerprint = sha256_of(local)
-            return
-        manifest = read_manifest(local)
+        with storage.opened(path) as local:
+            self.model = caft.load_model(local)
+            self.name = self.model.config.name
+            if local.is_file():
+                self.fingerprint = sha256_of(local)
+                return
+            manifest = read_manifest(local)
         digests = "".join(manifest["files"][name]["sha256"] for name in (WEIGHTS, CONFIG))
         self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
         self.step = int(manifest.get("step", 0))
