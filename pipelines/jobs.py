@@ -27,6 +27,7 @@ from pipelines.local_cluster import REPOSITORY, LocalCluster, Ports, Processes
 LOG_LINES = 15
 FIRST_NODE_WITHIN_S = 60.0
 FOLLOW_AGAIN_S = 1.0  # after a connection that broke
+LOCAL_CPUS = max(4, os.cpu_count() or 1)  # of a local cluster: workers and decoders share them
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's, in the environment of a job
 
 
@@ -168,10 +169,10 @@ def _runtime_env() -> dict[str, Any]:
     return {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
 
 
-def on_local_cluster(command: Sequence[str], root: Path, cpus: int) -> int:
+def on_local_cluster(command: Sequence[str], root: Path) -> int:
     """Run a command of ours with a cluster for it, which is started below `root` and ends with it;
     returns its exit code. In a process of its own, because Ray reads how to sign in only once."""
-    cluster = LocalCluster(root, Processes(root / "pids.json"), Ports.free(), cpus)
+    cluster = LocalCluster(root, Processes(root / "pids.json"), Ports.free(), LOCAL_CPUS)
     cluster.stop()  # that of a command that was killed
     cluster.start()
     try:

@@ -24,7 +24,6 @@ from pipelines.tracking import SECRET_WORDS
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
 LOCAL, KUBERAY = "local", "kuberay:"
-LOCAL_CPUS = max(4, os.cpu_count() or 1)  # of a local cluster: workers and decoders share them
 # What jobs are told of the place they were submitted from. Credentials never travel with a job:
 # whoever may look at the dashboard would read them there.
 PASSED_ON = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -157,7 +156,7 @@ def _run(argv: list[str]) -> int:
             )
         runs = Path("runs").resolve()
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
-        return on_local_cluster(_again(argv), runs / "cluster", LOCAL_CPUS)
+        return on_local_cluster(_again(argv), runs / "cluster")
     if cluster.startswith(KUBERAY):
         with kuberay.reached(cluster.removeprefix(KUBERAY)) as environment:
             return subprocess.run([sys.executable, *_again(argv)], env=environment).returncode

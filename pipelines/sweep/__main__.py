@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipelines.jobs import Jobs, on_local_cluster
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.fit import FIT, fit_laws
 from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv
-from pipelines.sweep.points import Point, all_points
+from pipelines.sweep.points import Point, all_points, recipe_of
 from pipelines.sweep.results import PointConfig, collect, errors_of
 from pipelines.sweep.run import Scheduler, room_for
 from pipelines.sweep.state import Store
@@ -29,7 +30,6 @@ from pipelines.tracking import Tracker
 from pipelines.train.ingest import index_row_groups
 
 RUNS, RUN = "runs.csv", "run.json"
-LOCAL_CPUS = max(4, os.cpu_count() or 1)  # of a local cluster: workers and decoders share them
 
 
 def plan(config: SweepConfig) -> Plan:
@@ -38,7 +38,10 @@ def plan(config: SweepConfig) -> Plan:
     Raises:
         ConfigError: a recipe or axis that cannot be, or the budget exceeded.
     """
-    return _plan(config, pool_rows(config, must_exist=False))
+    rows = None
+    with suppress(DataError):  # a study may be planned before its data are there
+        rows = pool_rows(config)
+    return _plan(config, rows)
 
 
 def _plan(config: SweepConfig, rows: int | None) -> Plan:
@@ -59,7 +62,6 @@ def run(config: SweepConfig) -> None:
         ClusterError: the cluster has no room for one point, or points failed for good.
     """
     rows = pool_rows(config)
-    assert rows is not None, "it must exist"
     _plan(config, rows)
     points = all_points(config)
     name = config.output.rsplit("/", 1)[-1]
@@ -82,7 +84,7 @@ def run(config: SweepConfig) -> None:
         for point in points:
             if store[f"evaluate-{point.name}"].status != "done":
                 print(f"sweep: not done: {point.name}: {_why(store, point)}", flush=True)
-        fit(config)
+        _fit(config, points, rows)
         for name in (RUNS, *(f"{FIT}/{file}" for file in storage.list_files(_fits(config)))):
             with storage.opened(storage.join(config.output, name)) as local:
                 parent.log_artifact(str(local))
@@ -94,8 +96,10 @@ def fit(config: SweepConfig) -> None:
     Raises:
         DataError: no point is done, or no law can be fitted to those that are.
     """
-    points, rows = all_points(config), pool_rows(config)
-    assert rows is not None, "it must exist"
+    _fit(config, all_points(config), pool_rows(config))
+
+
+def _fit(config: SweepConfig, points: Sequence[Point], rows: int) -> None:
     found = collect(points, config, rows)
     text = table_csv(found, list(dict.fromkeys(key for row in found for key in row)))
     storage.write_bytes(storage.join(config.output, RUNS), text.encode())
@@ -121,15 +125,14 @@ def _why(store: Store, point: Point) -> str:
     return next((state.why for state in states if state.why), "not started")
 
 
-def pool_rows(config: SweepConfig, must_exist: bool = True) -> int | None:
-    """Rows of the dataset's split; None where it is not there and need not be."""
-    recipe = all_points(config)[0].setting.recipe
-    try:
-        groups = index_row_groups(open_dataset(recipe.dataset), recipe.split)
-    except DataError:
-        if must_exist:
-            raise
-        return None
+def pool_rows(config: SweepConfig) -> int:
+    """Rows of the dataset's split.
+
+    Raises:
+        DataError: the dataset is missing, unfinished or damaged.
+    """
+    recipe = recipe_of(config)
+    groups = index_row_groups(open_dataset(recipe.dataset), recipe.split)
     return sum(group.rows for group in groups)
 
 
@@ -174,7 +177,7 @@ def main(argv: Sequence[str]) -> int:
         elif args.command == "run" and not os.environ.get("RAY_ADDRESS"):
             make_plan(config, pool_rows(config))  # what is wrong is said before a cluster starts
             root = Path(config.output if storage.is_local(config.output) else "runs") / "cluster"
-            return on_local_cluster(["-m", "pipelines.sweep", *argv], root, LOCAL_CPUS)
+            return on_local_cluster(["-m", "pipelines.sweep", *argv], root)
         else:
             COMMANDS[args.command](config)
         return 0

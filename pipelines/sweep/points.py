@@ -95,8 +95,14 @@ def all_points(config: SweepConfig) -> list[Point]:
     return [point for setting in all_settings(config) for point in points_of(setting, config)]
 
 
+def recipe_of(config: SweepConfig, *axes: str) -> TrainConfig:
+    """The recipe that points share, with `axes` (key=value) of one of them."""
+    overrides = [*config.train_set, f"output={config.output}", *axes]
+    return load_config(TrainConfig, config.train, overrides)
+
+
 def all_settings(config: SweepConfig) -> list[Setting]:
-    recipe = load_config(TrainConfig, config.train, [*config.train_set, f"output={config.output}"])
+    recipe = recipe_of(config)
     batches = config.global_batch or (recipe.global_batch,)
     rates = config.lr or (recipe.optimizer.lr,)
     settings = []
@@ -107,11 +113,7 @@ def all_settings(config: SweepConfig) -> list[Setting]:
                 config.rows, batches, rates, config.seeds
             ):
                 axes = [f"global_batch={batch}", f"optimizer.lr={lr!r}", f"seed={seed}"]
-                own = load_config(
-                    TrainConfig,
-                    config.train,
-                    [*config.train_set, f"output={config.output}", *axes],
-                )
+                own = recipe_of(config, *axes)
                 settings.append(Setting(family, size, model, own, rows))
     return settings
 
