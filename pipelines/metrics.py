@@ -4,6 +4,8 @@ What is here is now and so far; a run's history is in MLflow."""
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +14,7 @@ from typing import Any
 import ray
 
 PREFIX = "ray_"  # what Ray puts before the names that are asked for
+REFRESH_S = 5.0  # Ray's endpoint drops a gauge that nobody has set for twenty seconds
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,14 @@ def report_rows(run: str, kept: int, rejected: Mapping[str, int]) -> None:
         _set("caft_data_rows", rows, run=run, outcome=outcome)
 
 
+_shown: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}  # gauge, labels -> its value
+
+
 def _set(name: str, value: float, **labels: str) -> None:
     if ray.is_initialized():
+        _shown[name, tuple(labels.items())] = float(value)
         _gauge(name).set(float(value), labels)
+        _refresher()
 
 
 @cache
@@ -66,3 +74,19 @@ def _gauge(name: str) -> Any:
     from ray.util.metrics import Gauge as RayGauge
 
     return RayGauge(name, GAUGES[name].text, GAUGES[name].labels)
+
+
+@cache
+def _refresher() -> threading.Thread:
+    """The thread that shows every value until the process ends, however rarely it changes."""
+
+    def refresh() -> None:
+        while True:
+            time.sleep(REFRESH_S)
+            if ray.is_initialized():
+                for (name, labels), value in list(_shown.items()):
+                    _gauge(name).set(value, dict(labels))
+
+    thread = threading.Thread(target=refresh, name="metrics", daemon=True)
+    thread.start()
+    return thread

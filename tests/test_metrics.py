@@ -4,11 +4,13 @@ import json
 import re
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
+from ray.util.metrics import Gauge
 
 from pipelines.data.dataset import open_dataset
 from pipelines.metrics import GAUGES, OF_TRAINING, PREFIX, report_rows, report_training
@@ -17,10 +19,11 @@ ROOT = Path(__file__).parents[1]
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "caft.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 DATA = f"{PREFIX}caft_data_rows"
+Endpoint = dict[tuple[str, str, str], float]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
-def scraped(port: int) -> dict[tuple[str, str, str], float]:
+def scraped(port: int) -> Endpoint:
     """This project's values on a node's endpoint: name, run and outcome -> value."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
     found = {}
@@ -30,8 +33,10 @@ def scraped(port: int) -> dict[tuple[str, str, str], float]:
     return found
 
 
-def test_what_stages_report_is_on_the_endpoint_of_their_node(ray_cluster, dataset_folder):
+def test_what_stages_report_stays_on_the_endpoint_of_their_node(ray_cluster, dataset_folder):
     (node,) = ray.nodes()
+    forgotten = (f"{PREFIX}caft_set_once", "mine", "")
+    Gauge("caft_set_once", "what Ray forgets", ("run",)).set(1.0, {"run": "mine"})
     report_rows("mine", 5, {"dns": 2})
     report_rows("mine", 7, {"dns": 2, "timeout": 1})
     metrics = {name: 1.5 + n for n, name in enumerate(OF_TRAINING)}
@@ -41,11 +46,16 @@ def test_what_stages_report_is_on_the_endpoint_of_their_node(ray_cluster, datase
         (DATA, "mine", outcome): rows
         for outcome, rows in {"kept": 7, "dns": 2, "timeout": 1}.items()
     } | {(f"{PREFIX}{OF_TRAINING[name]}", "run1", ""): value for name, value in metrics.items()}
-    deadline = time.monotonic() + 60  # Ray collects every ten seconds
-    found = {}
-    while not expected.items() <= found.items() and time.monotonic() < deadline:
-        time.sleep(1)
-        found = scraped(node["MetricsExportPort"])
+
+    def until(shown: Callable[[Endpoint], bool]) -> Endpoint:
+        deadline = time.monotonic() + 60  # Ray collects every ten seconds
+        while not shown(found := scraped(node["MetricsExportPort"])):
+            assert time.monotonic() < deadline, found
+            time.sleep(1)
+        return found
+
+    until(lambda found: forgotten in found and expected.items() <= found.items())
+    found = until(lambda found: forgotten not in found)
     assert expected.items() <= found.items()
     name, counts = Path(dataset_folder).name, open_dataset(dataset_folder).manifest["counts"]
     rows = {o: rows for (metric, run, o), rows in found.items() if (metric, run) == (DATA, name)}
