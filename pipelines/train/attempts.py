@@ -62,7 +62,7 @@ def train_to_the_end(job: TrainJob, newest_step: Callable[[], int]) -> None:
                 if failures > scaling.max_failures:
                     raise
                 print(
-                    f"train: the workers failed ({_first_line(error)}), failure {failures} of "
+                    f"train: the workers failed ({_in_short(error)}), failure {failures} of "
                     f"{scaling.max_failures} since step {reached:,}; going on from there",
                     flush=True,
                 )
@@ -98,21 +98,24 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
         ),
     )
     stop.training = True
-    try:
-        # On another thread than the main one, Ray Train leaves Ctrl-C to us.
-        with ThreadPoolExecutor(1) as pool:
-            running: Future[Any] = pool.submit(trainer.fit)
+    # On another thread than the main one, Ray Train leaves Ctrl-C to us.
+    with ThreadPoolExecutor(1) as pool:
+        running: Future[Any] = pool.submit(trainer.fit)
+        try:
             while not wait([running], timeout=LOOK_EVERY_S).done:
                 if stop.asked:
                     board.post.remote(Notice.STOP)
                 elif growth.possible():
                     board.post.remote(Notice.GROW)
             return Notice(running.result().return_value)
-    finally:
-        stop.training = False
-        growth.close()
-        ray.kill(board)
-        shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            # What a failure's traceback holds would otherwise live until Python finds the cycle:
+            # the group's controller too, and with it the resources of workers that never started.
+            del running
+            stop.training = False
+            growth.close()
+            ray.kill(board)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _users_own(error: Exception) -> CAFTError | None:
@@ -121,9 +124,11 @@ def _users_own(error: Exception) -> CAFTError | None:
     return next((failure for failure in failures if isinstance(failure, CAFTError)), None)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+def _in_short(error: Exception) -> str:
+    """One line: what is wrong, which is last where Ray wraps an error's traceback."""
+    inner = error.controller_failure if isinstance(error, ControllerError) else error
+    lines = str(inner).strip().splitlines() or [type(inner).__name__]
+    return lines[-1 if inner is not error else 0][:300]
 
 
 class _Stop:

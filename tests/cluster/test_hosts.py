@@ -1,0 +1,226 @@
+"""Three machines with nothing in common but an S3 bucket and a tracking server: data, train and
+evaluate as one chain, a machine lost in each stage, and one cut off the network for a minute."""
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hosts import Host, Hosts, require_namespaces
+from mlflow_support import free_port, start_server
+from moto.server import ThreadedMotoServer
+from postgres_support import PostgreSQL, postgresql_programs
+from stage_support import S3_BUCKET, s3_environment
+from tests_support import tiny_config
+
+from pipelines import storage
+from pipelines.demo.sample import write_sample
+from pipelines.demo.server import SampleHandler, SampleServer
+
+pytestmark = pytest.mark.timeout(900)
+REPOSITORY = Path(__file__).parents[2]
+CUT_S = 60.0
+PATIENCE_S = 240.0
+LISTS = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
+LISTS_AT, RUNS_AT = f"s3://{S3_BUCKET}/lists", f"s3://{S3_BUCKET}/runs"
+STEP = re.compile(r"\btrain (\d+)/")
+
+
+class Job:
+    """`python -m pipelines.submit chain` and what it prints."""
+
+    def __init__(self, folder: Path, hosts: Hosts, variables: dict[str, str]) -> None:
+        self._log = folder / "job.log"
+        command = [sys.executable, "-m", "pipelines.submit", "chain", "chain.yaml"]
+        with open(self._log, "wb") as stream:
+            self._process = subprocess.Popen(
+                [*command, "--cluster", hosts.dashboard], cwd=folder / "work", stdout=stream,
+                env=hosts.environment | variables | {"PYTHONPATH": str(REPOSITORY)},
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def step(self) -> int:
+        """The step of training that was said last."""
+        return int([0, *STEP.findall(self.log)][-1])
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not happened():
+            assert self._process.poll() is None, self.log[-20_000:]
+            assert time.monotonic() < deadline, self.log[-20_000:]
+            time.sleep(0.1)
+
+    def busy(self, hosts: list[Host], word: str) -> Host:
+        """The last of `hosts` with a Ray worker whose title holds `word`, once there is one."""
+        self.until(lambda: any(host.runs(word) for host in hosts))
+        return [host for host in hosts if host.runs(word)][-1]
+
+    def wait(self) -> int:
+        return self._process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    require_namespaces()
+    hosts = Hosts(tmp_path, ("head", "one", "two"))
+    yield hosts
+    hosts.close()
+
+
+@pytest.fixture
+def bucket(hosts, monkeypatch) -> dict[str, str]:
+    """The variables that lead to a real S3 server which every host reaches."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
+    server = ThreadedMotoServer(ip_address=hosts.address, port=0)
+    server.start()
+    yield s3_environment(monkeypatch, "http://{}:{}".format(*server.get_host_and_port()))
+    server.stop()
+
+
+@pytest.fixture
+def database():
+    """PostgreSQL where it is installed; else None."""
+    programs = postgresql_programs()
+    server = PostgreSQL(programs) if programs else None
+    yield server
+    if server:
+        server.stop()
+
+
+@pytest.fixture
+def tracking(hosts, database, bucket, tmp_path) -> str:
+    """A tracking server's address; its runs are in the database, its artifacts in the bucket."""
+    port = free_port()
+    server = start_server(
+        tmp_path, port, f"--allowed-hosts={hosts.address}:{port},localhost:*,127.0.0.1:*",
+        host=hosts.address, database=database and database.url,
+        artifacts=f"s3://{S3_BUCKET}/artifacts",
+    )  # fmt: skip
+    yield f"http://{hosts.address}:{port}"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def lists(hosts, bucket, tmp_path) -> str:
+    """The sample's lists in the bucket; its images on a web server."""
+    sample = tmp_path / "sample"
+    server = SampleServer((hosts.address, 0), lambda *a: SampleHandler(*a, directory=str(sample)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    write_sample(sample, f"http://{hosts.address}:{server.server_port}", 96, 24)
+    for name in LISTS:
+        storage.upload(sample / f"{name}.csv", f"{LISTS_AT}/{name}.csv")
+    yield LISTS_AT
+    server.shutdown()
+
+
+@pytest.fixture
+def work(hosts, lists, tmp_path) -> Path:
+    """A working directory with a chain of stages in it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for stage in ("data", "train", "evaluate"):
+        shutil.copy(REPOSITORY / "configs" / stage / "demo.yaml", folder / f"{stage}.yaml")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
+    data = [f"sources.{n}.path={lists}/{name}.csv" for n, name in enumerate(LISTS)]
+    data += [f"output={RUNS_AT}/data", "chunk_rows=12", "row_group_rows=16", "download.retries=0"]
+    data += [f"download.allow_private_hosts=[{hosts.address}]"]
+    train = [
+        f"output={RUNS_AT}/train",
+        "model=tiny.yaml",
+        "epochs=12",
+        "global_batch=8",
+        "block_size=4",
+        "batch_norm_images=4",
+        "ingest.window_steps=3",
+        "log_every_steps=1",
+        "progress_every_s=0.01",
+        "checkpoint.every_steps=5",
+        "optimizer.warmup_steps=5",
+        "scaling.num_workers=[1,2]",
+        "scaling.cpus_per_worker=2",
+        "scaling.grow_every_s=5",
+    ]
+    scenes = f"{{name: scenes, dataset: {RUNS_AT}/data, split: test_scenes}}"
+    evaluate = [
+        f"output={RUNS_AT}/evaluate",
+        f"benchmarks=[{scenes}]",
+        "concurrency=2",
+        "batch_size=1",
+    ]
+    steps = {"data": data, "train": train, "evaluate": evaluate}
+    chain = [{"stage": s, "config": f"{s}.yaml", "set": o} for s, o in steps.items()]
+    (folder / "chain.yaml").write_text(yaml.safe_dump({"stages": chain}))
+    return folder
+
+
+def test_a_chain_outlives_lost_machines_and_a_cut_cable(
+    hosts, bucket, tracking, database, work, tmp_path
+):
+    head, one, two = hosts.hosts
+    hosts.start(head, bucket, cpus=1)
+    wait_for(lambda: answers(hosts.dashboard))
+    for host in (one, two):
+        hosts.start(host, bucket, cpus=2)
+    job = Job(tmp_path, hosts, bucket | {"MLFLOW_TRACKING_URI": tracking})
+    try:
+        lost = job.busy([one, two], "ray::Map(")
+        lost.kill()
+        hosts.start(lost, bucket, cpus=2)
+
+        job.until(lambda: job.step >= 6)
+        lost = job.busy([one, two], "TrainWorker")
+        lost.kill()
+        job.until(lambda: job.log.count("the workers failed") == 1)
+        hosts.start(lost, bucket, cpus=2)
+        job.until(lambda: "there is room for more workers" in job.log)
+        grown_at = job.step
+        job.until(lambda: job.step > grown_at)
+
+        lost = job.busy([one, two], "TrainWorker")
+        lost.cut()
+        mended_at = time.monotonic() + CUT_S
+        job.until(lambda: job.log.count("the workers failed") == 2)
+        job.until(lambda: time.monotonic() > mended_at)
+        lost.mend()
+        wait_for(lambda: not lost.processes)  # it learns that it was given up, and ends
+        hosts.start(lost, bucket, cpus=2)
+
+        lost = job.busy([one, two], "Embed")
+        lost.kill()
+        assert job.wait() == 0, job.log
+    finally:
+        job.kill()
+    print(job.log)
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=2)
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)  # such as: who are you?
+    return True
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
