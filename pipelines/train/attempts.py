@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from caft.errors import CAFTError
 from pipelines.train.loop import TrainJob, train_worker
-from pipelines.train.notices import Notice, NoticeBoard
+from pipelines.train.notice_board import Notice, NoticeBoard
 from pipelines.train.room import Growth, find_room, worker_resources
 
 LOOK_EVERY_S = 1.0

@@ -21,7 +21,8 @@ from pipelines.train.engine import start_engine
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.held_out import HeldOutSet
 from pipelines.train.ingest import Loader, iter_batches
-from pipelines.train.notices import Notice, Notices
+from pipelines.train.notice_board import Notice
+from pipelines.train.notices import Notices
 from pipelines.train.plan import EpochPlan
 from pipelines.train.profiling import Profiler
 from pipelines.train.run_log import RunLog

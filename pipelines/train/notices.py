@@ -1,12 +1,12 @@
-"""Notices to a running worker group: save and leave, because a node goes away, the run is to stop
-or there is room for more workers; or trace steps. Between driver, Ray or a file and the loop."""
+"""Hears notices in a running worker group: save and leave, because a node goes away, the run is to
+stop or there is room for more workers; or trace steps. Between driver, Ray or a file and the loop.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from contextlib import suppress
-from enum import IntEnum
 from typing import Any
 
 import ray
@@ -16,33 +16,11 @@ from ray.train.v2.api.train_fn_utils import get_preemption_info
 
 from caft.errors import StorageError
 from pipelines import storage
+from pipelines.train.notice_board import Notice
 
 LOOK_EVERY_S = 1.0
 LOOK_FOR_FILE_EVERY_S = 5.0
 PROFILE_REQUEST = "profile"  # a file of this name in the output asks for a trace
-
-
-class Notice(IntEnum):
-    """Why a worker group leaves before the last step; the larger one wins."""
-
-    NONE = 0
-    GROW = 1  # there is room for more workers
-    NODE_LEAVES = 2  # Ray was told that a node with workers will be taken away
-    STOP = 3  # somebody wants the run to end here
-
-
-@ray.remote(num_cpus=0)
-class NoticeBoard:
-    """Where the driver leaves a notice for the workers."""
-
-    def __init__(self) -> None:
-        self._notice = Notice.NONE
-
-    def post(self, notice: Notice) -> None:
-        self._notice = max(self._notice, notice)
-
-    def read(self) -> Notice:
-        return self._notice
 
 
 class Notices:

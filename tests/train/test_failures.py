@@ -53,9 +53,9 @@ def make_config(dataset_folder, tmp_path_factory):
             "progress_every_s=0.01", f"checkpoint.every_steps={SAVED_EVERY}",
             "scaling.num_workers=2", "scaling.threads_per_worker=1", "scaling.max_failures=3",
             "scaling.cpus_per_worker=2",
-            # Without an eps, Adam makes steps out of gradients that are rounding error, which is
-            # another one on another number of workers.
-            "optimizer.warmup_steps=5", "optimizer.eps=1.0e-3",
+            # Rounding is another one on another number of workers. Adam without an eps makes steps
+            # out of it, and large steps let it decide which points are the farthest.
+            "optimizer.warmup_steps=5", "optimizer.eps=1.0e-3", "optimizer.lr=1.0e-5",
             f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.spool={folder / 'spool'}",
         ]  # fmt: skip
         config = load_config(TrainConfig, None, [*base, *overrides])
@@ -188,6 +188,14 @@ def test_a_node_that_comes_is_used_and_a_notice_saves_first(
     assert driver.wait() == 0, driver.log
     assert {len(losses) for losses in curve(config).values()} == {1}, "a step was done twice"
     assert_undisturbed(config, undisturbed)
+
+
+def test_workers_that_cannot_start_give_their_room_back(nodes, make_config, tmp_path):
+    config = make_config(tmp_path / "run", "scaling.max_failures=1")
+    driver = drive(tmp_path, config, nodes.address, GLOO_SOCKET_IFNAME="none0")
+    assert driver.wait() != 0
+    assert re.search("the workers failed .*none0.*, failure 1 of 1 since step 0", driver.log)
+    assert "waiting for room" not in driver.log
 
 
 def newest(config: TrainConfig) -> int:
