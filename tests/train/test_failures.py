@@ -85,14 +85,14 @@ class Chance:
         return self._random.randrange(count)
 
 
+def said(driver) -> int:
+    """The step that the driver said last."""
+    return int([0, *STEP.findall(driver.log)][-1])
+
+
 def reached(driver, step: int) -> bool:
     """Wait until the driver has said `step`; False if it ended before."""
-
-    def said() -> bool:
-        steps = STEP.findall(driver.log)
-        return bool(steps) and int(steps[-1]) >= step
-
-    return driver.until(said)
+    return driver.until(lambda: said(driver) >= step)
 
 
 def assert_undisturbed(config: TrainConfig, undisturbed: TrainConfig) -> None:
@@ -115,64 +115,45 @@ def curve(config: TrainConfig) -> dict[int, list[float]]:
     return losses
 
 
-def test_workers_are_killed(nodes, undisturbed, make_config, tmp_path):
+def test_workers_and_drivers_are_killed(nodes, undisturbed, make_config, tmp_path):
     config = make_config(tmp_path / "run")
-    chance = Chance(KILLS["workers"], SEED)
-    driver = drive(tmp_path, config, nodes.address)
-    for step in chance.steps:
+    kinds = ["workers"] * KILLS["workers"] + ["drivers"] * KILLS["drivers"]
+    chance = Chance(len(kinds), SEED)
+    driver, seen = drive(tmp_path, config, nodes.address), ""
+    for step, kind in zip(chance.steps, kinds, strict=True):
         assert reached(driver, step), driver.log
         workers = training_workers()
-        print(f"kill: one of {len(workers)} workers at step {step}")
-        workers[chance.one_of(len(workers))].kill()
-        assert driver.until(lambda gone=workers: not any(worker.is_running() for worker in gone))
+        print(f"kill: one of {kind} at step {step}, {len(workers)} workers")
+        if kind == "workers":
+            workers[chance.one_of(len(workers))].kill()
+            assert driver.until(lambda gone=workers: not any(one.is_running() for one in gone))
+        else:
+            driver.kill()
+            seen += driver.log
+            driver = drive(tmp_path, config, nodes.address)
     assert driver.wait() == 0, driver.log
-    assert driver.log.count("the workers failed") == KILLS["workers"], driver.log
+    assert (seen + driver.log).count("the workers failed") == KILLS["workers"]
     assert_undisturbed(config, undisturbed)
 
 
-def test_raylets_are_killed(nodes, undisturbed, make_config, tmp_path):
-    """With a node gone, training goes on with one worker; a node that comes makes it two again."""
+def test_nodes_are_killed_announced_and_come(nodes, undisturbed, make_config, tmp_path):
+    """With a raylet killed, training goes on with one worker; a node that comes makes it two; of a
+    node that is announced to go away, and of an end that is asked for, a checkpoint is saved first
+    of that very step."""
     config = make_config(tmp_path / "run", "scaling.num_workers=[1,2]", "scaling.grow_every_s=1")
-    chance = Chance(KILLS["raylets"], SEED + 1)
+    chance = Chance(KILLS["raylets"] + 1, SEED + 1)
     driver = drive(tmp_path, config, nodes.address)
-    for step in chance.steps:
+    for step in chance.steps[:-1]:
         assert reached(driver, step), driver.log
         print(f"kill: a raylet at step {step}")
         workers, failures = training_workers(), driver.log.count("the workers failed")
         nodes.kill_raylet(workers[chance.one_of(len(workers))])
         assert driver.until(lambda n=failures: driver.log.count("the workers failed") > n)
         nodes.add()
-    assert driver.wait() == 0, driver.log
-    assert_undisturbed(config, undisturbed)
-
-
-def test_the_driver_is_killed(nodes, undisturbed, make_config, tmp_path):
-    config = make_config(tmp_path / "run")
-    for step in Chance(KILLS["drivers"], SEED + 2).steps:
-        driver = drive(tmp_path, config, nodes.address)
-        assert reached(driver, step), driver.log
-        print(f"kill: the driver at step {step}")
-        driver.kill()
-    driver = drive(tmp_path, config, nodes.address)
-    assert driver.wait() == 0, driver.log
-    assert_undisturbed(config, undisturbed)
-
-
-def test_a_node_that_comes_is_used_and_a_notice_saves_first(
-    nodes, undisturbed, make_config, tmp_path
-):
-    """A node comes, a node is announced to go away, and the run is told to stop: each time a
-    checkpoint of that very step is there before the workers are gone."""
-    config = make_config(
-        tmp_path / "run", "checkpoint.every_steps=1000", "scaling.num_workers=[1,2]",
-        "scaling.grow_every_s=1",
-    )  # fmt: skip
-    nodes.remove()
-    driver = drive(tmp_path, config, nodes.address)
-    assert reached(driver, 1), driver.log
-    nodes.add()
+    failures, killed_at = driver.log.count("the workers failed"), said(driver)
     assert driver.until(lambda: "there is room for more workers; going on from" in driver.log)
     assert driver.until(lambda: len(training_workers()) == 2), driver.log
+
     nodes.announce_removal(within_s=60)
     assert driver.until(lambda: "a node is about to go away; going on from" in driver.log)
     nodes.remove()
@@ -181,12 +162,14 @@ def test_a_node_that_comes_is_used_and_a_notice_saves_first(
     os.kill(driver.process.pid, signal.SIGTERM)
     assert driver.wait() == 130, driver.log
     assert "a checkpoint is saved first" in driver.log
-    assert "the workers failed" not in driver.log
+    assert driver.log.count("the workers failed") == failures
     assert saved < newest(config) < STEPS
+
     nodes.add()
     driver = drive(tmp_path, config, nodes.address)
     assert driver.wait() == 0, driver.log
-    assert {len(losses) for losses in curve(config).values()} == {1}, "a step was done twice"
+    again = [step for step, losses in curve(config).items() if len(losses) > 1]
+    assert max(again, default=0) <= killed_at, "a step that was saved was done again"
     assert_undisturbed(config, undisturbed)
 
 
