@@ -1,13 +1,15 @@
 """CAFT in plain PyTorch: model, losses, captions, metrics. Needs no cluster.
 `create_model` makes one, `load_model` reads one; `localize` and `hierarchy` show what it sees."""
 
-import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from caft.checkpoint import load_model
-from caft.localize import hierarchy, localize
-from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
-from caft.pictures import draw_panel
-from caft.reference import from_reference
+if TYPE_CHECKING:
+    from caft.checkpoint import load_model
+    from caft.localization import hierarchy, localize
+    from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
+    from caft.pictures import draw_panel
+    from caft.reference import from_reference
 
 __version__ = "0.1.0"
 
@@ -23,5 +25,21 @@ __all__ = [
     "localize",
 ]
 
-# `python -m caft.model describe` finds the module imported here, which is no mistake.
-warnings.filterwarnings("ignore", message="'caft.model' found in sys.modules")
+_MODULES = {
+    "CAFT": "model",
+    "ImageFeatures": "model",
+    "TextFeatures": "model",
+    "create_model": "model",
+    "draw_panel": "pictures",
+    "from_reference": "reference",
+    "hierarchy": "localization",
+    "load_model": "checkpoint",
+    "localize": "localization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: most processes of the pipelines need no PyTorch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'caft' has no attribute '{name}'")
+    return getattr(import_module(f"caft.{_MODULES[name]}"), name)

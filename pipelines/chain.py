@@ -21,8 +21,8 @@ from pipelines.config import StageConfig, command
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sweep.config import SweepConfig
-from pipelines.train.checkpoint_store import FINAL
 from pipelines.train.config import TrainConfig
+from pipelines.train.layout import FINAL
 
 StageName = Literal["data", "train", "evaluate", "sweep"]
 STAGES: tuple[StageName, ...] = get_args(StageName)

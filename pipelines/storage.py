@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -248,13 +249,16 @@ def delete_folder(path: str) -> None:
             fs.delete_dir(inner)
 
 
-def require_absolute(path: str, field: str) -> str:
-    """`path` made absolute; inside a Ray job a relative one is refused, because the job runs in
-    a temporary copy of the working directory and its outputs would vanish with it.
+def usable_path(path: str, field: str) -> str:
+    """`path` made absolute. What a stage can not use is refused here, before it starts.
 
     Raises:
-        ConfigError: a relative path inside a Ray job.
+        ConfigError: a relative path inside a Ray job, which runs in a temporary copy of the
+            working directory: its outputs would vanish with it.
+        StorageError: a path on an S3 endpoint where nobody answers. Later, in the middle of work,
+            it would be given minutes to come back.
     """
+    require_answer(path)
     if not is_local(path) or os.path.isabs(path.removeprefix("file://")):
         return path
     if os.environ.get("RAY_JOB_SUBMISSION_ID") or "runtime_resources" in os.getcwd():
@@ -262,6 +266,25 @@ def require_absolute(path: str, field: str) -> str:
             f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path"
         )
     return os.path.abspath(path)
+
+
+def require_answer(path: str) -> None:
+    """Raises StorageError where `path` is on an S3 endpoint at which nobody answers."""
+    if path.startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+        _connect_once(endpoint)
+
+
+@cache
+def _connect_once(endpoint: str) -> None:
+    parsed = urlparse(endpoint)
+    port = parsed.port or (443 if parsed.scheme == "https" else 80)
+    try:
+        socket.create_connection((parsed.hostname or "", port), S3_CONNECT_S).close()
+    except OSError as error:
+        raise StorageError(
+            f"AWS_ENDPOINT_URL {endpoint}: nobody answers there ({error.strerror or error}); start "
+            "the server or mend the address"
+        ) from None
 
 
 def check_space(path: str, needed_bytes: int) -> None:

@@ -5,19 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from caft.sfcn import open_sfcn
-from caft.superpixels import encode_superpixels
-from caft.transforms import eval_image
 from pipelines import storage
 from pipelines.data.chunk import CANDIDATE_REJECT_SCHEMA, CANDIDATE_SCHEMA, PLACE
-from pipelines.data.config import DataConfig, StoredSuperpixels
+from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.drops import drops_path
 from pipelines.data.layout import ROWS_PER_CHUNK, Chunk, Layout
@@ -25,7 +20,6 @@ from pipelines.data.reasons import REASONS
 from pipelines.data.write import ParquetSink, read_table
 
 REJECTS_ROW_GROUP = 10_000
-_network = cache(open_sfcn)  # a process writes many parts
 
 
 def group_chunks(
@@ -72,7 +66,7 @@ def write_files(
             places = table[PLACE.name].to_numpy()
             goes = np.isin(places, dropped[PLACE.name].to_numpy())
             for rows in _in_order(table, places, ~goes, config.row_group_rows):
-                part.extend(with_superpixels(rows, config.superpixels))
+                part.extend(as_stored(rows, config))
             entry = _write_rejects(chunk, _gone(table, goes, dropped), source, layout)
             rejects += [entry] if entry else []
     entries = {
@@ -152,12 +146,10 @@ def _write_rejects(
     }
 
 
-def with_superpixels(rows: pa.Table, config: StoredSuperpixels | None) -> pa.Table:
-    """Rows of the dataset with their label maps, if any are asked for."""
-    if config is None:
+def as_stored(rows: pa.Table, config: DataConfig) -> pa.Table:
+    """Rows of the dataset, with their label maps if any are asked for."""
+    if config.superpixels is None:
         return rows
-    images = [eval_image(data, config.image_size_px) for data in rows["image"].to_pylist()]
-    network = _network(config.segmenter) if config.segmenter.method == "sfcn" else None
-    maps = encode_superpixels(torch.stack(images), config.segmenter, config.map_size_px, network)
-    place = rows.schema.get_field_index("superpixels")
-    return rows.set_column(place, "superpixels", pa.array(maps, pa.binary()))
+    from pipelines.data.label_maps import with_superpixels  # and PyTorch, which others do without
+
+    return with_superpixels(rows, config.superpixels)

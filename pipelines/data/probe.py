@@ -33,7 +33,7 @@ from pipelines.data.decoder import Decoder
 from pipelines.data.decontamination import EvaluationHashes
 from pipelines.data.drops import INDEX_SCHEMA
 from pipelines.data.evaluation_images import hash_set
-from pipelines.data.finish import with_superpixels
+from pipelines.data.finish import as_stored
 from pipelines.data.plan import in_share
 from pipelines.data.sources import is_file, sample_rows
 from pipelines.data.write import ParquetSink, read_table
@@ -224,8 +224,7 @@ def _rewrite(candidates: Path, part: Path, config: DataConfig) -> float:
     table = read_table(str(candidates)).select(DATASET_SCHEMA.names)
     with ParquetSink(str(part), DATASET_SCHEMA, config.row_group_rows) as sink:
         for start in range(0, len(table), config.row_group_rows):
-            rows = table.slice(start, config.row_group_rows)
-            sink.extend(with_superpixels(rows, config.superpixels))
+            sink.extend(as_stored(table.slice(start, config.row_group_rows), config))
     assert sink.entry is not None
     images = sum(len(image) for image in table["image"].to_pylist())
     return float(sink.entry["bytes"] / images)

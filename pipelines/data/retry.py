@@ -46,7 +46,7 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
             retry for other reasons.
         DataError: no finished dataset, or no row to try again.
     """
-    path = storage.require_absolute(path, "dataset").rstrip("/")
+    path = storage.usable_path(path, "dataset").rstrip("/")
     dataset = open_dataset(path)
     config = _configuration(dataset, reasons, overrides)
     layout = Layout(path, dataset.manifest["generation"] + 1)

@@ -4,6 +4,7 @@ After the chunks, before duplicates; a chunk whose scores are written is not sco
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
@@ -14,8 +15,10 @@ from pipelines import storage
 from pipelines.data.config import SimilarityFilter
 from pipelines.data.drops import DROP_SCHEMA
 from pipelines.data.layout import ROWS_PER_CHUNK, Layout
-from pipelines.data.similarity import SimilarityScorer, dissimilar
 from pipelines.data.write import read_table, write_table
+
+if TYPE_CHECKING:
+    from pipelines.data.similarity import SimilarityScorer
 
 REASON = "low_similarity"
 
@@ -57,6 +60,8 @@ class ChunkScorer:
         return {"error": "", "message": ""}
 
     def _score(self, number: int) -> None:
+        from pipelines.data.similarity import SimilarityScorer, dissimilar  # and PyTorch, here only
+
         self._scorer = self._scorer or SimilarityScorer(self._config)
         candidates = read_table(self._layout.candidate(number)).sort_by("place")
         refused = []

@@ -49,8 +49,8 @@ def write_stats(path: str, page: str | None = None) -> str:
         DataError: no finished dataset, or one with missing or damaged parts.
         StorageError: a file that cannot be read, or the page that cannot be written.
     """
-    path = storage.require_absolute(path, "dataset").rstrip("/")
-    page = storage.join(path, PAGE) if page is None else storage.require_absolute(page, "--page")
+    path = storage.usable_path(path, "dataset").rstrip("/")
+    page = storage.join(path, PAGE) if page is None else storage.usable_path(page, "--page")
     dataset = open_dataset(path)
     missing = [key for key in ("counts", "sources", "config") if key not in dataset.manifest]
     if missing:

@@ -39,7 +39,7 @@ def verify(path: str) -> list[str]:
     Raises:
         DataError: there is no finished dataset.
     """
-    path = storage.require_absolute(path, "dataset").rstrip("/")
+    path = storage.usable_path(path, "dataset").rstrip("/")
     dataset = read_manifest(path)
     entries = [*dataset.files, *dataset.rejects]
     items = list(range(len(entries)))

@@ -63,7 +63,7 @@ def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
             file that is missing, malformed, or about other images.
         ConfigError: a relative path inside a Ray job.
     """
-    path = storage.require_absolute(config.dataset, f"{field}.dataset")
+    path = storage.usable_path(config.dataset, f"{field}.dataset")
     dataset = open_dataset(path)
     pieces: list[Piece] = []
     urls: list[str] = []
@@ -81,7 +81,7 @@ def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
     regions: Regions = {}
     fingerprint = dataset.fingerprint
     if config.regions is not None:
-        file = storage.require_absolute(config.regions, f"{field}.regions")
+        file = storage.usable_path(config.regions, f"{field}.regions")
         regions, digest = read_regions(file, set(urls))
         fingerprint = f"{fingerprint}+{digest}"
     return Benchmark(

@@ -11,7 +11,7 @@ from caft.checkpoint import MANIFEST
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter, is_path, open_adapter
-from pipelines.train.checkpoint_store import CHECKPOINTS, FINAL, STEP
+from pipelines.train.layout import CHECKPOINTS, FINAL, STEP
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _places(name: str) -> list[str]:
     """A checkpoint, or all finished ones of a training run's output, by step."""
     if not is_path(name):
         return [name]
-    path = storage.require_absolute(name, "checkpoint").rstrip("/")
+    path = storage.usable_path(name, "checkpoint").rstrip("/")
     folder = storage.join(path, CHECKPOINTS)
     steps = [step for step in storage.list_folders(folder) if step.startswith(STEP)]
     if not steps:

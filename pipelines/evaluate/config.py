@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 from caft.config import Config
 from pipelines import storage
 from pipelines.config import StageConfig
-from pipelines.evaluate.controls import ControlsConfig
 
 
 class BenchmarkConfig(Config):
@@ -112,6 +111,38 @@ class ReportConfig(Config):
     retrievals: int = Field(
         3, ge=0, le=64, description="most confident mistakes, of captions and of images alike"
     )
+
+
+class ControlsConfig(Config):
+    """Which variants of the captions are scored too. Those of the order take no numbers: a model
+    that reads the first sentence alone loses much when it is dropped or moved."""
+
+    order: bool = Field(
+        False, description="first sentence dropped, first sentence moved last, all shuffled"
+    )
+    noisy_shares: tuple[float, ...] = Field(
+        (), description="shares of a caption's sentences replaced by other images' sentences"
+    )
+    first_sentences: tuple[int, ...] = Field((), description="sentences that captions are cut to")
+    first_tokens: tuple[int, ...] = Field(
+        (), description="tokens of CLIP that captions are cut to, in whole words"
+    )
+
+    @field_validator("noisy_shares")
+    @classmethod
+    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        for share in shares:
+            if not 0 < share <= 1:
+                raise ValueError(f"a share lies above 0 and up to 1, not {share}")
+        return shares
+
+    @field_validator("first_sentences", "first_tokens")
+    @classmethod
+    def _lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        for length in lengths:
+            if length < 1:
+                raise ValueError(f"a length is at least 1, not {length}")
+        return lengths
 
 
 class EvaluateConfig(StageConfig):

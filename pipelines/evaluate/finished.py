@@ -36,7 +36,7 @@ def find_evaluations(name: str, tracking: TrackingConfig) -> list[Evaluated]:
     """
     if RUN_ID.fullmatch(name) and not storage.exists(name):
         return _of_run(name, tracking)
-    path = storage.require_absolute(name, "compare").rstrip("/")
+    path = storage.usable_path(name, "compare").rstrip("/")
     if storage.exists(storage.join(path, METRICS)):
         return [read_output(path)]
     folders = [storage.join(path, folder) for folder in storage.list_folders(path)]

@@ -90,9 +90,9 @@ def run(config: EvaluateConfig) -> None:
         StorageError: the output cannot be written.
     """
     checkpoints = open_checkpoints(config.checkpoints)
-    output = storage.require_absolute(config.output, "output").rstrip("/")
+    output = storage.usable_path(config.output, "output").rstrip("/")
     beside = storage.join(output.rpartition("/")[0], FEATURES)
-    features = storage.require_absolute(config.features or beside, "features")
+    features = storage.usable_path(config.features or beside, "features")
     config = config.model_copy(update={"output": output, "features": features})
     benchmarks = _open_all(config)
     evaluations = [

@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
 
     def call() -> int:
         config = load_config(SweepConfig, args.config, args.overrides)
-        output = storage.require_absolute(config.output, "output").rstrip("/")
+        output = storage.usable_path(config.output, "output").rstrip("/")
         config = config.model_copy(update={"output": output})
         if args.print_config:
             print(to_yaml(config), end="")

@@ -12,7 +12,8 @@ from pipelines import storage
 from pipelines.config import TrackingConfig
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point, Setting
-from pipelines.train.checkpoint_store import FINAL, CheckpointStore
+from pipelines.train.checkpoint_store import CheckpointStore
+from pipelines.train.layout import FINAL
 
 TRAIN_RESULT, EVALUATE_RESULT = "train.json", "metrics.json"
 

@@ -20,12 +20,13 @@ from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
-from pipelines.train.checkpoint_store import FINAL, CheckpointStore
+from pipelines.train.checkpoint_store import CheckpointStore
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import resolve_deepspeed
 from pipelines.train.engine import check_settings
 from pipelines.train.held_out import open_held_out
 from pipelines.train.ingest import index_row_groups
+from pipelines.train.layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import cooldown_steps
@@ -34,7 +35,6 @@ from pipelines.train.subset import open_subset
 
 # Ray Train would print what workers print a second time.
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-RUN, RESULT, CONFIG_COPY = "run.json", "train.json", "train.yaml"
 # What may differ when a run is taken up again: it changes the speed, not the result.
 FREE_FIELDS = dict.fromkeys(
     (
@@ -71,7 +71,7 @@ def run(config: TrainConfig) -> None:
     if model.image.superpixels.method == "sfcn":
         read_sfcn_weights(model.image.superpixels)  # missing ones are known before Ray starts
     dataset = open_dataset(config.dataset)
-    output = storage.require_absolute(config.output, "output").rstrip("/")
+    output = storage.usable_path(config.output, "output").rstrip("/")
     config = config.model_copy(update={"output": output})
     final = storage.join(output, FINAL)
     identity = _identity(config, model.model_dump_json(), dataset.fingerprint)

@@ -16,8 +16,7 @@ from caft.config import ModelConfig, load_config
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.train.config import CheckpointConfig
-
-CHECKPOINTS, FINAL, STEP = "checkpoints", "final", "step-"
+from pipelines.train.layout import CHECKPOINTS, STEP
 
 
 class CheckpointStore:

@@ -51,7 +51,7 @@ def open_held_out(config: TrainConfig) -> HeldOutSet | None:
         return None
     path = config.dataset
     if evaluation.dataset is not None:
-        path = storage.require_absolute(evaluation.dataset, "evaluation.dataset")
+        path = storage.usable_path(evaluation.dataset, "evaluation.dataset")
     groups = index_row_groups(open_dataset(path), evaluation.split, "evaluation.split")
     pieces, rows = [], 0
     for group in groups:

@@ -32,7 +32,7 @@ def check_start(
     start = config.start_from
     if start is None:
         return config
-    path = storage.require_absolute(start.checkpoint, "start_from.checkpoint")
+    path = storage.usable_path(start.checkpoint, "start_from.checkpoint")
     with storage.opened(path) as local:
         require_same_model(caft.load_model(local).config, model, path)
         manifest = read_manifest(local, verify=True) if (local / MANIFEST).exists() else {}

@@ -13,15 +13,15 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
-from sweep_support import study_config
+from sweep_support import study_config, tiny_models
 
 pytestmark = pytest.mark.timeout(900)
 TARGET = "loss/whole"
 
 
 def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path):
-    """Two sizes at two lengths; the second command ends the processes that the first one left,
-    and repeats no job that was done."""
+    """A model at three lengths; the second command ends the processes that the first one left, and
+    repeats no job that was done."""
     config = study_config(
         tmp_path,
         train_set=[
@@ -30,7 +30,8 @@ def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path)
             "log_every_steps=2",
         ],
         evaluate_set=[f"benchmarks=[{{name: s, dataset: {dataset_folder}, split: test_scenes}}]"],
-        samples_seen=[160, 320], targets=[TARGET, "1-s/whole_t2i_r1"], cooldown_fraction=0.3,
+        families={"tiny": {"one": tiny_models()["one"]}}, samples_seen=[160, 240, 320],
+        targets=[TARGET, "1-s/whole_t2i_r1"], cooldown_fraction=0.3,
         fit={"forms": ["power"], "bins": 0, "replicates": 50},
         tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db", "spool": str(tmp_path / "spool")},
         progress_every_s=1.0,
@@ -52,15 +53,15 @@ def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path)
     finished = {name: (state / f"{name}.json").read_text() for name in done_in(state)}
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert len(done_in(state)) == 2 * (1 + 2 * 2)
+    assert len(done_in(state)) == 1 + 2 * 3
     for name, before in finished.items():
         assert (state / f"{name}.json").read_text() == before, "a job that was done ran again"
 
     assert processes_of(config) == [], "left behind"
-    assert "4 of 4 points are done" in second.stdout
+    assert "3 of 3 points are done" in second.stdout
     with Path(config.output, "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["samples"]) for row in rows] == [160, 320] * 2
+    assert [int(row["samples"]) for row in rows] == [160, 240, 320]
     assert all(float(row[TARGET]) > 0 for row in rows)
     assert (Path(config.output) / "fit" / "fit.html").stat().st_size > 1000
     assert_runs_in_mlflow(config)
@@ -86,9 +87,9 @@ def assert_runs_in_mlflow(config) -> None:
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
     points = [run for run in children if run.data.tags["stage"] == "point"]
-    assert len(points) == 4
+    assert len(points) == 3
     for run in points:
-        assert run.data.tags["size"] in ("one", "two")
+        assert run.data.tags["size"] == "one"
         history = client.get_metric_history(run.info.run_id, TARGET)
         assert [metric.step for metric in history] == [int(run.data.params["samples"])]
     assert {run.data.tags["stage"] for run in children} == {"point", "train", "evaluate"}

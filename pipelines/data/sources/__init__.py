@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from caft.errors import DataError
+from pipelines import storage
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
 from pipelines.data.sources.columns import DREAMLIP_CAPTION_COLUMNS, DREAMLIP_URL_COLUMN
@@ -51,7 +52,9 @@ def check_source(source: SourceConfig) -> None:
     Raises:
         DataError: a file that is missing, empty, corrupt, of an unknown kind or not readable; a
             column that is not there; a quote that is not closed, as far as the first rows show.
+        StorageError: nobody answers where it lies.
     """
+    storage.require_answer(source.path)
     kind = detect_kind(source)
     if kind not in ("table", "cc3m", "cc12m") and source.url_column is not None:
         raise DataError(f"{source.path}: url_column is set, but a {kind} has no columns of URLs")

@@ -78,8 +78,8 @@ def take_stock(config: PublishedConfig, field: str) -> Stock:
         raise ConfigError(
             f"{field}.split: {config.set} has no '{split}'; there are {', '.join(known.splits)}"
         )
-    root = storage.require_absolute(config.root, f"{field}.root")
-    folders = [storage.require_absolute(path, f"{field}.images") for path in config.images]
+    root = storage.usable_path(config.root, f"{field}.root")
+    folders = [storage.usable_path(path, f"{field}.images") for path in config.images]
     folders = folders or [storage.join(root, name) if name else root for name in known.images]
     try:
         return _found(known, split, SetFolder(root), folders)
