@@ -16,7 +16,7 @@ demo: $(STAMP)  ## data -> train -> evaluate on a local Ray cluster, with a repo
 	$(BIN)/python -m pipelines.demo up
 
 test: lint  ## linter, types and the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(STAMP)  ## linter, formatter and type checker
 	$(BIN)/ruff check .

@@ -33,6 +33,28 @@ settings.register_profile("repository", deadline=None)
 settings.load_profile("repository")
 
 
+# Files that take minutes: first, so that none is left alone at the end.
+LONGEST = (
+    "test_study", "test_failures", "test_hosts", "test_submit", "test_recovery",
+)  # fmt: skip
+# Files that share what takes long to make: on one process.
+TOGETHER = {"test_telemetry": "watched run", "test_held_out": "watched run"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In what order files start, and on which process (`--dist loadgroup`) their tests run."""
+
+    def place(item: pytest.Item) -> tuple[int, str]:
+        name = item.path.stem
+        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return rank, TOGETHER.get(name, "")
+
+    items.sort(key=place)
+    for item in items:
+        group = TOGETHER.get(item.path.stem, str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @dataclass
 class Sample:
     folder: Path
