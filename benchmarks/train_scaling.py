@@ -4,7 +4,7 @@ A bare PyTorch loop (batches from memory, or decoded by a DataLoader from the sa
 with DeepSpeed, and the full stage on one worker, on two with twice the batch (weak scaling) and on
 two with the same batch (strong scaling). Each lives in a process of its own, is warm before it is
 measured, and takes its turn. A worker has one thread. Two bare loops at once, which exchange
-nothing, show what the machine itself gives for a second core.
+nothing, show what a second core of this machine gives at best, with and without decoding on it.
 
     python benchmarks/train_scaling.py [--steps 40 --rounds 3]
     python benchmarks/train_scaling.py --device cuda --model caft_b --batch 256 --workers 1
@@ -28,29 +28,35 @@ from train_loops import SAVE_EVERY, BareLoop, DeepSpeedLoop, Settings, Spent, St
 
 from caft.config import load_model_config
 
-BARE, TWICE, STAGE, WEAK, STRONG = (
+BARE, FILES, TWICE, TWICE_FILES, STAGE, WEAK, STRONG = (
     "bare PyTorch, memory",
+    "bare PyTorch, DataLoader",
     "bare PyTorch, memory, two at once",
+    "bare PyTorch, DataLoader, two at once",
     "train stage",
     "train stage, 2 workers, batch x 2",
     "train stage, 2 workers, same batch",
 )
 LOOPS: dict[str, Callable[[Settings], Callable[..., Spent]]] = {
     "memory": lambda settings: BareLoop(settings, from_files=False),
-    "memory too": lambda settings: BareLoop(settings, from_files=False),
     "files": lambda settings: BareLoop(settings, from_files=True),
+    "memory too": lambda settings: BareLoop(settings, from_files=False),
+    "files too": lambda settings: BareLoop(settings, from_files=True),
     "deepspeed": DeepSpeedLoop,
     "stage": Stage,
 }
 SIDES: dict[str, tuple[str, tuple[int, ...]]] = {  # loop, and of a stage: workers, times the batch
     BARE: ("memory", ()),
+    FILES: ("files", ()),
     TWICE: ("memory too", ()),
-    "bare PyTorch, DataLoader": ("files", ()),
+    TWICE_FILES: ("files too", ()),
     "DeepSpeed, memory": ("deepspeed", ()),
     STAGE: ("stage", (1, 1)),
     WEAK: ("stage", (2, 2)),
     STRONG: ("stage", (2, 1)),
 }
+BESIDE = {TWICE: "memory", TWICE_FILES: "files"}  # the loop that runs at the same time
+ON_TWO_CORES = (*BESIDE, WEAK, STRONG)
 WARM_STEPS, PROBE_BATCH, STEP_S = 5, 16, 0.2
 TARGETS = {"overhead": 0.05, "speed-up": 1.8, "waiting": 0.03}
 
@@ -65,7 +71,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=2048)
     parser.add_argument("--workers", type=int, default=2, choices=[1, 2], help="most of them")
     args = parser.parse_args()
-    sides = [name for name in SIDES if args.workers == 2 or name not in (TWICE, WEAK, STRONG)]
+    sides = [name for name in SIDES if args.workers == 2 or name not in ON_TWO_CORES]
     with tempfile.TemporaryDirectory(prefix="caft-scaling-") as folder:
         precision = "bfloat16" if args.device == "cuda" else "float32"
         cpus = max(4, len(os.sched_getaffinity(0)))
@@ -88,11 +94,12 @@ def measure(
     for _ in range(rounds):
         for name in sides:
             loop, options = SIDES[name]
-            if name == TWICE:
-                loops["memory"].send((steps,))
+            beside = loops[BESIDE[name]] if name in BESIDE else None
+            if beside:
+                beside.send((steps,))
             spent[name].append(asked(loops[loop], steps, *options))
-            if name == TWICE:
-                loops["memory"].recv()
+            if beside:
+                beside.recv()
     for connection in loops.values():
         connection.send(())
     return spent
@@ -139,7 +146,7 @@ def report(spent: dict[str, list[Spent]], args: argparse.Namespace) -> None:
     for name in spent:
         seconds = median(name, "step_s")
         rate = batches(name) * args.batch / seconds
-        over = f"{seconds / bare - 1:+.1%}" if name not in (TWICE, WEAK, STRONG) else ""
+        over = f"{seconds / bare - 1:+.1%}" if name not in ON_TWO_CORES else ""
         print(
             f"| {name} | {1000 * seconds:,.1f} | {over} | {rate:,.0f} "
             f"| {median(name, 'waiting'):.1%} |"
@@ -150,9 +157,10 @@ def report(spent: dict[str, list[Spent]], args: argparse.Namespace) -> None:
         f"ms each): {whole / bare - 1:+.1%} (target: at most {TARGETS['overhead']:.0%}); waiting "
         f"for data {median(STAGE, 'waiting'):.1%} (at most {TARGETS['waiting']:.0%})"
     )
-    if TWICE in spent:
-        faster = 2 * bare / median(TWICE, "step_s")
-        print(f"two bare loops at once: {faster:.2f} times the images/s of one")
+    for name, alone in ((TWICE, BARE), (TWICE_FILES, FILES)):
+        if name in spent:
+            faster = 2 * median(alone, "step_s") / median(name, "step_s")
+            print(f"{name}: {faster:.2f} times the images/s of one")
     for name, what in ((WEAK, "weak"), (STRONG, "strong")):
         if name in spent:
             faster = batches(name) * median(STAGE, "step_s") / median(name, "step_s")
@@ -164,7 +172,7 @@ def report(spent: dict[str, list[Spent]], args: argparse.Namespace) -> None:
 
 def batches(side: str) -> int:
     """How many times the batch of the bare loop a side takes in one step."""
-    return 2 if side == TWICE else SIDES[side][1][-1] if SIDES[side][1] else 1
+    return 2 if side in BESIDE else SIDES[side][1][-1] if SIDES[side][1] else 1
 
 
 if __name__ == "__main__":
