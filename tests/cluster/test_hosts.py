@@ -3,25 +3,18 @@ evaluate as one chain, a machine lost in each stage, and one cut off the network
 
 import logging
 import re
-import shutil
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
-from hosts import Host, Hosts, require_namespaces
+from chain_support import LISTS, Job, answers, wait_for, write_chain
+from hosts import Hosts, require_namespaces
 from mlflow import MlflowClient
 from mlflow_support import free_port, start_server
 from moto.server import ThreadedMotoServer
 from postgres_support import PostgreSQL, postgresql_programs
 from stage_support import S3_BUCKET, keys_of, s3_environment
-from tests_support import tiny_config
 
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
@@ -29,53 +22,8 @@ from pipelines.demo.sample import write_sample
 from pipelines.demo.server import SampleHandler, SampleServer
 
 pytestmark = pytest.mark.timeout(900)
-REPOSITORY = Path(__file__).parents[2]
 CUT_S = 60.0
-PATIENCE_S = 240.0
-LISTS = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
 LISTS_AT, RUNS_AT = f"s3://{S3_BUCKET}/lists", f"s3://{S3_BUCKET}/runs"
-STEP = re.compile(r"\btrain (\d+)/")
-
-
-class Job:
-    """`python -m pipelines.submit chain` and what it prints."""
-
-    def __init__(self, folder: Path, hosts: Hosts, variables: dict[str, str]) -> None:
-        self._log = folder / "job.log"
-        command = [sys.executable, "-m", "pipelines.submit", "chain", "chain.yaml"]
-        with open(self._log, "wb") as stream:
-            self._process = subprocess.Popen(
-                [*command, "--cluster", hosts.dashboard], cwd=folder / "work", stdout=stream,
-                env=hosts.environment | variables | {"PYTHONPATH": str(REPOSITORY)},
-                stderr=subprocess.STDOUT,
-            )  # fmt: skip
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    @property
-    def step(self) -> int:
-        """The step of training that was said last."""
-        return int([0, *STEP.findall(self.log)][-1])
-
-    def until(self, happened: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not happened():
-            assert self._process.poll() is None, self.log[-20_000:]
-            assert time.monotonic() < deadline, self.log[-20_000:]
-            time.sleep(0.1)
-
-    def busy(self, hosts: list[Host], word: str) -> Host:
-        """The last of `hosts` with a Ray worker whose title holds `word`, once there is one."""
-        self.until(lambda: any(host.runs(word) for host in hosts))
-        return [host for host in hosts if host.runs(word)][-1]
-
-    def wait(self) -> int:
-        return self._process.wait(PATIENCE_S)
-
-    def kill(self) -> None:
-        self._process.kill()
 
 
 @pytest.fixture
@@ -137,25 +85,7 @@ def lists(hosts, bucket, tmp_path) -> str:
 def work(hosts, lists, tmp_path) -> Path:
     """A working directory with a chain of stages in it."""
     folder = tmp_path / "work"
-    folder.mkdir()
-    for stage in ("data", "train", "evaluate"):
-        shutil.copy(REPOSITORY / "configs" / stage / "demo.yaml", folder / f"{stage}.yaml")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_config().model_dump(mode="json")))
-    data = [f"sources.{n}.path={lists}/{name}.csv" for n, name in enumerate(LISTS)]
-    data += [f"output={RUNS_AT}/data", "chunk_rows=12", "row_group_rows=16", "download.retries=0"]
-    data += [f"download.allow_private_hosts=[{hosts.address}]"]
-    train = [
-        f"output={RUNS_AT}/train", "model=tiny.yaml", "epochs=4", "global_batch=8", "block_size=4",
-        "batch_norm_images=4", "ingest.window_steps=3", "log_every_steps=1",
-        "progress_every_s=0.01", "checkpoint.every_steps=5", "optimizer.warmup_steps=5",
-        "scaling.num_workers=[1,2]", "scaling.cpus_per_worker=2", "scaling.grow_every_s=1",
-    ]  # fmt: skip
-    scenes = f"{{name: scenes, dataset: {RUNS_AT}/data, split: test_scenes}}"
-    evaluate = [f"output={RUNS_AT}/evaluate", f"benchmarks=[{scenes}]", "concurrency=2"]
-    evaluate += ["batch_size=1"]
-    steps = {"data": data, "train": train, "evaluate": evaluate}
-    chain = [{"stage": s, "config": f"{s}.yaml", "set": o} for s, o in steps.items()]
-    (folder / "chain.yaml").write_text(yaml.safe_dump({"stages": chain}))
+    write_chain(folder, lists, hosts.address, RUNS_AT)
     return folder
 
 
@@ -167,7 +97,7 @@ def test_a_chain_outlives_lost_machines_and_a_cut_cable(
     wait_for(lambda: answers(hosts.dashboard))
     for host in (one, two):
         hosts.start(host, bucket, cpus=2)
-    job = Job(tmp_path, hosts, bucket | {"MLFLOW_TRACKING_URI": tracking})
+    job = Job(work, hosts, bucket | {"MLFLOW_TRACKING_URI": tracking})
     try:
         lost = job.busy([one, two], "ray::Map(")
         lost.kill()
@@ -221,18 +151,3 @@ def assert_all_there(job: Job, tracking: str) -> None:
     for stage, file in (("data", "stats.html"), ("evaluate", "report.html")):
         artifacts = {entry.path for entry in client.list_artifacts(runs[stage].info.run_id)}
         assert file in artifacts
-
-
-def answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(f"{address}/api/version", timeout=2)
-    except OSError as error:
-        return isinstance(error, urllib.error.HTTPError)  # such as: who are you?
-    return True
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)

@@ -11,7 +11,6 @@ from glob import glob
 import psutil
 import pytest
 import ray
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from PIL import Image
 from scripted_server import body, serving
 from stage_support import (
@@ -28,8 +27,8 @@ from stage_support import (
     small_config,
     write_list,
 )
+from throttled_s3 import Throttled
 from werkzeug.serving import make_server
-from werkzeug.wsgi import get_input_stream
 
 from caft.errors import ClusterError, StorageError
 from pipelines import storage
@@ -62,32 +61,6 @@ def undisturbed(ray_cluster, source, tmp_path_factory) -> str:
 @pytest.fixture
 def address(ray_cluster):
     return ray.get_runtime_context().gcs_address
-
-
-class Throttled:
-    """An S3 server in whose front every so many requests are turned away."""
-
-    def __init__(self) -> None:
-        self._app = DomainDispatcherApplication(create_backend_app)
-        self._lock = threading.Lock()
-        self.count = self.refused = 0
-        self.refuse_every: int | None = None
-
-    def __call__(self, environ, start_response):
-        with self._lock:
-            self.count += 1
-            refuse = self.refuse_every and self.count % self.refuse_every == 0
-            self.refused += bool(refuse)
-        if not refuse:
-            return self._app(environ, start_response)
-        get_input_stream(environ).read()
-        slow_down = self.refused % 2
-        code = "SlowDown" if slow_down else "InternalError"
-        start_response(
-            "503 Slow Down" if slow_down else "500 Internal Server Error",
-            [("Content-Type", "application/xml")],
-        )
-        return [f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode()]
 
 
 @pytest.fixture

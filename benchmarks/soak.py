@@ -1,0 +1,305 @@
+"""An hour of small jobs on three machines on which something fails all the time, and the ledger.
+
+Machines are network namespaces (Linux, root, iproute2) with an S3 server, a tracking server on
+PostgreSQL (SQLite where it is not installed) and a web server of images beside them. A job is the
+chain data -> train -> evaluate, submitted again where it failed, as a user would. While it runs,
+every 10 to 30 seconds a Ray worker is killed, a machine, or the tracking server, or S3 refuses
+every third request for a while. The first job is left alone: what the others leave must equal it.
+
+    PYTHONPATH=tests:tests/fixtures python benchmarks/soak.py [--minutes 60 --seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import boto3
+import psutil
+from chain_support import LISTS, Job, answers, wait_for, write_chain
+from hosts import Host, Hosts
+from mlflow import MlflowClient
+from mlflow_support import free_port, start_server
+from postgres_support import PostgreSQL, postgresql_programs
+from stage_support import S3_BUCKET, keys_of
+from throttled_s3 import Throttled
+from werkzeug.serving import make_server
+
+from pipelines import storage
+from pipelines.data.dataset import open_dataset
+from pipelines.demo.sample import write_sample
+from pipelines.demo.server import SampleHandler, SampleServer
+
+PAUSE_S, DOWN_S = (10.0, 30.0), 8.0  # between disturbances; how long one lasts
+TRIES, JOB_S = 5, 900.0
+SAME_LOSS = 1e-4  # relative
+MIB = 2**20
+SERVICES = ("gcs_server", "raylet", "dashboard")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="caft-soak-") as folder, world(Path(folder)) as here:
+        ends = time.monotonic() + 60 * args.minutes
+        chance = random.Random(args.seed)
+        rounds = [here.round(0, None)]
+        print(HEADER, flush=True)
+        while time.monotonic() < ends:
+            rounds.append(here.round(len(rounds), chance))
+            print(line(rounds[-1], rounds[0]), flush=True)
+        report(rounds, args.minutes)
+
+
+@dataclass
+class Round:
+    """What one job left."""
+
+    number: int
+    seconds: float
+    submitted: int
+    disturbed: Counter[str]
+    input_rows: int
+    counted_rows: int  # kept or rejected
+    keys: list[str]
+    losses: dict[int, list[float]]  # by step
+    processes: int  # of the job, ten seconds after it
+    services_mib: float  # of the head's Ray processes
+
+
+@dataclass
+class World:
+    """Three machines and what stands beside them."""
+
+    folder: Path
+    hosts: Hosts
+    front: Throttled
+    variables: dict[str, str]
+    lists: str
+    database: str | None
+    port: int
+    tracking: subprocess.Popen[bytes] | None = None
+    disturbed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def tracking_address(self) -> str:
+        return f"http://{self.hosts.address}:{self.port}"
+
+    def start_tracking(self) -> None:
+        self.tracking = start_server(
+            self.folder, self.port, f"--allowed-hosts={self.hosts.address}:{self.port},localhost:*",
+            host=self.hosts.address, database=self.database,
+            artifacts=f"s3://{S3_BUCKET}/artifacts",
+        )  # fmt: skip
+
+    def stop_tracking(self) -> None:
+        """At once, its workers too."""
+        if self.tracking is not None:
+            for process in psutil.Process(self.tracking.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.tracking.kill()
+            self.tracking.wait()
+
+    def start(self, host: Host) -> None:
+        self.hosts.start(host, self.variables, cpus=1 if host is self.hosts.hosts[0] else 2)
+
+    def round(self, number: int, chance: random.Random | None) -> Round:
+        """One chain from its first submission until it is done."""
+        outputs = f"s3://{S3_BUCKET}/run-{number}"
+        folder = self.folder / f"run-{number}"
+        write_chain(folder, self.lists, self.hosts.address, outputs)
+        over, started, self.disturbed = threading.Event(), time.monotonic(), Counter()
+        killer = threading.Thread(target=self._disturb, args=(over, chance))
+        if chance is not None:
+            killer.start()
+        submitted, code = 0, -1
+        while code != 0 and submitted < TRIES:
+            tracking = {"MLFLOW_TRACKING_URI": self.tracking_address}
+            job = Job(folder, self.hosts, self.variables | tracking)
+            submitted, code = submitted + 1, job.wait(JOB_S)
+        over.set()
+        if chance is not None:
+            killer.join()
+        if code != 0:
+            raise SystemExit(f"run {number} failed {TRIES} times:\n{job.log[-5000:]}")
+        seconds = time.monotonic() - started
+        time.sleep(10)  # workers that were let go end in this time
+        counts = open_dataset(f"{outputs}/data").manifest["counts"]
+        counted = counts["kept"] + sum(counts["rejected"].values())
+        return Round(
+            number, seconds, submitted, self.disturbed, counts["input_rows"], counted,
+            keys_of(f"{outputs}/data"), self._losses(f"{outputs}/train"), self._processes(),
+            self._services_mib(),
+        )  # fmt: skip
+
+    def _disturb(self, over: threading.Event, chance: random.Random) -> None:
+        kinds = {
+            "worker": self._kill_worker,
+            "machine": self._kill_machine,
+            "tracking": self._interrupt_tracking,
+            "S3": self._refuse_requests,
+        }
+        while not over.wait(chance.uniform(*PAUSE_S)):
+            name = chance.choice(list(kinds))
+            self.disturbed[name] += bool(kinds[name](chance))
+
+    def _kill_worker(self, chance: random.Random) -> bool:
+        found = [p for host in self.hosts.hosts[1:] for p in host.processes if _works(p)]
+        if found:
+            with suppress(psutil.NoSuchProcess):
+                chance.choice(found).kill()
+        return bool(found)
+
+    def _kill_machine(self, chance: random.Random) -> bool:
+        host = chance.choice(self.hosts.hosts[1:])
+        host.kill()
+        time.sleep(DOWN_S)
+        self.start(host)
+        return True
+
+    def _interrupt_tracking(self, _: random.Random) -> bool:
+        self.stop_tracking()
+        time.sleep(DOWN_S)
+        self.start_tracking()
+        return True
+
+    def _refuse_requests(self, _: random.Random) -> bool:
+        self.front.refuse_every = 3
+        time.sleep(DOWN_S)
+        self.front.refuse_every = None
+        return True
+
+    def _losses(self, output: str) -> dict[int, list[float]]:
+        run_id = storage.read_json(f"{output}/run.json")["run_id"]
+        losses: dict[int, list[float]] = {}
+        client = MlflowClient(self.tracking_address)
+        for metric in client.get_metric_history(run_id, "loss/total"):
+            losses.setdefault(metric.step, []).append(metric.value)
+        return losses
+
+    def _processes(self) -> int:
+        return sum(_works(process) for host in self.hosts.hosts for process in host.processes)
+
+    def _services_mib(self) -> float:
+        total = 0
+        for process in self.hosts.hosts[0].processes:
+            with suppress(psutil.NoSuchProcess):
+                if any(name in " ".join(process.cmdline()[:4]) for name in SERVICES):
+                    total += process.memory_info().rss
+        return total / MIB
+
+
+def _works(process: psutil.Process) -> bool:
+    """Whether it is a job's: not a service of Ray's, nor a worker that Ray keeps ready."""
+    with suppress(psutil.NoSuchProcess):
+        line = " ".join(process.cmdline())
+        spare = "IDLE" in line or "Agent" in line
+        return "-m pipelines." in line or (line.startswith("ray::") and not spare)
+    return False
+
+
+@contextmanager
+def world(folder: Path) -> Iterator[World]:
+    """All machines and servers, and none of them afterwards."""
+    with ExitStack() as stack:
+        hosts = Hosts(folder, ("head", "one", "two"))
+        stack.callback(hosts.close)
+        front = Throttled()
+        s3 = make_server(hosts.address, 0, front, threaded=True)
+        threading.Thread(target=s3.serve_forever, daemon=True).start()
+        stack.callback(s3.shutdown)
+        variables = {
+            "AWS_ENDPOINT_URL": f"http://{hosts.address}:{s3.port}", "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        os.environ.update(variables)
+        boto3.client("s3").create_bucket(Bucket=S3_BUCKET)
+        sample, lists = folder / "sample", f"s3://{S3_BUCKET}/lists"
+        handler = partial(SampleHandler, directory=str(sample))
+        images = SampleServer((hosts.address, 0), handler)
+        threading.Thread(target=images.serve_forever, daemon=True).start()
+        stack.callback(images.shutdown)
+        write_sample(sample, f"http://{hosts.address}:{images.server_port}", 96, 24)
+        for name in LISTS:
+            storage.upload(sample / f"{name}.csv", f"{lists}/{name}.csv")
+        programs = postgresql_programs()
+        database = PostgreSQL(programs) if programs else None
+        if database:
+            stack.callback(database.stop)
+        here = World(folder, hosts, front, variables, lists, database and database.url, free_port())
+        here.start_tracking()
+        stack.callback(here.stop_tracking)
+        here.start(hosts.hosts[0])
+        wait_for(lambda: answers(hosts.dashboard))
+        for host in hosts.hosts[1:]:
+            here.start(host)
+        yield here
+
+
+HEADER = (
+    "| job | seconds | submitted | disturbed by | rows lost | rows twice | steps missing "
+    "| steps of other samples | processes left | Ray's services, MiB |\n" + "|---" * 10 + "|"
+)
+
+
+def line(one: Round, undisturbed: Round) -> str:
+    kinds = ", ".join(f"{name} {times}" for name, times in sorted(one.disturbed.items()))
+    return (
+        f"| {one.number} | {one.seconds:,.0f} | {one.submitted} | {kinds} "
+        f"| {lost(one, undisturbed)} | {len(one.keys) - len(set(one.keys))} "
+        f"| {len(undisturbed.losses.keys() - one.losses.keys())} "
+        f"| {others(one, undisturbed)} | {one.processes} | {one.services_mib:,.0f} |"
+    )
+
+
+def lost(one: Round, undisturbed: Round) -> int:
+    """Rows that are neither kept nor rejected, or were kept by the undisturbed job alone."""
+    return one.input_rows - one.counted_rows + len(set(undisturbed.keys) - set(one.keys))
+
+
+def others(one: Round, undisturbed: Round) -> int:
+    """Steps whose loss is another one: they were made of other samples, or at another state."""
+    expected = {step: values[0] for step, values in undisturbed.losses.items()}
+    return sum(
+        any(abs(value / expected[step] - 1) > SAME_LOSS for value in values)
+        for step, values in one.losses.items()
+        if step in expected
+    )
+
+
+def report(rounds: list[Round], minutes: float) -> None:
+    undisturbed, rest = rounds[0], rounds[1:]
+    kinds: Counter[str] = sum((one.disturbed for one in rest), Counter())
+    rows = sum(one.input_rows for one in rest)
+    samples = sum(len(one.losses) for one in rest)
+    print(
+        f"\nIn {minutes:g} minutes {len(rest)} jobs, submitted {sum(o.submitted for o in rest)} "
+        f"times, were disturbed {sum(kinds.values())} times "
+        f"({', '.join(f'{name} {times}' for name, times in sorted(kinds.items()))}). Of {rows:,} "
+        f"rows {sum(lost(one, undisturbed) for one in rest)} were lost; of {samples:,} steps "
+        f"{sum(others(one, undisturbed) for one in rest)} saw other samples than the undisturbed "
+        f"job's; {rest[-1].processes if rest else 0} processes were left in the end. Undisturbed, "
+        f"a job takes {undisturbed.seconds:,.0f} s."
+    )
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()
