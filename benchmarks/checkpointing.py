@@ -4,7 +4,7 @@ One worker trains on one thread. Beside training, a step waits for a copy in hos
 thread writes that while steps go on; the cost is what all of it adds to the steps' own time. The
 share is of the time between checkpoints at the default interval.
 
-    python benchmarks/checkpointing.py [--models caft_xs caft_b --rounds 5]
+    python benchmarks/checkpointing.py [--models caft_xs caft_b --rounds 3]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from caft.config import load_model_config
 from pipelines.train.checkpoint_store import CheckpointStore, publish
 from pipelines.train.config import CheckpointConfig
 
-BATCHES = {"caft_xs": 32, "caft_b": 8}
+BATCHES = {"caft_xs": 32, "caft_b": 4}
 SCENES, MIB = 512, 2**20
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(BATCHES), choices=list(BATCHES))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     print(
         f"{len(os.sched_getaffinity(0))} cores; median of {args.rounds}\n\n"
