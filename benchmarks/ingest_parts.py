@@ -79,6 +79,7 @@ def measure(folder: str, model_name: str) -> dict[str, float]:
         "images": images.numpy(),
         "superpixels": np.full((ROWS, 1, 1), -1, dtype=np.int16),
         "tokens": tokens,
+        "keys": np.array(rows.keys, dtype=object),
     }
     quarters = [{k: v[n::4] for k, v in lane.items()} for n in range(4)]
     quarters = [{k: v.copy() for k, v in one.items()} for one in quarters]
