@@ -72,7 +72,7 @@ def train_config(settings: Settings, workers: int, batch: int, output: Path) -> 
     tracking = output.parent / "tracking"
     overrides = [
         f"dataset={settings.folder}/data", f"output={output}", f"global_batch={batch}",
-        f"block_size={batch}", f"batch_norm_images={settings.batch // 2}",  # whole ones on workers
+        f"block_size={batch}", f"batch_norm_images={settings.batch}",
         f"ingest.lanes={LANES}", f"ingest.window_steps={WINDOW_STEPS}",
         f"log_every_steps={INTERVAL}", "progress_every_s=3600", f"model={settings.model}",
         f"scaling.num_workers={workers}", "scaling.threads_per_worker=1",
