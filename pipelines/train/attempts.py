@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from caft.errors import CAFTError
 from pipelines.train.loop import TrainJob, train_worker
 from pipelines.train.notice_board import Notice, NoticeBoard
-from pipelines.train.room import Growth, find_room, worker_resources
+from pipelines.train.room import Growth, find_room, room_given_back, worker_resources
 
 LOOK_EVERY_S = 1.0
 SAID = {
@@ -52,7 +52,8 @@ def train_to_the_end(job: TrainJob, newest_step: Callable[[], int]) -> None:
         while True:
             workers = find_room(job.config.worker_counts, scaling)
             try:
-                left = _run_group(job, workers, stop)
+                with room_given_back():
+                    left = _run_group(job, workers, stop)
             except (WorkerGroupError, ControllerError, RayActorError) as error:
                 if mistake := _users_own(error):
                     raise mistake from None
@@ -109,9 +110,7 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
                     board.post.remote(Notice.GROW)
             return Notice(running.result().return_value)
         finally:
-            # What a failure's traceback holds would otherwise live until Python finds the cycle:
-            # the group's controller too, and with it the resources of workers that never started.
-            del running
+            del running  # else a failure's traceback and Ray's controller hold each other
             stop.training = False
             growth.close()
             ray.kill(board)

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.util import placement_group, remove_placement_group
+from ray import PlacementGroupID
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from caft.errors import ClusterError
 from pipelines.train.config import ScalingConfig
@@ -79,6 +81,26 @@ class Growth:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+
+@contextmanager
+def room_given_back() -> Iterator[None]:
+    """Take back what this job reserved within the block and left reserved. Ray Train leaves the
+    room of workers that failed to start, and Ray keeps what an actor reserved until its job ends.
+    """
+    before = _reserved()
+    try:
+        yield
+    finally:
+        for group in _reserved() - before:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+
+
+def _reserved() -> set[str]:
+    """Ids of this job's placement groups, which end with the job's."""
+    job = ray.get_runtime_context().get_job_id()
+    groups = placement_group_table().items()
+    return {name for name, entry in groups if name.endswith(job) and entry["state"] != "REMOVED"}
 
 
 @contextmanager

@@ -149,6 +149,7 @@ def test_nodes_are_killed_announced_and_come(nodes, undisturbed, make_config, tm
         workers, failures = training_workers(), driver.log.count("the workers failed")
         nodes.kill_raylet(workers[chance.one_of(len(workers))])
         assert driver.until(lambda n=failures: driver.log.count("the workers failed") > n)
+        assert driver.until(lambda: len(training_workers()) == 1), driver.log
         nodes.add()
     failures, killed_at = driver.log.count("the workers failed"), said(driver)
     assert driver.until(lambda: "there is room for more workers; going on from" in driver.log)
