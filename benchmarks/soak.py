@@ -29,7 +29,7 @@ from pathlib import Path
 
 import boto3
 import psutil
-from chain_support import LISTS, Job, answers, wait_for, write_chain
+from chain_support import Job, answers, wait_for, write_chain
 from hosts import Host, Hosts
 from mlflow import MlflowClient
 from mlflow_support import free_port, start_server
@@ -40,7 +40,7 @@ from werkzeug.serving import make_server
 
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
-from pipelines.demo.sample import write_sample
+from pipelines.demo.sample import LISTS, write_sample
 from pipelines.demo.server import SampleHandler, SampleServer
 
 PAUSE_S, DOWN_S = (10.0, 30.0), 8.0  # between disturbances; how long one lasts

@@ -26,7 +26,7 @@ from stage_support import S3_BUCKET, s3_environment
 from caft.config import load_config
 from pipelines.config import TrackingConfig
 from pipelines.data.config import DataConfig
-from pipelines.demo.sample import write_sample
+from pipelines.demo.sample import LISTS, write_sample
 from pipelines.demo.server import make_server
 
 settings.register_profile("repository", deadline=None)
@@ -117,8 +117,7 @@ def tracking_in(folder: Path) -> TrackingConfig:
 def make_data_config(sample, tmp_path_factory):
     """Data configurations on the served sample: make_data_config(output, **changes)."""
     recipe = Path(__file__).parents[1] / "configs" / "data" / "demo.yaml"
-    names = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
-    paths = [f"sources.{n}.path={sample.folder / name}.csv" for n, name in enumerate(names)]
+    paths = [f"sources.{n}.path={sample.folder / name}.csv" for n, name in enumerate(LISTS)]
 
     def make(output: str, *overrides: str) -> DataConfig:
         tracking = tracking_in(tmp_path_factory.mktemp("tracking"))

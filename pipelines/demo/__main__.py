@@ -13,7 +13,7 @@ from pathlib import Path
 
 from caft.errors import CAFTError, ClusterError
 from pipelines.config import TrackingConfig
-from pipelines.demo.sample import REGIONS, write_sample
+from pipelines.demo.sample import LISTS, REGIONS, write_sample
 from pipelines.local_cluster import (
     LOOPBACK,
     REPOSITORY,
@@ -109,7 +109,6 @@ def clean(root: Path, processes: Processes) -> None:
 def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     """Each stage's overrides: the paths of this demo."""
     sample, regions = root / "sample", root / "sample" / REGIONS
-    lists = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
     tracking = [
         f"tracking.{key}={value}"
         for key, value in _tracking(root).model_dump(exclude_none=True).items()
@@ -119,7 +118,7 @@ def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
         "data": [
             *tracking,
             f"output={data}",
-            *(f"sources.{n}.path={sample / name}.csv" for n, name in enumerate(lists)),
+            *(f"sources.{n}.path={sample / name}.csv" for n, name in enumerate(LISTS)),
         ],
         "train": [*tracking, f"dataset={data}", f"output={train}", *args.train],
         "evaluate": [

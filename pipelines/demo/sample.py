@@ -21,6 +21,8 @@ TEST_PHOTOGRAPHS = 16
 TEST_SEED_OFFSET = 1_000_000
 JPEG_QUALITY = 95
 REGIONS = "regions.jsonl"
+# CSV files, in the order of the sources of configs/data/demo.yaml.
+LISTS = ("scenes_train", "photographs_train", "scenes_test", "photographs_test")
 COLUMNS = [DREAMLIP_URL_COLUMN, *DREAMLIP_CAPTION_COLUMNS]
 # Paths that the server answers badly, and what the data stage must make of them.
 FAULTS = {

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chain_support import LISTS, Job, answers, wait_for, write_chain
+from chain_support import Job, answers, wait_for, write_chain
 from hosts import Hosts, require_namespaces
 from mlflow import MlflowClient
 from mlflow_support import free_port, start_server
@@ -18,7 +18,7 @@ from stage_support import S3_BUCKET, keys_of, s3_environment
 
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
-from pipelines.demo.sample import write_sample
+from pipelines.demo.sample import LISTS, write_sample
 from pipelines.demo.server import SampleHandler, SampleServer
 
 pytestmark = pytest.mark.timeout(900)

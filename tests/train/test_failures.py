@@ -11,7 +11,7 @@ import pytest
 import torch
 from cluster_support import Nodes, training_workers
 from mlflow import MlflowClient
-from stage_support import drive
+from stage_support import drive, last_step
 from tests_support import tiny_config
 
 import caft
@@ -31,7 +31,6 @@ KILLS = {
 }
 SEED = 20261
 STEPS, SAVED_EVERY = 72, 3  # across the ends of epochs
-STEP = re.compile(r"\btrain (\d+)/")
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +84,9 @@ class Chance:
         return self._random.randrange(count)
 
 
-def said(driver) -> int:
-    """The step that the driver said last."""
-    return int([0, *STEP.findall(driver.log)][-1])
-
-
 def reached(driver, step: int) -> bool:
     """Wait until the driver has said `step`; False if it ended before."""
-    return driver.until(lambda: said(driver) >= step)
+    return driver.until(lambda: last_step(driver.log) >= step)
 
 
 def assert_undisturbed(config: TrainConfig, undisturbed: TrainConfig) -> None:
@@ -151,7 +145,7 @@ def test_nodes_are_killed_announced_and_come(nodes, undisturbed, make_config, tm
         assert driver.until(lambda n=failures: driver.log.count("the workers failed") > n)
         assert driver.until(lambda: len(training_workers()) == 1), driver.log
         nodes.add()
-    failures, killed_at = driver.log.count("the workers failed"), said(driver)
+    failures, killed_at = driver.log.count("the workers failed"), last_step(driver.log)
     assert driver.until(lambda: "there is room for more workers; going on from" in driver.log)
     assert driver.until(lambda: len(training_workers()) == 2), driver.log
 
