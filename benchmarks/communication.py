@@ -10,9 +10,10 @@ that are printed with them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from caft.config import ModelConfig, load_model_config
-from pipelines.train.communication import Network, Step, step_time
+from pipelines.train.communication import Exchange, Network, Step, step_time
 
 WORKERS = (8, 64, 256)
 MEGA, GIGA, GIGABIT = 1e6, 1e9, 1e9 / 8
@@ -27,7 +28,7 @@ ASSUMED = (
     "Ethernet: nodes of 8 GPUs, NVLink inside, one card of 100 Gbit/s between nodes",
     "Rings reach 80% of a link; a hop takes 2 us in a node, 5 (InfiniBand) or 25 us between nodes",
     "Weights and their gradients travel in float32, embeddings in bfloat16",
-    "'overlapped': gradients travel during backward, two thirds of the computation",
+    "At ZeRO 0 gradients travel after backward, at ZeRO 1 during it, two thirds of the computation",
 )
 
 
@@ -50,41 +51,48 @@ def main() -> None:
     print_times(model, args, {n: n * args.images_per_gpu for n in WORKERS})
 
 
-def make_step(
-    model: ModelConfig, args: argparse.Namespace, global_batch: int, workers: int
-) -> Step:
-    return Step(model, global_batch, args.parts, workers, feature_bytes=2)
+def exchanges(
+    model: ModelConfig, args: argparse.Namespace, global_batch: int, workers: int, stage: int
+) -> tuple[Exchange, ...]:
+    step = Step(model, global_batch, args.parts, workers, stage, feature_bytes=2)
+    return step.exchanges()
 
 
 def print_bytes(model: ModelConfig, args: argparse.Namespace) -> None:
     print(f"{model.name}, {args.global_batch:,} images of {args.parts} sub-captions, a step:\n")
     print("| what | how | MB | MB sent by each of " + " | ".join(map(str, WORKERS)) + " |")
     print("|---|---|---|" + "---|" * len(WORKERS))
-    steps = [make_step(model, args, args.global_batch, n).exchanges() for n in WORKERS]
-    for same in zip(*steps, strict=True):
-        sent = [e.sent_bytes(n) / MEGA for e, n in zip(same, WORKERS, strict=True)]
-        row = " | ".join(f"{size:,.1f}" for size in sent)
+    batch = args.global_batch
+    for same in zip(*(exchanges(model, args, batch, n, 1) for n in WORKERS), strict=True):
+        row = columns(e.sent_bytes(n) for e, n in zip(same, WORKERS, strict=True))
         first = same[0]
         print(f"| {first.name} | {first.collective} | {first.payload_bytes / MEGA:,.1f} | {row} |")
-    total = [
-        sum(e.sent_bytes(n) for e in step) / MEGA for step, n in zip(steps, WORKERS, strict=True)
-    ]
-    print("| all | | | " + " | ".join(f"{size:,.1f}" for size in total) + " |\n")
+    for stage, what in ((0, "all but weights: ZeRO 0"), (1, "all: ZeRO 1 and 2")):
+        row = columns(
+            sum(e.sent_bytes(n) for e in exchanges(model, args, batch, n, stage)) for n in WORKERS
+        )
+        print(f"| {what} | | | {row} |")
+    print()
+
+
+def columns(sizes: Iterable[float]) -> str:
+    return " | ".join(f"{size / MEGA:,.1f}" for size in sizes)
 
 
 def print_times(model: ModelConfig, args: argparse.Namespace, batches: dict[int, int]) -> None:
-    print("| GPUs | network | compute ms | messages ms | step ms | overlapped | of ideal |")
+    print(
+        "| GPUs | network | compute ms | ZeRO 0: step ms | of ideal | ZeRO 1: step ms | of ideal |"
+    )
     print("|---|---|---|---|---|---|---|")
     for workers, batch in batches.items():
         compute = batch / workers / args.gpu_images_per_s
-        exchanges = make_step(model, args, batch, workers).exchanges()
         for network in NETWORKS:
-            step = step_time(exchanges, workers, network, compute)
-            print(
-                f"| {workers} | {network.name} | {1000 * compute:,.1f} "
-                f"| {1000 * (step.waiting + step.in_backward):,.1f} | {1000 * step.plain:,.1f} "
-                f"| {1000 * step.overlapped:,.1f} | {compute / step.overlapped:.0%} |"
-            )
+            steps = [
+                step_time(exchanges(model, args, batch, workers, stage), workers, network, compute)
+                for stage in (0, 1)
+            ]
+            row = [f"{1000 * s.whole:,.1f} | {compute / s.whole:.0%}" for s in steps]
+            print(f"| {workers} | {network.name} | {1000 * compute:,.1f} | {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

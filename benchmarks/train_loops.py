@@ -50,7 +50,7 @@ class Settings:
     device: str
     precision: str
     cpus: int = 4  # that Ray hands out
-    zero_stage: int = 1
+    zero_stage: int = 0
     recompute: bool = False
 
 

@@ -46,6 +46,7 @@ class Step:
     global_batch: int
     parts: int  # sub-captions of an image, extra ones included
     workers: int
+    zero_stage: Literal[0, 1, 2] = 0
     feature_bytes: int = 4  # of one number of an embedding: 2 under bfloat16
     gradient_bytes: int = 4
     weight_bytes: int = 4  # trained weights stay float32
@@ -54,9 +55,9 @@ class Step:
         """Everything larger than a few numbers, in order of time.
 
         Texts go to all workers once; what comes back is every worker's gradient of all of them,
-        where a loss reads them.
-        ZeRO-1 and ZeRO-2 as DeepSpeed runs them both sum gradients up everywhere, though each
-        worker steps its own part only, and then gather the new weights.
+        where a loss reads them. DeepSpeed sums gradients up after backward at stage 0. At stages 1
+        and 2 it does so during backward, everywhere, though each worker steps its own part only,
+        and then gathers the new weights.
         """
         losses, width = self.model.losses, self.model.embed_dim
         parts = self.parts if losses.parts else 1
@@ -64,7 +65,6 @@ class Step:
             self.global_batch * rows * width * self.feature_bytes for rows in (parts, 1)
         )
         groups = trained_numbers(self.model)
-        padded = [padded_numbers(group, self.workers) for group in groups]
         exchanges = [
             Exchange("part embeddings", "all_gather", of_parts),
             Exchange("whole-text embeddings", "all_gather", of_whole),
@@ -76,11 +76,14 @@ class Step:
             exchanges.append(Exchange("gradients of whole-text embeddings", "all_reduce", of_whole))
         if losses.parts:
             exchanges.append(Exchange("gradients of part embeddings", "all_reduce", of_parts))
-        return (
-            *exchanges,
-            Exchange("gradients of weights", "all_reduce", sum(groups) * self.gradient_bytes, True),
-            Exchange("weights", "all_gather", sum(padded) * self.weight_bytes),
+        gradients = sum(groups) * self.gradient_bytes
+        exchanges.append(
+            Exchange("gradients of weights", "all_reduce", gradients, self.zero_stage > 0)
         )
+        if self.zero_stage:
+            padded = sum(padded_numbers(group, self.workers) for group in groups)
+            exchanges.append(Exchange("weights", "all_gather", padded * self.weight_bytes))
+        return tuple(exchanges)
 
 
 def trained_numbers(model: ModelConfig) -> list[int]:
@@ -128,13 +131,8 @@ class StepTime:
     in_backward: float  # for messages that backward may hide
 
     @property
-    def plain(self) -> float:
-        """Nothing at a time but one thing."""
-        return self.compute + self.waiting + self.in_backward
-
-    @property
-    def overlapped(self) -> float:
-        """Gradients travel while backward computes."""
+    def whole(self) -> float:
+        """What travels in backward costs what is longer than that."""
         left = max(0.0, self.in_backward - BACKWARD_SHARE * self.compute)
         return self.compute + self.waiting + left
 

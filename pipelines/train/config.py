@@ -105,7 +105,7 @@ class DeepSpeedConfig(Config):
     """How DeepSpeed shares the work; `file` adds settings of its own to those that follow."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        1, description="cut over workers: 1 the optimiser, 2 gradients too, 3 weights too"
+        0, description="cut over workers: 1 the optimiser, 2 gradients too, 3 weights too"
     )
     offload_optimizer: bool = Field(False, description="keep and step the optimiser on the host")
     offload_parameters: bool = Field(

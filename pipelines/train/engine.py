@@ -31,6 +31,8 @@ def start_engine(model: TrainingModel, config: TrainConfig) -> Any:
     settings = engine_settings(config, dist.get_world_size(), parameters)
     optimizer = _optimizer(model, config)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    if dist.get_world_size() == 1 and not config.deepspeed.zero_stage:
+        engine.enable_backward_allreduce = False  # it would copy all gradients there and back
     if config.deepspeed.precision == "float16":
         start_loss_scaling(engine, loss_scale_section(config.deepspeed))
     return engine

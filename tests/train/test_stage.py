@@ -247,7 +247,7 @@ def test_bad_inputs_start_nothing(make_config, tmp_path, monkeypatch):
     cooldown = ["optimizer.schedule=constant_cooldown", "optimizer.cooldown_steps=12"]
     with pytest.raises(ConfigError, match="cool-down of 12 do not fit into 12 steps"):
         run(make_config(tmp_path / "run", *cooldown, "optimizer.warmup_steps=1"))
-    with pytest.raises(ConfigError, match=r"stage is 3, deepspeed\.zero_stage here is 1"):
+    with pytest.raises(ConfigError, match=r"stage is 3, deepspeed\.zero_stage here is 0"):
         run(make_config(tmp_path / "run", "deepspeed.file.zero_optimization.stage=3"))
     with pytest.raises(ConfigError, match=r"lanes 4 must be a multiple of num_workers 3"):
         make_config(tmp_path / "run", "scaling.num_workers=3")
