@@ -25,7 +25,7 @@ from pipelines.system_metrics import SystemMetrics
 
 FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 30.0
-CLOSE_WITHIN_S = 30.0
+SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
 PENDING = "pending-"
 PARENT = "mlflow.parentRunId"  # MLflow's own name
@@ -44,9 +44,10 @@ class Tracker:
     ) -> None:
         self.run_id = run_id
         self._tracking, self._spool = tracking, spool
-        self._lock = threading.Lock()
         self._with_system, self._step = system_metrics, 0
-        self._closed = threading.Event()
+        self._recorded = self._sent = 0  # events
+        self._hurried = self._closed = self._away = False
+        self._changed = threading.Condition(threading.RLock())  # guards what is above, and the file
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()
 
@@ -105,12 +106,22 @@ class Tracker:
         shutil.copyfile(path, copy)
         self._record({"artifact": str(copy), "folder": folder})
 
+    def flush(self) -> None:
+        """Return when all that was recorded is with the server, so that a machine that is lost
+        takes nothing of it along; at once while the server is away, after half a minute anyhow."""
+        with self._changed:
+            wanted, self._hurried = self._recorded, True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._sent >= wanted or self._away, SEND_WITHIN_S)
+
     def close(self, status: str | None = None) -> None:
         """Send what is left, for at most half a minute; `status` ends the run."""
         if status is not None:
             self._record({"status": status})
-        self._closed.set()
-        self._thread.join(CLOSE_WITHIN_S)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(SEND_WITHIN_S)
 
     def __enter__(self) -> Tracker:
         return self
@@ -121,31 +132,41 @@ class Tracker:
 
     def _record(self, event: dict[str, Any]) -> None:
         line = json.dumps({"run_id": self.run_id, **event})
-        with self._lock, open(self._spool / "events.jsonl", "a", encoding="utf-8") as stream:
+        with self._changed, open(self._spool / "events.jsonl", "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+            self._recorded += 1
 
     def _send_until_closed(self) -> None:
         warned, logged = False, 0
         system = SystemMetrics() if self._with_system else None
         while True:
-            closing = self._closed.wait(FLUSH_EVERY_S)
+            with self._changed:
+                self._changed.wait_for(lambda: self._hurried or self._closed, FLUSH_EVERY_S)
+                self._hurried, closing = False, self._closed
             if system is not None:
                 system.sample()
                 if self._step > logged:
                     logged = self._step
                     self.log_metrics(system.take(), logged)
             try:
-                _send_spool(self._tracking, self._spool)
+                self._tell(sent=_send_spool(self._tracking, self._spool))
                 if closing:
                     shutil.rmtree(self._spool, ignore_errors=True)
             except Exception as error:  # whatever a dead server raises, the stage goes on
                 if not warned:
                     _warn(self._tracking, error)
                     warned = True
-                if not closing:
-                    self._closed.wait(RETRY_AFTER_S)
+                self._tell(away=True)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, 0 if closing else RETRY_AFTER_S)
             if closing:
                 return
+
+    def _tell(self, sent: int = 0, away: bool = False) -> None:
+        """Let `flush` know how far sending is."""
+        with self._changed:
+            self._sent, self._away = max(self._sent, sent), away
+            self._changed.notify_all()
 
 
 def experiment_page(server: str, tracking: TrackingConfig) -> str:
@@ -193,18 +214,19 @@ def read_artifacts(
     return files
 
 
-def _send_spool(tracking: TrackingConfig, spool: Path) -> None:
-    """Send the events of one spool folder that were not sent yet, in order."""
+def _send_spool(tracking: TrackingConfig, spool: Path) -> int:
+    """Send the events of one spool folder that were not sent yet, in order; how many are sent."""
     client = _client(tracking)
     path, mark = spool / "events.jsonl", spool / "sent"
     sent = int(mark.read_text()) if mark.exists() else 0
     if not path.exists():
-        return
+        return 0
     for line in path.read_text(encoding="utf-8").splitlines()[sent:]:
         event = json.loads(line)
         _send_event(client, tracking, spool.parent, event)
         sent += 1
         mark.write_text(str(sent))
+    return sent
 
 
 def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[str, Any]) -> None:

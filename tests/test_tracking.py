@@ -45,6 +45,16 @@ def test_the_machine_s_load_is_logged_with_the_metrics_of_a_step(tracking):
         assert again.latest_metrics()["loss"] == 3.0
 
 
+def test_what_was_flushed_is_with_the_server_before_the_run_ends(tracking):
+    config = StageConfig(tracking=tracking)
+    with Tracker.start(tracking, "train", "first", config) as tracker:
+        for step in range(3):
+            tracker.log_metrics({"loss": 3.0 - step}, step=step)
+            tracker.flush()
+            history = MlflowClient(tracking.uri).get_metric_history(tracker.run_id, "loss")
+            assert [metric.step for metric in history] == list(range(step + 1))
+
+
 def test_a_failed_stage_ends_its_run_as_failed(tracking):
     with (
         pytest.raises(RuntimeError, match="broken"),
@@ -60,6 +70,7 @@ def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
     config = StageConfig(tracking=tracking)
     with Tracker.start(tracking, "data", "x", config) as first:  # nobody listens yet
         first.log_metrics({"rows": 5.0}, step=1)
+        first.flush()  # does not wait for a server that is away
         assert first.latest_metrics() == {}
     assert list(Path(tracking.spool).glob("*.spool"))
     make_look_dead(Path(tracking.spool))

@@ -138,7 +138,9 @@ def train_worker(settings: dict[str, Any]) -> int:
         device,
         lambda: Tracker.start(config.tracking, "train", job.name, config, run_id=job.run_id),
     )
-    saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step)
+    # A run that goes on from a checkpoint logs no step before it again.
+    flush = log.tracker.flush if log is not None else None
+    saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step, flush)
     notice = Notice.NONE
     metrics: dict[str, float] = {}
     while step < job.total_steps and notice == Notice.NONE:
