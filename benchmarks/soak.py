@@ -12,36 +12,24 @@ every third request for a while. The first job is left alone: what the others le
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import random
 import signal
-import subprocess
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import psutil
-from chain_support import Job, answers, wait_for, write_chain
-from hosts import Host, Hosts
+from chain_support import Job, write_chain
 from mlflow import MlflowClient
-from mlflow_support import free_port, start_server
-from postgres_support import PostgreSQL, postgresql_programs
 from stage_support import S3_BUCKET, keys_of
-from throttled_s3 import Throttled
-from werkzeug.serving import make_server
+from world import LISTS_AT, World, world
 
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
-from pipelines.demo.sample import LISTS, write_sample
-from pipelines.demo.server import SampleHandler, SampleServer
 
 PAUSE_S, DOWN_S = (10.0, 30.0), 8.0  # between disturbances; how long one lasts
 TRIES, JOB_S = 5, 900.0
@@ -55,14 +43,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="caft-soak-") as folder, world(Path(folder)) as here:
+        soak, chance = Soak(here), random.Random(args.seed)
+        rounds = [soak.round(0, None)]
         ends = time.monotonic() + 60 * args.minutes
-        chance = random.Random(args.seed)
-        rounds = [here.round(0, None)]
         print(HEADER, flush=True)
         while time.monotonic() < ends:
-            rounds.append(here.round(len(rounds), chance))
+            rounds.append(soak.round(len(rounds), chance))
             print(line(rounds[-1], rounds[0]), flush=True)
         report(rounds, args.minutes)
 
@@ -83,56 +70,26 @@ class Round:
     services_mib: float  # of the head's Ray processes
 
 
-@dataclass
-class World:
-    """Three machines and what stands beside them."""
+class Soak:
+    """Jobs in a world of which a part fails now and then."""
 
-    folder: Path
-    hosts: Hosts
-    front: Throttled
-    variables: dict[str, str]
-    lists: str
-    database: str | None
-    port: int
-    tracking: subprocess.Popen[bytes] | None = None
-    disturbed: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def tracking_address(self) -> str:
-        return f"http://{self.hosts.address}:{self.port}"
-
-    def start_tracking(self) -> None:
-        self.tracking = start_server(
-            self.folder, self.port, f"--allowed-hosts={self.hosts.address}:{self.port},localhost:*",
-            host=self.hosts.address, database=self.database,
-            artifacts=f"s3://{S3_BUCKET}/artifacts",
-        )  # fmt: skip
-
-    def stop_tracking(self) -> None:
-        """At once, its workers too."""
-        if self.tracking is not None:
-            for process in psutil.Process(self.tracking.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self.tracking.kill()
-            self.tracking.wait()
-
-    def start(self, host: Host) -> None:
-        self.hosts.start(host, self.variables, cpus=1 if host is self.hosts.hosts[0] else 2)
+    def __init__(self, here: World) -> None:
+        self._here = here
+        self._disturbed: Counter[str] = Counter()
 
     def round(self, number: int, chance: random.Random | None) -> Round:
         """One chain from its first submission until it is done."""
         outputs = f"s3://{S3_BUCKET}/run-{number}"
-        folder = self.folder / f"run-{number}"
-        write_chain(folder, self.lists, self.hosts.address, outputs)
-        over, started, self.disturbed = threading.Event(), time.monotonic(), Counter()
+        folder = self._here.folder / f"run-{number}"
+        write_chain(folder, LISTS_AT, self._here.hosts.address, outputs)
+        over, started, self._disturbed = threading.Event(), time.monotonic(), Counter()
         killer = threading.Thread(target=self._disturb, args=(over, chance))
         if chance is not None:
             killer.start()
         submitted, code = 0, -1
         while code != 0 and submitted < TRIES:
-            tracking = {"MLFLOW_TRACKING_URI": self.tracking_address}
-            job = Job(folder, self.hosts, self.variables | tracking)
+            tracking = {"MLFLOW_TRACKING_URI": self._here.tracking_address}
+            job = Job(folder, self._here.hosts, self._here.variables | tracking)
             submitted, code = submitted + 1, job.wait(JOB_S)
         over.set()
         if chance is not None:
@@ -144,7 +101,7 @@ class World:
         counts = open_dataset(f"{outputs}/data").manifest["counts"]
         counted = counts["kept"] + sum(counts["rejected"].values())
         return Round(
-            number, seconds, submitted, self.disturbed, counts["input_rows"], counted,
+            number, seconds, submitted, self._disturbed, counts["input_rows"], counted,
             keys_of(f"{outputs}/data"), self._losses(f"{outputs}/train"), self._processes(),
             self._services_mib(),
         )  # fmt: skip
@@ -158,48 +115,48 @@ class World:
         }
         while not over.wait(chance.uniform(*PAUSE_S)):
             name = chance.choice(list(kinds))
-            self.disturbed[name] += bool(kinds[name](chance))
+            self._disturbed[name] += bool(kinds[name](chance))
 
     def _kill_worker(self, chance: random.Random) -> bool:
-        found = [p for host in self.hosts.hosts[1:] for p in host.processes if _works(p)]
+        found = [p for host in self._here.hosts.hosts[1:] for p in host.processes if _works(p)]
         if found:
             with suppress(psutil.NoSuchProcess):
                 chance.choice(found).kill()
         return bool(found)
 
     def _kill_machine(self, chance: random.Random) -> bool:
-        host = chance.choice(self.hosts.hosts[1:])
+        host = chance.choice(self._here.hosts.hosts[1:])
         host.kill()
         time.sleep(DOWN_S)
-        self.start(host)
+        self._here.start(host)
         return True
 
     def _interrupt_tracking(self, _: random.Random) -> bool:
-        self.stop_tracking()
+        self._here.stop_tracking()
         time.sleep(DOWN_S)
-        self.start_tracking()
+        self._here.start_tracking()
         return True
 
     def _refuse_requests(self, _: random.Random) -> bool:
-        self.front.refuse_every = 3
+        self._here.s3.refuse_every = 3
         time.sleep(DOWN_S)
-        self.front.refuse_every = None
+        self._here.s3.refuse_every = None
         return True
 
     def _losses(self, output: str) -> dict[int, list[float]]:
         run_id = storage.read_json(f"{output}/run.json")["run_id"]
         losses: dict[int, list[float]] = {}
-        client = MlflowClient(self.tracking_address)
+        client = MlflowClient(self._here.tracking_address)
         for metric in client.get_metric_history(run_id, "loss/total"):
             losses.setdefault(metric.step, []).append(metric.value)
         return losses
 
     def _processes(self) -> int:
-        return sum(_works(process) for host in self.hosts.hosts for process in host.processes)
+        return sum(_works(process) for host in self._here.hosts.hosts for process in host.processes)
 
     def _services_mib(self) -> float:
         total = 0
-        for process in self.hosts.hosts[0].processes:
+        for process in self._here.hosts.hosts[0].processes:
             with suppress(psutil.NoSuchProcess):
                 if any(name in " ".join(process.cmdline()[:4]) for name in SERVICES):
                     total += process.memory_info().rss
@@ -213,44 +170,6 @@ def _works(process: psutil.Process) -> bool:
         spare = "IDLE" in line or "Agent" in line
         return "-m pipelines." in line or (line.startswith("ray::") and not spare)
     return False
-
-
-@contextmanager
-def world(folder: Path) -> Iterator[World]:
-    """All machines and servers, and none of them afterwards."""
-    with ExitStack() as stack:
-        hosts = Hosts(folder, ("head", "one", "two"))
-        stack.callback(hosts.close)
-        front = Throttled()
-        s3 = make_server(hosts.address, 0, front, threaded=True)
-        threading.Thread(target=s3.serve_forever, daemon=True).start()
-        stack.callback(s3.shutdown)
-        variables = {
-            "AWS_ENDPOINT_URL": f"http://{hosts.address}:{s3.port}", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        }  # fmt: skip
-        os.environ.update(variables)
-        boto3.client("s3").create_bucket(Bucket=S3_BUCKET)
-        sample, lists = folder / "sample", f"s3://{S3_BUCKET}/lists"
-        handler = partial(SampleHandler, directory=str(sample))
-        images = SampleServer((hosts.address, 0), handler)
-        threading.Thread(target=images.serve_forever, daemon=True).start()
-        stack.callback(images.shutdown)
-        write_sample(sample, f"http://{hosts.address}:{images.server_port}", 96, 24)
-        for name in LISTS:
-            storage.upload(sample / f"{name}.csv", f"{lists}/{name}.csv")
-        programs = postgresql_programs()
-        database = PostgreSQL(programs) if programs else None
-        if database:
-            stack.callback(database.stop)
-        here = World(folder, hosts, front, variables, lists, database and database.url, free_port())
-        here.start_tracking()
-        stack.callback(here.stop_tracking)
-        here.start(hosts.hosts[0])
-        wait_for(lambda: answers(hosts.dashboard))
-        for host in hosts.hosts[1:]:
-            here.start(host)
-        yield here
 
 
 HEADER = (

@@ -1,113 +1,46 @@
 """Three machines with nothing in common but an S3 bucket and a tracking server: data, train and
 evaluate as one chain, a machine lost in each stage, and one cut off the network for a minute."""
 
-import logging
 import re
-import threading
 import time
-from pathlib import Path
 
 import pytest
-from chain_support import Job, answers, wait_for, write_chain
-from hosts import Hosts, require_namespaces
+from chain_support import Job, wait_for, write_chain
+from hosts import require_namespaces
 from mlflow import MlflowClient
-from mlflow_support import free_port, start_server
-from moto.server import ThreadedMotoServer
-from postgres_support import PostgreSQL, postgresql_programs
-from stage_support import S3_BUCKET, keys_of, s3_environment
+from stage_support import S3_BUCKET, keys_of
+from world import LISTS_AT, World, world
 
-from pipelines import storage
 from pipelines.data.dataset import open_dataset
-from pipelines.demo.sample import LISTS, write_sample
-from pipelines.demo.server import SampleHandler, SampleServer
 
 pytestmark = pytest.mark.timeout(900)
 CUT_S = 60.0
-LISTS_AT, RUNS_AT = f"s3://{S3_BUCKET}/lists", f"s3://{S3_BUCKET}/runs"
+RUNS_AT = f"s3://{S3_BUCKET}/runs"
 
 
 @pytest.fixture
-def hosts(tmp_path):
+def here(tmp_path) -> World:
     require_namespaces()
-    hosts = Hosts(tmp_path, ("head", "one", "two"))
-    yield hosts
-    hosts.close()
+    with world(tmp_path) as here:
+        yield here
 
 
-@pytest.fixture
-def bucket(hosts, monkeypatch) -> dict[str, str]:
-    """The variables that lead to a real S3 server which every host reaches."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
-    server = ThreadedMotoServer(ip_address=hosts.address, port=0)
-    server.start()
-    yield s3_environment(monkeypatch, "http://{}:{}".format(*server.get_host_and_port()))
-    server.stop()
-
-
-@pytest.fixture
-def database():
-    """PostgreSQL where it is installed; else None."""
-    programs = postgresql_programs()
-    server = PostgreSQL(programs) if programs else None
-    yield server
-    if server:
-        server.stop()
-
-
-@pytest.fixture
-def tracking(hosts, database, bucket, tmp_path) -> str:
-    """A tracking server's address; its runs are in the database, its artifacts in the bucket."""
-    port = free_port()
-    server = start_server(
-        tmp_path, port, f"--allowed-hosts={hosts.address}:{port},localhost:*,127.0.0.1:*",
-        host=hosts.address, database=database and database.url,
-        artifacts=f"s3://{S3_BUCKET}/artifacts",
-    )  # fmt: skip
-    yield f"http://{hosts.address}:{port}"
-    server.terminate()
-    server.wait()
-
-
-@pytest.fixture
-def lists(hosts, bucket, tmp_path) -> str:
-    """The sample's lists in the bucket; its images on a web server."""
-    sample = tmp_path / "sample"
-    server = SampleServer((hosts.address, 0), lambda *a: SampleHandler(*a, directory=str(sample)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    write_sample(sample, f"http://{hosts.address}:{server.server_port}", 96, 24)
-    for name in LISTS:
-        storage.upload(sample / f"{name}.csv", f"{LISTS_AT}/{name}.csv")
-    yield LISTS_AT
-    server.shutdown()
-
-
-@pytest.fixture
-def work(hosts, lists, tmp_path) -> Path:
-    """A working directory with a chain of stages in it."""
-    folder = tmp_path / "work"
-    write_chain(folder, lists, hosts.address, RUNS_AT)
-    return folder
-
-
-def test_a_chain_outlives_lost_machines_and_a_cut_cable(
-    hosts, bucket, tracking, database, work, tmp_path
-):
-    head, one, two = hosts.hosts
-    hosts.start(head, bucket, cpus=1)
-    wait_for(lambda: answers(hosts.dashboard))
-    for host in (one, two):
-        hosts.start(host, bucket, cpus=2)
-    job = Job(work, hosts, bucket | {"MLFLOW_TRACKING_URI": tracking})
+def test_a_chain_outlives_lost_machines_and_a_cut_cable(here, tmp_path):
+    _, one, two = here.hosts.hosts
+    work = tmp_path / "work"
+    write_chain(work, LISTS_AT, here.hosts.address, RUNS_AT)
+    tracking = {"MLFLOW_TRACKING_URI": here.tracking_address}
+    job = Job(work, here.hosts, here.variables | tracking)
     try:
         lost = job.busy([one, two], "ray::Map(")
         lost.kill()
-        hosts.start(lost, bucket, cpus=2)
+        here.start(lost)
 
         job.until(lambda: job.step >= 6)
         lost = job.busy([one, two], "TrainWorker")
         lost.kill()
         job.until(lambda: job.log.count("the workers failed") == 1)
-        hosts.start(lost, bucket, cpus=2)
+        here.start(lost)
         killed_at = job.step
         job.until(lambda: job.step > killed_at + 3)
 
@@ -118,16 +51,16 @@ def test_a_chain_outlives_lost_machines_and_a_cut_cable(
         job.until(lambda: time.monotonic() > mended_at)
         lost.mend()
         wait_for(lambda: not lost.processes)  # it learns that it was given up, and ends
-        hosts.start(lost, bucket, cpus=2)
+        here.start(lost)
 
         job.busy([one, two], "Encoder").kill()
         assert job.wait() == 0, job.log[-20_000:]
     finally:
         job.kill()
     assert "chain: finished: data, train, evaluate" in job.log
-    assert_all_there(job, tracking)
-    if database is not None:
-        assert database.count("runs") == 3
+    assert_all_there(job, here.tracking_address)
+    if here.database is not None:
+        assert here.database.count("runs") == 3
 
 
 def assert_all_there(job: Job, tracking: str) -> None:
