@@ -41,6 +41,7 @@ LONGEST = (
 TOGETHER = {"test_telemetry": "watched run", "test_held_out": "watched run"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In what order files start, and on which process (`--dist loadgroup`) their tests run."""
 
