@@ -7,16 +7,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test test-slow lint format docs clean
 
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
 
 demo: $(STAMP)  ## data -> train -> evaluate on a local Ray cluster, with a report
 	$(BIN)/python -m pipelines.demo up
 
-test: lint  ## linter, types and the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+test: lint  ## linter, types and the tests of every day
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"
+
+test-slow: $(STAMP)  ## the tests that take minutes each, in which workers, nodes and machines die
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## linter, formatter and type checker
 	$(BIN)/ruff check .

@@ -142,6 +142,11 @@ def _steps(args: argparse.Namespace) -> list[Step]:
     ]
 
 
+def main(argv: list[str]) -> int:
+    """Do what a command line asks for; returns the exit code, 2 after one line of error."""
+    return command(lambda: _run(argv))
+
+
 def _run(argv: list[str]) -> int:
     args = parse(argv)
     steps = [] if args.command in LOOKS else _steps(args)
@@ -199,4 +204,4 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(command(lambda: _run(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:]))

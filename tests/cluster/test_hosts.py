@@ -13,7 +13,7 @@ from world import LISTS_AT, World, world
 
 from pipelines.data.dataset import open_dataset
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CUT_S = 60.0
 RUNS_AT = f"s3://{S3_BUCKET}/runs"
 

@@ -12,7 +12,7 @@ import pytest
 
 from caft.errors import ConfigError
 from pipelines.local_cluster import LOOPBACK, REPOSITORY, LocalCluster, Ports, Processes
-from pipelines.submit import job_environment
+from pipelines.submit import job_environment, main
 
 RECIPE = "configs/data/demo.yaml"
 
@@ -149,16 +149,14 @@ def test_a_local_cluster_comes_and_goes_with_the_command(submit, tmp_path):
         (["list", "--cluster", ""], "--cluster: say local, an address as http://HEAD:8265, or"),
     ],
 )  # fmt: skip
-def test_errors_are_one_line(arguments, message, tmp_path):
+def test_errors_are_one_line(arguments, message, monkeypatch, capsys):
     """Before any cluster is needed."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    run = subprocess.run(
-        [sys.executable, "-m", "pipelines.submit", *arguments],
-        env=environment, cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 2
-    assert message in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("RAY_ADDRESS", "")  # set by the command, and restored
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_a_job_that_is_not_known_is_named(submit):
