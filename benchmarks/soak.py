@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -51,6 +52,8 @@ def main() -> None:
         while time.monotonic() < ends:
             rounds.append(soak.round(len(rounds), chance))
             print(line(rounds[-1], rounds[0]), flush=True)
+            if rounds[-1].processes:
+                print(f"left by job {len(rounds) - 1}: {rounds[-1].processes}", file=sys.stderr)
         report(rounds, args.minutes)
 
 
@@ -66,7 +69,7 @@ class Round:
     counted_rows: int  # kept or rejected
     keys: list[str]
     losses: dict[int, list[float]]  # by step
-    processes: int  # of the job, ten seconds after it
+    processes: list[str]  # of the job, ten seconds after it
     services_mib: float  # of the head's Ray processes
 
 
@@ -151,8 +154,9 @@ class Soak:
             losses.setdefault(metric.step, []).append(metric.value)
         return losses
 
-    def _processes(self) -> int:
-        return sum(_works(process) for host in self._here.hosts.hosts for process in host.processes)
+    def _processes(self) -> list[str]:
+        found = [process for host in self._here.hosts.hosts for process in host.processes]
+        return [" ".join(process.cmdline()[:3]) for process in found if _works(process)]
 
     def _services_mib(self) -> float:
         total = 0
@@ -184,7 +188,7 @@ def line(one: Round, undisturbed: Round) -> str:
         f"| {one.number} | {one.seconds:,.0f} | {one.submitted} | {kinds} "
         f"| {lost(one, undisturbed)} | {len(one.keys) - len(set(one.keys))} "
         f"| {len(undisturbed.losses.keys() - one.losses.keys())} "
-        f"| {others(one, undisturbed)} | {one.processes} | {one.services_mib:,.0f} |"
+        f"| {others(one, undisturbed)} | {len(one.processes)} | {one.services_mib:,.0f} |"
     )
 
 
@@ -214,8 +218,8 @@ def report(rounds: list[Round], minutes: float) -> None:
         f"({', '.join(f'{name} {times}' for name, times in sorted(kinds.items()))}). Of {rows:,} "
         f"rows {sum(lost(one, undisturbed) for one in rest)} were lost; of {samples:,} steps "
         f"{sum(others(one, undisturbed) for one in rest)} saw other samples than the undisturbed "
-        f"job's; {rest[-1].processes if rest else 0} processes were left in the end. Undisturbed, "
-        f"a job takes {undisturbed.seconds:,.0f} s."
+        f"job's; {len(rest[-1].processes)} processes were left in the end. Undisturbed, a job "
+        f"takes {undisturbed.seconds:,.0f} s."
     )
 
 

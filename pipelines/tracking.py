@@ -24,8 +24,8 @@ from pipelines.config import TrackingConfig
 from pipelines.system_metrics import SystemMetrics
 
 FLUSH_EVERY_S = 2.0
-RETRY_AFTER_S = 30.0
-SEND_WITHIN_S = 30.0
+RETRY_AFTER_S = 5.0
+SEND_WITHIN_S = 60.0
 MAX_PARAM_CHARS = 500
 PENDING = "pending-"
 PARENT = "mlflow.parentRunId"  # MLflow's own name
@@ -47,6 +47,7 @@ class Tracker:
         self._with_system, self._step = system_metrics, 0
         self._recorded = self._sent = 0  # events
         self._hurried = self._closed = self._away = False
+        self._give_up_at = 0.0
         self._changed = threading.Condition(threading.RLock())  # guards what is above, and the file
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()
@@ -108,18 +109,18 @@ class Tracker:
 
     def flush(self) -> None:
         """Return when all that was recorded is with the server, so that a machine that is lost
-        takes nothing of it along; at once while the server is away, after half a minute anyhow."""
+        takes nothing of it along; at once while the server is away, after a minute anyhow."""
         with self._changed:
             wanted, self._hurried = self._recorded, True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._sent >= wanted or self._away, SEND_WITHIN_S)
 
     def close(self, status: str | None = None) -> None:
-        """Send what is left, for at most half a minute; `status` ends the run."""
+        """Send what is left, for at most a minute; `status` ends the run."""
         if status is not None:
             self._record({"status": status})
         with self._changed:
-            self._closed = True
+            self._closed, self._give_up_at = True, time.monotonic() + SEND_WITHIN_S
             self._changed.notify_all()
         self._thread.join(SEND_WITHIN_S)
 
@@ -152,15 +153,16 @@ class Tracker:
                 self._tell(sent=_send_spool(self._tracking, self._spool))
                 if closing:
                     shutil.rmtree(self._spool, ignore_errors=True)
+                    return
             except Exception as error:  # whatever a dead server raises, the stage goes on
                 if not warned:
                     _warn(self._tracking, error)
                     warned = True
                 self._tell(away=True)
+                if closing and time.monotonic() > self._give_up_at:
+                    return
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed, 0 if closing else RETRY_AFTER_S)
-            if closing:
-                return
+                    self._changed.wait(RETRY_AFTER_S)  # or until somebody is in a hurry
 
     def _tell(self, sent: int = 0, away: bool = False) -> None:
         """Let `flush` know how far sending is."""

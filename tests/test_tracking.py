@@ -64,7 +64,8 @@ def test_a_failed_stage_ends_its_run_as_failed(tracking):
     assert MlflowClient(tracking.uri).get_run(tracker.run_id).info.status == "FAILED"
 
 
-def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
+def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.tracking.SEND_WITHIN_S", 1.0)
     port = free_port()
     tracking = TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / "spool"))
     config = StageConfig(tracking=tracking)
