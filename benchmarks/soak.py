@@ -52,8 +52,8 @@ def main() -> None:
         while time.monotonic() < ends:
             rounds.append(soak.round(len(rounds), chance))
             print(line(rounds[-1], rounds[0]), flush=True)
-            if rounds[-1].processes:
-                print(f"left by job {len(rounds) - 1}: {rounds[-1].processes}", file=sys.stderr)
+            if more := left(rounds[-1], rounds[0]):
+                print(f"left by job {len(rounds) - 1}: {dict(more)}", file=sys.stderr)
         report(rounds, args.minutes)
 
 
@@ -69,7 +69,7 @@ class Round:
     counted_rows: int  # kept or rejected
     keys: list[str]
     losses: dict[int, list[float]]  # by step
-    processes: list[str]  # of the job, ten seconds after it
+    processes: Counter[str]  # that are no services of Ray's, ten seconds after the job
     services_mib: float  # of the head's Ray processes
 
 
@@ -154,9 +154,9 @@ class Soak:
             losses.setdefault(metric.step, []).append(metric.value)
         return losses
 
-    def _processes(self) -> list[str]:
+    def _processes(self) -> Counter[str]:
         found = [process for host in self._here.hosts.hosts for process in host.processes]
-        return [" ".join(process.cmdline()[:3]) for process in found if _works(process)]
+        return Counter(" ".join(process.cmdline()[:3]) for process in found if _works(process))
 
     def _services_mib(self) -> float:
         total = 0
@@ -188,13 +188,19 @@ def line(one: Round, undisturbed: Round) -> str:
         f"| {one.number} | {one.seconds:,.0f} | {one.submitted} | {kinds} "
         f"| {lost(one, undisturbed)} | {len(one.keys) - len(set(one.keys))} "
         f"| {len(undisturbed.losses.keys() - one.losses.keys())} "
-        f"| {others(one, undisturbed)} | {len(one.processes)} | {one.services_mib:,.0f} |"
+        f"| {others(one, undisturbed)} | {left(one, undisturbed).total()} "
+        f"| {one.services_mib:,.0f} |"
     )
 
 
 def lost(one: Round, undisturbed: Round) -> int:
     """Rows that are neither kept nor rejected, or were kept by the undisturbed job alone."""
     return one.input_rows - one.counted_rows + len(set(undisturbed.keys) - set(one.keys))
+
+
+def left(one: Round, undisturbed: Round) -> Counter[str]:
+    """Processes that the undisturbed job did not leave: Ray Data keeps some actors of its own."""
+    return one.processes - undisturbed.processes
 
 
 def others(one: Round, undisturbed: Round) -> int:
@@ -218,8 +224,8 @@ def report(rounds: list[Round], minutes: float) -> None:
         f"({', '.join(f'{name} {times}' for name, times in sorted(kinds.items()))}). Of {rows:,} "
         f"rows {sum(lost(one, undisturbed) for one in rest)} were lost; of {samples:,} steps "
         f"{sum(others(one, undisturbed) for one in rest)} saw other samples than the undisturbed "
-        f"job's; {len(rest[-1].processes)} processes were left in the end. Undisturbed, a job "
-        f"takes {undisturbed.seconds:,.0f} s."
+        f"job's; {left(rest[-1], undisturbed).total()} processes were left in the end. "
+        f"Undisturbed, a job takes {undisturbed.seconds:,.0f} s."
     )
 
 
