@@ -25,7 +25,7 @@ from pipelines.system_metrics import SystemMetrics
 
 FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 5.0
-SEND_WITHIN_S = 60.0
+SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
 PENDING = "pending-"
 PARENT = "mlflow.parentRunId"  # MLflow's own name
@@ -109,14 +109,14 @@ class Tracker:
 
     def flush(self) -> None:
         """Return when all that was recorded is with the server, so that a machine that is lost
-        takes nothing of it along; at once while the server is away, after a minute anyhow."""
+        takes nothing of it along; at once while the server is away, after half a minute anyhow."""
         with self._changed:
             wanted, self._hurried = self._recorded, True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._sent >= wanted or self._away, SEND_WITHIN_S)
 
     def close(self, status: str | None = None) -> None:
-        """Send what is left, for at most a minute; `status` ends the run."""
+        """Send what is left, for at most half a minute; `status` ends the run."""
         if status is not None:
             self._record({"status": status})
         with self._changed:
