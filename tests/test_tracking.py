@@ -65,14 +65,17 @@ def test_a_failed_stage_ends_its_run_as_failed(tracking):
 
 
 def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.tracking.SEND_WITHIN_S", 1.0)
     port = free_port()
     tracking = TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / "spool"))
     config = StageConfig(tracking=tracking)
-    with Tracker.start(tracking, "data", "x", config) as first:  # nobody listens yet
+    with (
+        monkeypatch.context() as patch,
+        Tracker.start(tracking, "data", "x", config) as first,  # nobody listens yet
+    ):
         first.log_metrics({"rows": 5.0}, step=1)
         first.flush()  # does not wait for a server that is away
         assert first.latest_metrics() == {}
+        patch.setattr("pipelines.tracking.SEND_WITHIN_S", 1.0)
     assert list(Path(tracking.spool).glob("*.spool"))
     make_look_dead(Path(tracking.spool))
     server = start_server(tmp_path, port)
