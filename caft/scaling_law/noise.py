@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SAME = 1e-6  # relative difference of what counts as the same
+# Share of the groups' variance that a fit must leave for it to be told. A law of size absorbs all
+# but a trace of three trunks of three sizes: scaled up, that would be many times all residuals.
+LEFT_LEAST = 0.05
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def estimate_noise(
     within = member.T @ left @ member  # (G, G)
     trace, trace_square = float(np.trace(within)), float((within**2).sum())
     total_trace = float(np.trace(left))
-    if trace < SAME * total_trace:  # the law absorbs whatever groups share
+    if trace < LEFT_LEAST * runs:
         return alone
     between = float(((member.T @ residuals) ** 2).sum()) / trace
     weight = trace_square / trace

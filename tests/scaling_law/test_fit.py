@@ -170,6 +170,19 @@ def test_groups_that_share_chance_widen_the_interval() -> None:
     assert grouped["a"].high - grouped["a"].low > 1.2 * (alone["a"].high - alone["a"].low)
 
 
+def test_chance_that_a_law_absorbs_is_not_made_up_from_what_it_leaves() -> None:
+    """Four lengths of each of three sizes: all runs of a size are of one trunk."""
+    sizes, samples = np.repeat([0.7e6, 1.4e6, 3.0e6], 4), np.tile([3.2e3, 6.4e3, 1.28e4, 2.56e4], 3)
+    wobble = np.exp(0.02 * np.random.default_rng(0).normal(size=12))
+    error = (0.3 + 80 / sizes**0.4 + 50 / samples**0.5) * wobble
+    fit = fit_form(
+        "size_samples", {"parameters": sizes, "samples": samples}, error,
+        groups=np.repeat([0, 1, 2], 4), replicates=20,
+    )  # fmt: skip
+    assert fit.spread < 0.1
+    assert any("what chance groups share" in problem for problem in fit.problems)
+
+
 def test_prediction_of_a_run_is_wider_than_the_law() -> None:
     fit = fit_form("power", design("power"), noisy("power", 0))
     beyond = {"compute": [1e22, 1e24]}
