@@ -18,7 +18,7 @@ demo: $(STAMP)  ## data -> train -> evaluate on a local Ray cluster, with a repo
 test: lint  ## linter, types and the tests of every day
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"
 
-test-slow: $(STAMP)  ## the tests that take minutes each, in which workers, nodes and machines die
+test-slow: $(STAMP)  ## the tests that take minutes each: clusters and machines die, a study runs
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## linter, formatter and type checker

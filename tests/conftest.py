@@ -34,7 +34,7 @@ settings.load_profile("repository")
 
 
 # Files that take minutes: first, so that none is left alone at the end.
-LONGEST = ("test_study", "test_stage", "test_recovery", "test_exactness", "test_submit")
+LONGEST = ("test_stage", "test_recovery", "test_exactness", "test_submit")
 # Files that share what takes long to make: on one process.
 TOGETHER = {"test_telemetry": "watched run", "test_held_out": "watched run"}
 

@@ -111,6 +111,7 @@ def test_workers_are_killed_while_the_run_goes_on(undisturbed, make_data_config,
     assert_same(config.output, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_whole_cluster_is_killed(undisturbed, make_data_config, tmp_path):
     config = make_data_config(str(tmp_path / "data"), *CHANGES)
     driver = drive(tmp_path, config, None)

@@ -15,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 from sweep_support import study_config, tiny_models
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TARGET = "loss/whole"
 
 
