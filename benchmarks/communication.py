@@ -86,11 +86,9 @@ def print_times(model: ModelConfig, args: argparse.Namespace, batches: dict[int,
     print("|---|---|---|---|---|---|---|")
     for workers, batch in batches.items():
         compute = batch / workers / args.gpu_images_per_s
+        by_stage = [exchanges(model, args, batch, workers, stage) for stage in (0, 1)]
         for network in NETWORKS:
-            steps = [
-                step_time(exchanges(model, args, batch, workers, stage), workers, network, compute)
-                for stage in (0, 1)
-            ]
+            steps = [step_time(sent, workers, network, compute) for sent in by_stage]
             row = [f"{1000 * s.whole:,.1f} | {compute / s.whole:.0%}" for s in steps]
             print(f"| {workers} | {network.name} | {1000 * compute:,.1f} | {' | '.join(row)} |")
 

@@ -48,7 +48,7 @@ class Tracker:
         self._recorded = self._sent = 0  # events
         self._hurried = self._closed = self._away = False
         self._give_up_at = 0.0
-        self._changed = threading.Condition(threading.RLock())  # guards what is above, and the file
+        self._changed = threading.Condition()  # guards what is above, and the file
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()
 

@@ -25,7 +25,7 @@ SLOW = Network(
 
 
 @pytest.mark.parametrize(
-    ("stage", "name"), [(0, "caft"), (1, "caft"), (2, "caft"), (0, "clip_softmax")]
+    ("stage", "name"), [(0, "caft"), (1, "caft"), (2, "caft"), (1, "clip_softmax")]
 )
 def test_two_workers_send_what_is_predicted(tmp_path, stage, name):
     workers = [

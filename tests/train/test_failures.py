@@ -20,7 +20,7 @@ from caft.config import load_config
 from pipelines.train.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-# A kill of each kind, as an everyday test; CAFT_KILLS=4,3,3 makes it ten.
+# A kill of each kind; CAFT_KILLS=4,3,3 makes it ten.
 KILLS = {
     kind: int(times)
     for kind, times in zip(
