@@ -24,6 +24,38 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "cluster/**/*.md", "benchmarks/**/*.md")
     for file in ROOT.glob(pattern)
 )
+# The test that runs a command for real; here commands are only parsed.
+HOSTS = "cluster/test_hosts.py::test_a_chain_outlives_lost_machines_and_a_cut_cable"
+SUBMIT = "submit/test_submit.py::test_a_chain_stops_at_what_fails_and_goes_on_from_there"
+DETACH = "submit/test_submit.py::test_a_detached_job_runs_until_it_is_stopped"
+REPORT = "evaluate/test_report.py::test_outputs_and_runs_give_the_same_comparison"
+DESCRIBE = "test_describe.py::test_the_command_prints_the_table_and_one_line_errors"
+STUDY = "sweep/test_study.py::test_a_study_survives_its_driver_and_ends_in_a_law"
+RUN_BY = {
+    "pipelines.data": "data/test_stage.py::test_a_killed_run_goes_on_and_ends_with_the_same_files",
+    "pipelines.data estimate": "data/test_estimate.py::test_the_command_line",
+    "pipelines.data verify": "data/test_verify.py::test_no_dataset_at_all",
+    "pipelines.data retry": "data/test_retry.py::test_a_server_that_dies_for_a_while_costs_no_row",
+    "pipelines.train": "train/test_stage.py::test_a_run_into_a_bucket",
+    "pipelines.evaluate": HOSTS,
+    "pipelines.evaluate compare": REPORT,
+    "pipelines.sweep plan": "sweep/test_plan.py::test_the_command_prints_and_stores_the_plan",
+    "pipelines.sweep run": STUDY,
+    "pipelines.sweep fit": STUDY,
+    "pipelines.submit data": SUBMIT,
+    "pipelines.submit train": SUBMIT,
+    "pipelines.submit sweep": SUBMIT,
+    "pipelines.submit chain": HOSTS,
+    "pipelines.submit list": SUBMIT,
+    "pipelines.submit status": SUBMIT,
+    "pipelines.submit logs": SUBMIT,
+    "pipelines.submit stop": DETACH,
+    "caft.checkpoint convert": "test_checkpoint.py::test_a_converted_file_gives_the_same_numbers",
+    "caft.checkpoint export": "test_export.py::test_an_export_loads_and_computes_as_its_checkpoint",
+    "caft.model describe": DESCRIBE,
+    "caft.scaling_law": "scaling_law/test_command.py::test_the_table_is_printed",
+}
+ELSEWHERE = r"(?:docker|helm|kubectl|ssh|ray (?:up|down|dashboard)) "  # no test can have these
 FOLDERS = "benchmarks|caft|cluster|configs|docs|pipelines|tests"
 # A stage's schema, and a recipe to stand in where a page's own file is meant.
 STAGES = {
@@ -35,16 +67,20 @@ STAGES = {
 
 
 def blocks(page: Path) -> list[str]:
+    """A page's code blocks."""
+    return re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def lines_of(page: Path) -> list[str]:
     """Commands of a page's code blocks, continued lines joined, comments dropped."""
-    found = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
-    lines = "\n".join(found).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks(page)).replace("\\\n", " ").splitlines()
     return [re.sub(r"\s#\s.*|^#.*", "", line).strip() for line in lines]
 
 
 COMMANDS = [
     pytest.param(match[1], match[2], id=f"{page.stem}: {match[0]}")
     for page in PAGES
-    for line in blocks(page)
+    for line in lines_of(page)
     if (match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line))
 ]
 
@@ -84,6 +120,18 @@ def test_every_command_parses_and_every_key_exists(module, arguments, monkeypatc
     if not (ROOT / config).is_file():
         config = stand_in
     load_config(schema, ROOT / config, understood.overrides)
+
+
+def test_every_command_is_run_by_a_test_or_says_what_it_needs():
+    for command in COMMANDS:
+        module, arguments = command.values
+        word = (arguments.split() or [""])[0]
+        place = RUN_BY[f"{module} {word}" if re.fullmatch("[a-z]+", word) else module]
+        file, test = place.split("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), place
+    for block in (block for page in PAGES for block in blocks(page)):
+        if re.search(f"^{ELSEWHERE}", block, re.MULTILINE):
+            assert "# needs " in block, block
 
 
 def test_pages_have_commands():

@@ -17,7 +17,8 @@ README = REPOSITORY / "cluster" / "README.md"
 def commands() -> list[list[str]]:
     blocks = re.findall(r"```\n(.*?)```", README.read_text(), re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(re.sub(r"\$\(.*?\)", "GENERATED", line)) for line in lines]
+    generated = (re.sub(r"\$\(.*?\)", "GENERATED", line) for line in lines)
+    return [words for line in generated if (words := shlex.split(line, comments=True))]
 
 
 def starting_with(*words: str) -> list[list[str]]:

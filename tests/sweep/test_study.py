@@ -15,11 +15,13 @@ import yaml
 from mlflow import MlflowClient
 from sweep_support import study_config, tiny_models
 
+from pipelines.sweep.__main__ import main
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TARGET = "loss/whole"
 
 
-def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path):
+def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path, capsys):
     """A model at three lengths; the second command ends the processes that the first one left, and
     repeats no job that was done."""
     config = study_config(
@@ -65,6 +67,8 @@ def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path)
     assert all(float(row[TARGET]) > 0 for row in rows)
     assert (Path(config.output) / "fit" / "fit.html").stat().st_size > 1000
     assert_runs_in_mlflow(config)
+    assert main(["fit", str(path)]) == 0
+    assert "3 of 3 points are done" in capsys.readouterr().out
 
 
 def processes_of(config) -> list[int]:
