@@ -30,13 +30,15 @@ from stage_support import S3_BUCKET, keys_of
 from world import LISTS_AT, World, world
 
 from pipelines import storage
+from pipelines.config import TrackingConfig
 from pipelines.data.dataset import open_dataset
+from pipelines.runs import find_run
 
 PAUSE_S, DOWN_S = (10.0, 30.0), 8.0  # between disturbances; how long one lasts
 TRIES, JOB_S = 5, 900.0
 SAME_LOSS = 1e-4  # relative
 MIB = 2**20
-SERVICES = ("gcs_server", "raylet", "dashboard")
+SERVICES = ("gcs_server", "raylet", "dashboard", "DashboardAgent")
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ class Round:
     keys: list[str]
     losses: dict[int, list[float]]  # by step
     processes: Counter[str]  # that are no services of Ray's, ten seconds after the job
-    services_mib: float  # of the head's Ray processes
+    services_mib: Counter[str]  # of the head's Ray processes, by service
 
 
 class Soak:
@@ -147,7 +149,8 @@ class Soak:
         return True
 
     def _losses(self, output: str) -> dict[int, list[float]]:
-        run_id = storage.read_json(f"{output}/run.json")["run_id"]
+        tracking = TrackingConfig(uri=self._here.tracking_address)
+        run_id = find_run(tracking, storage.read_json(f"{output}/run.json")["run_id"])
         losses: dict[int, list[float]] = {}
         client = MlflowClient(self._here.tracking_address)
         for metric in client.get_metric_history(run_id, "loss/total"):
@@ -158,13 +161,16 @@ class Soak:
         found = [process for host in self._here.hosts.hosts for process in host.processes]
         return Counter(" ".join(process.cmdline()[:3]) for process in found if _works(process))
 
-    def _services_mib(self) -> float:
-        total = 0
+    def _services_mib(self) -> Counter[str]:
+        found: Counter[str] = Counter()
         for process in self._here.hosts.hosts[0].processes:
             with suppress(psutil.NoSuchProcess):
-                if any(name in " ".join(process.cmdline()[:4]) for name in SERVICES):
-                    total += process.memory_info().rss
-        return total / MIB
+                line = " ".join(process.cmdline()[:4])
+                for name in SERVICES:
+                    if name in line:
+                        found[name] += round(process.memory_info().rss / MIB)
+                        break
+        return found
 
 
 def _works(process: psutil.Process) -> bool:
@@ -189,7 +195,7 @@ def line(one: Round, undisturbed: Round) -> str:
         f"| {lost(one, undisturbed)} | {len(one.keys) - len(set(one.keys))} "
         f"| {len(undisturbed.losses.keys() - one.losses.keys())} "
         f"| {others(one, undisturbed)} | {left(one, undisturbed).total()} "
-        f"| {one.services_mib:,.0f} |"
+        f"| {one.services_mib.total():,} |"
     )
 
 
@@ -225,7 +231,9 @@ def report(rounds: list[Round], minutes: float) -> None:
         f"rows {sum(lost(one, undisturbed) for one in rest)} were lost; of {samples:,} steps "
         f"{sum(others(one, undisturbed) for one in rest)} saw other samples than the undisturbed "
         f"job's; {left(rest[-1], undisturbed).total()} processes were left in the end. "
-        f"Undisturbed, a job takes {undisturbed.seconds:,.0f} s."
+        f"Undisturbed, a job takes {undisturbed.seconds:,.0f} s. Ray's services on the head, MiB, "
+        f"after the first job and after the last: {dict(undisturbed.services_mib)}, "
+        f"{dict(rest[-1].services_mib)}."
     )
 
 

@@ -1,35 +1,34 @@
-"""MLflow runs of the stages; the only module that talks to MLflow.
+"""What stages log to their MLflow runs (runs.py).
 Events pass through a spool on disk, so that a dead tracking server never stops a stage."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from caft import __version__
 from caft.config import Config
-from caft.errors import ConfigError, StorageError
+from caft.errors import StorageError
 from pipelines.config import TrackingConfig
+from pipelines.runs import address_of, find_run, open_client, real_run_id, start_run, warn_away
 from pipelines.system_metrics import SystemMetrics
 
 FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 5.0
 SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
-PENDING = "pending-"
+SPOOL, LOCK = ".spool", "lock"
 PARENT = "mlflow.parentRunId"  # MLflow's own name
-SQLITE = "sqlite:///"
 SECRET_WORDS = ("secret", "token", "password", "credential")
 
 
@@ -40,10 +39,20 @@ class Tracker:
     """
 
     def __init__(
-        self, tracking: TrackingConfig, spool: Path, run_id: str, system_metrics: bool = False
+        self, tracking: TrackingConfig, stage: str, run_id: str, system_metrics: bool = False
     ) -> None:
-        self.run_id = run_id
-        self._tracking, self._spool = tracking, spool
+        """Log to a run that was started, perhaps by another process on another machine.
+
+        Args:
+            system_metrics: whether the load of this machine is logged with every step's metrics.
+
+        Raises:
+            StorageError: the spool cannot be written.
+        """
+        self.run_id, self._tracking = run_id, tracking
+        root = _spool_root(tracking)
+        _send_left_over(tracking, root)
+        self._spool, self._lock = _new_spool(root, stage)
         self._with_system, self._step = system_metrics, 0
         self._recorded = self._sent = 0  # events
         self._hurried = self._closed = self._away = False
@@ -61,20 +70,17 @@ class Tracker:
         config: Config,
         links: Mapping[str, str] | None = None,
         run_id: str | None = None,
-        system_metrics: bool = False,
     ) -> Tracker:
         """Start a run, or take up `run_id` again.
 
         Args:
             links: runs this one builds on, stage -> run id; kept as tags `<stage>_run_id`.
-            system_metrics: whether the load of this machine is logged with every step's metrics.
+
+        Raises:
+            StorageError: the spool cannot be written.
         """
-        root = Path(tracking.spool)
-        _send_left_over(tracking, root)
-        spool = root / f"{stage}-{uuid.uuid4().hex[:12]}.{os.getpid()}.spool"
-        spool.mkdir(parents=True)
-        run_id = run_id or _create_run(tracking, root, stage, name)
-        tracker = cls(tracking, spool, run_id, system_metrics)
+        run_id = start_run(tracking, _spool_root(tracking), stage, name, run_id)
+        tracker = cls(tracking, stage, run_id)
         tags = {f"{other}_run_id": value for other, value in (links or {}).items() if value}
         if tracking.parent_run_id is not None:
             tags[PARENT] = tracking.parent_run_id
@@ -92,8 +98,8 @@ class Tracker:
         """Each metric of the run at its last step, as far as they were sent; none while the
         tracking server is away."""
         try:
-            run_id = _real_run_id(self._tracking, self._spool.parent, self.run_id)
-            return dict(_client(self._tracking).get_run(run_id).data.metrics)
+            run_id = real_run_id(self._tracking, self._spool.parent, self.run_id)
+            return dict(open_client(self._tracking).get_run(run_id).data.metrics)
         except Exception:  # whatever a dead server raises; the sending thread says so
             return {}
 
@@ -138,6 +144,10 @@ class Tracker:
             self._recorded += 1
 
     def _send_until_closed(self) -> None:
+        with self._lock:
+            self._send_repeatedly()
+
+    def _send_repeatedly(self) -> None:
         warned, logged = False, 0
         system = SystemMetrics() if self._with_system else None
         while True:
@@ -156,7 +166,7 @@ class Tracker:
                     return
             except Exception as error:  # whatever a dead server raises, the stage goes on
                 if not warned:
-                    _warn(self._tracking, error)
+                    warn_away(self._tracking, error)
                     warned = True
                 self._tell(away=True)
                 if closing and time.monotonic() > self._give_up_at:
@@ -171,54 +181,9 @@ class Tracker:
             self._changed.notify_all()
 
 
-def experiment_page(server: str, tracking: TrackingConfig) -> str:
-    """Where a browser finds the experiment's runs on an MLflow server that shows `tracking`."""
-    experiment = _client(tracking).get_experiment_by_name(tracking.experiment)
-    assert experiment is not None, "a stage makes the experiment before anybody looks for it"
-    # Without the last part MLflow opens its page for language-model traces, which is empty here.
-    return f"{server}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
-
-
-def read_artifacts(
-    tracking: TrackingConfig, run_id: str, names: Collection[str]
-) -> dict[str, bytes]:
-    """A run's files of these names, at its top or in a folder there, by their paths in the run.
-
-    Raises:
-        ConfigError: the server cannot be reached, or the experiment has no such run.
-        StorageError: a file that cannot be fetched.
-    """
-    from mlflow.exceptions import MlflowException
-
-    client = _client(tracking)
-    try:
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        run = client.get_run(run_id)
-        if experiment is None or run.info.experiment_id != experiment.experiment_id:
-            raise ConfigError(
-                f"tracking.experiment: '{tracking.experiment}' has no run {run_id}; name the "
-                "experiment that it is in"
-            )
-        top = client.list_artifacts(run_id)
-        inner = [file for f in top if f.is_dir for file in client.list_artifacts(run_id, f.path)]
-        paths = [f.path for f in (*top, *inner) if f.path.rpartition("/")[2] in names]
-    except MlflowException as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigError(f"tracking.uri: {_shown_uri(tracking)}: run {run_id}: {reason}") from None
-    files = {}
-    for path in paths:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                files[path] = Path(client.download_artifacts(run_id, path, folder)).read_bytes()
-            except (MlflowException, OSError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise StorageError(f"MLflow run {run_id}: {path}: {reason}") from None
-    return files
-
-
 def _send_spool(tracking: TrackingConfig, spool: Path) -> int:
     """Send the events of one spool folder that were not sent yet, in order; how many are sent."""
-    client = _client(tracking)
+    client = open_client(tracking)
     path, mark = spool / "events.jsonl", spool / "sent"
     sent = int(mark.read_text()) if mark.exists() else 0
     if not path.exists():
@@ -234,7 +199,7 @@ def _send_spool(tracking: TrackingConfig, spool: Path) -> int:
 def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[str, Any]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    run_id = _real_run_id(tracking, root, event["run_id"])
+    run_id = real_run_id(tracking, root, event["run_id"])
     if "metrics" in event:
         metrics = [
             Metric(name, float(value), event["time_ms"], event["step"])
@@ -247,7 +212,9 @@ def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[s
         for start in range(0, len(params), 100):
             client.log_batch(run_id, params=params[start : start + 100])
     elif "tags" in event:
-        tags = {k: _real_run_id(tracking, root, str(v)) for k, v in event["tags"].items()}
+        tags = {k: find_run(tracking, str(v)) for k, v in event["tags"].items()}
+        if PARENT in tags:  # which is being made, if it is not there yet
+            tags[PARENT] = real_run_id(tracking, root, tags[PARENT])
         client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
     elif "artifact" in event:
         client.log_artifact(run_id, event["artifact"], event["folder"])
@@ -255,92 +222,42 @@ def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[s
         client.set_terminated(run_id, event["status"])
 
 
-def _create_run(tracking: TrackingConfig, root: Path, stage: str, name: str) -> str:
-    """A new run's id; with the server away, a stand-in that becomes a run when it is back."""
+def _spool_root(tracking: TrackingConfig) -> Path:
+    """Where this machine keeps what that server has not got yet."""
+    server = hashlib.sha256(f"{address_of(tracking)}\n{tracking.experiment}".encode()).hexdigest()
+    root = Path(tracking.spool).expanduser() / server[:12]
     try:
-        return _new_run(tracking, stage, name)
-    except Exception as error:  # any failure of the server or of the way to it
-        _warn(tracking, error)
-        stand_in = f"{PENDING}{uuid.uuid4().hex}"
-        (root / stand_in).write_text(json.dumps({"stage": stage, "name": name}))
-        return stand_in
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"tracking.spool: {root} cannot be written ({error.strerror}); name a folder that "
+            "every machine can write"
+        ) from None
+    return root
 
 
-def _real_run_id(tracking: TrackingConfig, root: Path, run_id: str) -> str:
-    if not run_id.startswith(PENDING) or not (root / run_id).exists():
-        return run_id
-    known = json.loads((root / run_id).read_text())
-    if "run_id" not in known:
-        known["run_id"] = _new_run(tracking, known["stage"], known["name"])
-        (root / run_id).write_text(json.dumps(known))
-    return str(known["run_id"])
-
-
-def _new_run(tracking: TrackingConfig, stage: str, name: str) -> str:
-    client = _client(tracking)
-    experiment = client.get_experiment_by_name(tracking.experiment)
-    experiment_id = (
-        experiment.experiment_id
-        if experiment is not None
-        else client.create_experiment(tracking.experiment, _artifact_location(tracking))
-    )
-    run_name = stage if name == stage else f"{stage} {name}"
-    run = client.create_run(experiment_id, run_name=run_name)
-    return str(run.info.run_id)
-
-
-def _artifact_location(tracking: TrackingConfig) -> str | None:
-    """Beside the SQLite file, so that artifacts never land relative to a working directory."""
-    if tracking.artifact_root is not None:
-        return tracking.artifact_root
-    if tracking.uri.startswith(SQLITE):
-        return (_sqlite_file(tracking.uri).parent / "mlartifacts").as_uri()
-    return None
-
-
-def _client(tracking: TrackingConfig) -> Any:
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from mlflow import MlflowClient
-
-    uri = tracking.uri
-    if uri.startswith(SQLITE):
-        file = _sqlite_file(uri)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        uri = f"{SQLITE}{file}"
-    return MlflowClient(tracking_uri=uri)
-
-
-def _sqlite_file(uri: str) -> Path:
-    return Path(uri.removeprefix(SQLITE)).absolute()
+def _new_spool(root: Path, stage: str) -> tuple[Path, IO[str]]:
+    """A folder, and the lock by which others see that somebody lives who sends what is in it."""
+    made = root / f"{stage}-{uuid.uuid4().hex[:12]}"
+    made.mkdir()
+    lock = open(made / LOCK, "w", encoding="utf-8")  # noqa: SIM115 (held while the tracker lives)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return made.rename(made.with_suffix(SPOOL)), lock
 
 
 def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
     """Send what earlier stages could not, unless their process still lives."""
-    for spool in sorted(root.glob("*.spool")):
-        pid = int(spool.name.split(".")[-2])
-        if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
-            try:
+    for spool in sorted(root.glob(f"*{SPOOL}")):
+        try:
+            with open(spool / LOCK, encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _send_spool(tracking, spool)
                 shutil.rmtree(spool)
-            except Exception as error:  # still away: it stays for the next stage
-                _warn(tracking, error)
-                return
-
-
-def _warn(tracking: TrackingConfig, error: Exception) -> None:
-    reason = str(error).splitlines()[0][:200]
-    print(
-        f"tracking: {_shown_uri(tracking)} does not take metrics ({reason}); they are kept in "
-        f"{tracking.spool} and sent when it does",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _shown_uri(tracking: TrackingConfig) -> str:
-    """The server's address without what may be a password."""
-    return re.sub(r"//[^/@]*@", "//***@", tracking.uri)
+        except (BlockingIOError, FileNotFoundError):  # somebody else sends it, or has sent it
+            continue
+        except Exception as error:  # still away: it stays for the next stage
+            warn_away(tracking, error)
+            return
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Tracking on a real SQLite store and on a real server that goes away and comes back."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow_support import free_port, start_server
 
 from pipelines.config import StageConfig, TrackingConfig
+from pipelines.runs import find_run, start_run
 from pipelines.tracking import Tracker
 
 
@@ -28,12 +28,13 @@ def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
     assert run.data.tags["stage"] == "train"
     assert [m.value for m in client.get_metric_history(tracker.run_id, "loss")] == [3.0, 2.0, 1.0]
     assert [a.path for a in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
-    assert list(Path(tracking.spool).iterdir()) == []
+    assert list(Path(tracking.spool).rglob("*.spool")) == []
 
 
 def test_the_machine_s_load_is_logged_with_the_metrics_of_a_step(tracking):
     config = StageConfig(tracking=tracking)
-    with Tracker.start(tracking, "train", "first", config, system_metrics=True) as tracker:
+    run_id = Tracker.start(tracking, "train", "first", config).run_id
+    with Tracker(tracking, "train", run_id, system_metrics=True) as tracker:
         tracker.log_metrics({"loss": 3.0}, step=7)
     client = MlflowClient(tracking.uri)
     logged = client.get_run(tracker.run_id).data.metrics
@@ -64,38 +65,67 @@ def test_a_failed_stage_ends_its_run_as_failed(tracking):
     assert MlflowClient(tracking.uri).get_run(tracker.run_id).info.status == "FAILED"
 
 
-def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path, monkeypatch):
+def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
+    """What a process that was killed could not send, the next stage on its machine does."""
     port = free_port()
     tracking = TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / "spool"))
     config = StageConfig(tracking=tracking)
-    with (
-        monkeypatch.context() as patch,
-        Tracker.start(tracking, "data", "x", config) as first,  # nobody listens yet
-    ):
-        first.log_metrics({"rows": 5.0}, step=1)
-        first.flush()  # does not wait for a server that is away
-        assert first.latest_metrics() == {}
-        patch.setattr("pipelines.tracking.SEND_WITHIN_S", 1.0)
-    assert list(Path(tracking.spool).glob("*.spool"))
-    make_look_dead(Path(tracking.spool))
+    stage = f"""
+import os, signal
+from pipelines.config import StageConfig, TrackingConfig
+from pipelines.tracking import Tracker
+tracking = TrackingConfig(**{tracking.model_dump()})  # nobody listens there yet
+tracker = Tracker.start(tracking, "data", "x", StageConfig(tracking=tracking))
+tracker.log_metrics({{"rows": 5.0}}, step=1)
+tracker.flush()  # does not wait for a server that is away
+print(tracker.run_id, tracker.latest_metrics(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", stage], capture_output=True, text=True)
+    first, metrics = killed.stdout.split()
+    assert metrics == "{}"
     server = start_server(tmp_path, port)
     try:
-        with Tracker.start(tracking, "train", "y", config, {"data": first.run_id}) as second:
+        with Tracker.start(tracking, "train", "y", config, {"data": first}) as second:
             second.log_metrics({"loss": 1.0}, step=1)
         client = MlflowClient(tracking.uri)
         experiment = client.get_experiment_by_name(tracking.experiment)
         runs = {r.data.tags["stage"]: r for r in client.search_runs([experiment.experiment_id])}
         assert runs["data"].data.metrics == {"rows": 5.0}
         assert runs["train"].data.tags["data_run_id"] == runs["data"].info.run_id
-        assert not list(Path(tracking.spool).glob("*.spool"))
+        assert not list(Path(tracking.spool).rglob("*.spool"))
     finally:
         server.terminate()
         server.wait()
 
 
-def make_look_dead(spool: Path) -> None:
-    """Give a spool the name it would have, had its process ended."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for folder in spool.glob("*.spool"):
-        folder.rename(folder.with_name(folder.name.replace(f".{os.getpid()}.", f".{ended.pid}.")))
+@pytest.mark.parametrize("taken_up_on", ["driver", "another"])
+def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
+    taken_up_on, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipelines.tracking.RETRY_AFTER_S", 0.2)
+    port = free_port()
+    machines = {
+        name: TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / name))
+        for name in ("driver", "another", "worker")
+    }
+    (tmp_path / "driver").mkdir()
+    begun = start_run(machines["driver"], tmp_path / "driver", "train", "x")
+    joined = Tracker(machines["worker"], "train", begun)
+    joined.log_metrics({"loss": 2.0}, step=1)
+    server = start_server(tmp_path, port)
+    try:
+        tracking = machines[taken_up_on]
+        config = StageConfig(tracking=tracking)
+        with Tracker.start(tracking, "train", "x", config, run_id=begun) as driver:
+            driver.log_metrics({"loss": 1.0}, step=2)
+        joined.close()
+        client = MlflowClient(tracking.uri)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.run_id == find_run(machines["worker"], begun)
+        history = client.get_metric_history(run.info.run_id, "loss")
+        assert sorted((metric.step, metric.value) for metric in history) == [(1, 2.0), (2, 1.0)]
+    finally:
+        server.terminate()
+        server.wait()

@@ -22,7 +22,7 @@ from pipelines.local_cluster import (
     Processes,
     require_free,
 )
-from pipelines.tracking import experiment_page
+from pipelines.runs import experiment_page
 
 CONFIGS = REPOSITORY / "configs"
 LOGICAL_CPUS = 4  # two trainers and two decoders share whatever cores there are

@@ -12,7 +12,7 @@ from caft.errors import DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig
 from pipelines.evaluate.report.page import Evaluated
-from pipelines.tracking import read_artifacts
+from pipelines.runs import read_artifacts
 
 METRICS, EXAMPLES = "metrics.json", "examples.json"
 RUN_ID = re.compile(r"[0-9a-f]{32}")

@@ -136,7 +136,7 @@ def train_worker(settings: dict[str, Any]) -> int:
         config.output,
         rank,
         device,
-        lambda: Tracker.start(config.tracking, "train", job.name, config, run_id=job.run_id),
+        lambda: Tracker(config.tracking, "train", job.run_id),
     )
     # A run that goes on from a checkpoint logs no step before it again.
     flush = log.tracker.flush if log is not None else None

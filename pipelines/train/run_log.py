@@ -24,9 +24,7 @@ class RunLog:
         self, config: TrainConfig, name: str, run_id: str, total_steps: int, done: int
     ) -> None:
         self._config, self._name = config, name
-        self.tracker = Tracker.start(
-            config.tracking, "train", name, config, run_id=run_id, system_metrics=True
-        )
+        self.tracker = Tracker(config.tracking, "train", run_id, system_metrics=True)
         pool = ThreadPoolExecutor(1)  # with the server away, the answer takes its time
         self._before = pool.submit(self.tracker.latest_metrics)
         pool.shutdown(wait=False)

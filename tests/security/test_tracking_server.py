@@ -11,7 +11,8 @@ from mlflow_support import free_port, start_server
 
 from caft.errors import ConfigError
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import Tracker, read_artifacts
+from pipelines.runs import read_artifacts
+from pipelines.tracking import Tracker
 
 PASSWORD = "a-long-password-of-the-admin"
 
@@ -63,13 +64,14 @@ def test_nobody_gets_in_without_the_password(server, credentials):
 def test_a_stage_logs_with_the_password_of_its_environment(server, tmp_path, monkeypatch, capfd):
     tracking = TrackingConfig(uri=server, spool=str(tmp_path / "spool"))
     config = StageConfig(tracking=tracking)
+    monkeypatch.setattr("pipelines.tracking.SEND_WITHIN_S", 1.0)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with Tracker.start(tracking, "train", "x", config) as refused:  # the stage goes on all the same
         refused.log_metrics({"loss": 2.0}, step=1)
     said = capfd.readouterr().err
     assert "does not take metrics" in said
-    assert list(Path(tracking.spool).glob("*.spool"))
+    assert list(Path(tracking.spool).rglob("*.spool"))
     with pytest.raises(ConfigError, match=r"tracking\.uri"):
         read_artifacts(tracking, "a" * 32, ["report.html"])
 

@@ -1,0 +1,183 @@
+"""Runs on the MLflow server: made, found again, read.
+A run that begins while the server is away has a stand-in, which becomes a run when it is back."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+import tempfile
+import uuid
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from caft.errors import ConfigError, StorageError
+from pipelines.config import TrackingConfig
+
+SQLITE = "sqlite:///"
+PENDING = "pending-"
+STAND_IN = "caft_stand_in"  # tag of a run: what it was called before it was one
+
+
+def start_run(
+    tracking: TrackingConfig, root: Path, stage: str, name: str, run_id: str | None = None
+) -> str:
+    """A new run, or `run_id` taken up again; with the server away, a stand-in for a new one, which
+    this machine makes a run of, as it keeps in `root`."""
+    if run_id is None:
+        try:
+            return _create(tracking, stage, name)
+        except Exception as error:  # any failure of the server or of the way to it
+            warn_away(tracking, error)
+            run_id = f"{PENDING}{uuid.uuid4().hex}"
+    note = root / run_id
+    if run_id.startswith(PENDING) and not (note.exists() and note.read_text()):
+        note.write_text(json.dumps({"stage": stage, "name": name}))
+    return run_id
+
+
+def real_run_id(tracking: TrackingConfig, root: Path, run_id: str) -> str:
+    """By which id the server knows a run. The machine on which a stand-in was begun makes its run;
+    all others find that by its tag.
+
+    Raises:
+        LookupError: the run is not made yet.
+    """
+    if not run_id.startswith(PENDING):
+        return run_id
+    with open(root / run_id, "a+", encoding="utf-8") as note:
+        fcntl.flock(note, fcntl.LOCK_EX)  # processes of one machine: one of them makes it
+        note.seek(0)
+        known = json.loads(note.read() or "{}")
+        if "run_id" not in known:
+            found = find_run(tracking, run_id)
+            if found == run_id:
+                if not known:
+                    raise LookupError(f"no run has the tag {STAND_IN}={run_id} yet")
+                found = _create(tracking, **known, tags={STAND_IN: run_id})
+            known = {"run_id": found}
+            note.truncate(0)
+            note.write(json.dumps(known))
+    return str(known["run_id"])
+
+
+def find_run(tracking: TrackingConfig, run_id: str) -> str:
+    """The run that was made of a stand-in; `run_id` itself where it is none, or none is made."""
+    if not run_id.startswith(PENDING):
+        return run_id
+    client = open_client(tracking)
+    if (experiment := client.get_experiment_by_name(tracking.experiment)) is None:
+        return run_id
+    tagged = f"tags.{STAND_IN} = '{run_id}'"
+    runs = client.search_runs([experiment.experiment_id], tagged, max_results=1)
+    return str(runs[0].info.run_id) if runs else run_id
+
+
+def read_artifacts(
+    tracking: TrackingConfig, run_id: str, names: Collection[str]
+) -> dict[str, bytes]:
+    """A run's files of these names, at its top or in a folder there, by their paths in the run.
+
+    Raises:
+        ConfigError: the server cannot be reached, or the experiment has no such run.
+        StorageError: a file that cannot be fetched.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = open_client(tracking)
+    try:
+        run_id = find_run(tracking, run_id)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        run = client.get_run(run_id)
+        if experiment is None or run.info.experiment_id != experiment.experiment_id:
+            raise ConfigError(
+                f"tracking.experiment: '{tracking.experiment}' has no run {run_id}; name the "
+                "experiment that it is in"
+            )
+        top = client.list_artifacts(run_id)
+        inner = [file for f in top if f.is_dir for file in client.list_artifacts(run_id, f.path)]
+        paths = [f.path for f in (*top, *inner) if f.path.rpartition("/")[2] in names]
+    except MlflowException as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(f"tracking.uri: {_shown_uri(tracking)}: run {run_id}: {reason}") from None
+    files = {}
+    for path in paths:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                files[path] = Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+            except (MlflowException, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise StorageError(f"MLflow run {run_id}: {path}: {reason}") from None
+    return files
+
+
+def experiment_page(server: str, tracking: TrackingConfig) -> str:
+    """Where a browser finds the experiment's runs on an MLflow server that shows `tracking`."""
+    experiment = open_client(tracking).get_experiment_by_name(tracking.experiment)
+    assert experiment is not None, "a stage makes the experiment before anybody looks for it"
+    # Without the last part MLflow opens its page for language-model traces, which is empty here.
+    return f"{server}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+
+
+def _create(
+    tracking: TrackingConfig, stage: str, name: str, tags: dict[str, str] | None = None
+) -> str:
+    client = open_client(tracking)
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment is not None
+        else client.create_experiment(tracking.experiment, _artifact_location(tracking))
+    )
+    run_name = stage if name == stage else f"{stage} {name}"
+    run = client.create_run(experiment_id, tags=tags, run_name=run_name)
+    return str(run.info.run_id)
+
+
+def _artifact_location(tracking: TrackingConfig) -> str | None:
+    """Beside the SQLite file, so that artifacts never land relative to a working directory."""
+    if tracking.artifact_root is not None:
+        return tracking.artifact_root
+    if tracking.uri.startswith(SQLITE):
+        return (_sqlite_file(tracking.uri).parent / "mlartifacts").as_uri()
+    return None
+
+
+def open_client(tracking: TrackingConfig) -> Any:
+    """An MlflowClient that gives up on a dead server within seconds."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient
+
+    if tracking.uri.startswith(SQLITE):
+        _sqlite_file(tracking.uri).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=address_of(tracking))
+
+
+def address_of(tracking: TrackingConfig) -> str:
+    """The server's or the database's address, the same from every working directory."""
+    uri = tracking.uri
+    return f"{SQLITE}{_sqlite_file(uri)}" if uri.startswith(SQLITE) else uri
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE)).absolute()
+
+
+def warn_away(tracking: TrackingConfig, error: Exception) -> None:
+    """One line of why metrics have to wait."""
+    reason = str(error).splitlines()[0][:200]
+    print(
+        f"tracking: {_shown_uri(tracking)} does not take metrics ({reason}); they are kept in "
+        f"{tracking.spool} and sent when it does",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _shown_uri(tracking: TrackingConfig) -> str:
+    """The server's address without what may be a password."""
+    return re.sub(r"//[^/@]*@", "//***@", tracking.uri)
