@@ -92,13 +92,15 @@ class Soak:
         if chance is not None:
             killer.start()
         submitted, code = 0, -1
-        while code != 0 and submitted < TRIES:
-            tracking = {"MLFLOW_TRACKING_URI": self._here.tracking_address}
-            job = Job(folder, self._here.hosts, self._here.variables | tracking)
-            submitted, code = submitted + 1, job.wait(JOB_S)
-        over.set()
-        if chance is not None:
-            killer.join()
+        try:
+            while code != 0 and submitted < TRIES:
+                tracking = {"MLFLOW_TRACKING_URI": self._here.tracking_address}
+                job = Job(folder, self._here.hosts, self._here.variables | tracking)
+                submitted, code = submitted + 1, job.wait(JOB_S)
+        finally:  # Ctrl-C too
+            over.set()
+            if chance is not None:
+                killer.join()
         if code != 0:
             raise SystemExit(f"run {number} failed {TRIES} times:\n{job.log[-5000:]}")
         seconds = time.monotonic() - started
