@@ -34,6 +34,7 @@ SECRET_WORDS = ("secret", "token", "password", "credential")
 
 class Tracker:
     """One MLflow run. Calls return at once; a background thread sends what they recorded.
+    `run_id` is that of a stand-in until the server has made the run.
 
     As a context manager it ends the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
@@ -98,7 +99,7 @@ class Tracker:
         """Each metric of the run at its last step, as far as they were sent; none while the
         tracking server is away."""
         try:
-            run_id = real_run_id(self._tracking, self._spool.parent, self.run_id)
+            run_id = find_run(self._tracking, self.run_id)
             return dict(open_client(self._tracking).get_run(run_id).data.metrics)
         except Exception:  # whatever a dead server raises; the sending thread says so
             return {}
@@ -160,7 +161,9 @@ class Tracker:
                     logged = self._step
                     self.log_metrics(system.take(), logged)
             try:
-                self._tell(sent=_send_spool(self._tracking, self._spool))
+                sent = _send_spool(self._tracking, self._spool)
+                self.run_id = real_run_id(self._tracking, self._spool.parent, self.run_id)
+                self._tell(sent)
                 if closing:
                     shutil.rmtree(self._spool, ignore_errors=True)
                     return

@@ -124,6 +124,7 @@ def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
         experiment = client.get_experiment_by_name(tracking.experiment)
         (run,) = client.search_runs([experiment.experiment_id])
         assert run.info.run_id == find_run(machines["worker"], begun)
+        assert run.info.run_id == driver.run_id == joined.run_id
         history = client.get_metric_history(run.info.run_id, "loss")
         assert sorted((metric.step, metric.value) for metric in history) == [(1, 2.0), (2, 1.0)]
     finally:
