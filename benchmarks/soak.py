@@ -56,7 +56,7 @@ def main() -> None:
             print(line(rounds[-1], rounds[0]), flush=True)
             if more := left(rounds[-1], rounds[0]):
                 print(f"left by job {len(rounds) - 1}: {dict(more)}", file=sys.stderr)
-        report(rounds, args.minutes)
+        report(rounds, [soak.losses(number) for number in range(len(rounds))], args.minutes)
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Soak:
         counted = counts["kept"] + sum(counts["rejected"].values())
         return Round(
             number, seconds, submitted, self._disturbed, counts["input_rows"], counted,
-            keys_of(f"{outputs}/data"), self._losses(f"{outputs}/train"), self._processes(),
+            keys_of(f"{outputs}/data"), self.losses(number), self._processes(),
             self._services_mib(),
         )  # fmt: skip
 
@@ -150,9 +150,11 @@ class Soak:
         self._here.s3.refuse_every = None
         return True
 
-    def _losses(self, output: str) -> dict[int, list[float]]:
+    def losses(self, number: int) -> dict[int, list[float]]:
+        """By step, as the tracking server knows them now."""
         tracking = TrackingConfig(uri=self._here.tracking_address)
-        run_id = find_run(tracking, storage.read_json(f"{output}/run.json")["run_id"])
+        known = storage.read_json(f"s3://{S3_BUCKET}/run-{number}/train/run.json")
+        run_id = find_run(tracking, known["run_id"])
         losses: dict[int, list[float]] = {}
         client = MlflowClient(self._here.tracking_address)
         for metric in client.get_metric_history(run_id, "loss/total"):
@@ -185,7 +187,7 @@ def _works(process: psutil.Process) -> bool:
 
 
 HEADER = (
-    "| job | seconds | submitted | disturbed by | rows lost | rows twice | steps missing "
+    "| job | seconds | submitted | disturbed by | rows lost | rows twice | steps without metrics "
     "| steps of other samples | processes left | Ray's services, MiB |\n" + "|---" * 10 + "|"
 )
 
@@ -195,10 +197,15 @@ def line(one: Round, undisturbed: Round) -> str:
     return (
         f"| {one.number} | {one.seconds:,.0f} | {one.submitted} | {kinds} "
         f"| {lost(one, undisturbed)} | {len(one.keys) - len(set(one.keys))} "
-        f"| {len(undisturbed.losses.keys() - one.losses.keys())} "
+        f"| {missing(one.losses, undisturbed)} "
         f"| {others(one, undisturbed)} | {left(one, undisturbed).total()} "
         f"| {one.services_mib.total():,} |"
     )
+
+
+def missing(losses: dict[int, list[float]], undisturbed: Round) -> int:
+    """Steps without metrics."""
+    return len(undisturbed.losses.keys() - losses.keys())
 
 
 def lost(one: Round, undisturbed: Round) -> int:
@@ -221,8 +228,10 @@ def others(one: Round, undisturbed: Round) -> int:
     )
 
 
-def report(rounds: list[Round], minutes: float) -> None:
+def report(rounds: list[Round], in_the_end: list[dict[int, list[float]]], minutes: float) -> None:
     undisturbed, rest = rounds[0], rounds[1:]
+    late = sum(missing(one.losses, undisturbed) for one in rest)
+    never = sum(missing(losses, undisturbed) for losses in in_the_end)
     kinds: Counter[str] = sum((one.disturbed for one in rest), Counter())
     rows = sum(one.input_rows for one in rest)
     samples = sum(len(one.losses) for one in rest)
@@ -232,7 +241,8 @@ def report(rounds: list[Round], minutes: float) -> None:
         f"({', '.join(f'{name} {times}' for name, times in sorted(kinds.items()))}). Of {rows:,} "
         f"rows {sum(lost(one, undisturbed) for one in rest)} were lost; of {samples:,} steps "
         f"{sum(others(one, undisturbed) for one in rest)} saw other samples than the undisturbed "
-        f"job's; {left(rest[-1], undisturbed).total()} processes were left in the end. "
+        f"job's, {late} had no metrics when their job ended, {never} have none in the end; "
+        f"{left(rest[-1], undisturbed).total()} processes were left in the end. "
         f"Undisturbed, a job takes {undisturbed.seconds:,.0f} s. Ray's services on the head, MiB, "
         f"after the first job and after the last: {dict(undisturbed.services_mib)}, "
         f"{dict(rest[-1].services_mib)}."

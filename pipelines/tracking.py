@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,7 @@ FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 5.0
 SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
-SPOOL, LOCK = ".spool", "lock"
+SPOOL, LOCK, EVENTS = ".spool", "lock", "events.jsonl"
 PARENT = "mlflow.parentRunId"  # MLflow's own name
 SECRET_WORDS = ("secret", "token", "password", "credential")
 
@@ -114,13 +114,24 @@ class Tracker:
         shutil.copyfile(path, copy)
         self._record({"artifact": str(copy), "folder": folder})
 
-    def flush(self) -> None:
-        """Return when all that was recorded is with the server, so that a machine that is lost
-        takes nothing of it along; at once while the server is away, after half a minute anyhow."""
+    def flush(self) -> list[str]:
+        """Send what was recorded, and return what the server has not got: nothing, most often; all
+        since it went away, at once; after half a minute in any case. Kept elsewhere and given to
+        `record_again`, it outlives this machine."""
         with self._changed:
             wanted, self._hurried = self._recorded, True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._sent >= wanted or self._away, SEND_WITHIN_S)
+            if self._sent >= wanted:
+                return []
+            unsent = _read_events(self._spool)[self._sent : wanted]
+        return [event for event in unsent if "artifact" not in json.loads(event)]  # it names a file
+
+    def record_again(self, events: Sequence[str]) -> None:
+        """Record what `flush` returned, of this run on any machine. What the server has got in the
+        meantime stays as it is."""
+        for event in events:
+            self._record(json.loads(event))
 
     def close(self, status: str | None = None) -> None:
         """Send what is left, for at most half a minute; `status` ends the run."""
@@ -140,7 +151,7 @@ class Tracker:
 
     def _record(self, event: dict[str, Any]) -> None:
         line = json.dumps({"run_id": self.run_id, **event})
-        with self._changed, open(self._spool / "events.jsonl", "a", encoding="utf-8") as stream:
+        with self._changed, open(self._spool / EVENTS, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
             self._recorded += 1
 
@@ -184,14 +195,17 @@ class Tracker:
             self._changed.notify_all()
 
 
+def _read_events(spool: Path) -> list[str]:
+    path = spool / EVENTS
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
 def _send_spool(tracking: TrackingConfig, spool: Path) -> int:
     """Send the events of one spool folder that were not sent yet, in order; how many are sent."""
     client = open_client(tracking)
-    path, mark = spool / "events.jsonl", spool / "sent"
+    mark = spool / "sent"
     sent = int(mark.read_text()) if mark.exists() else 0
-    if not path.exists():
-        return 0
-    for line in path.read_text(encoding="utf-8").splitlines()[sent:]:
+    for line in _read_events(spool)[sent:]:
         event = json.loads(line)
         _send_event(client, tracking, spool.parent, event)
         sent += 1

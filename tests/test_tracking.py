@@ -1,5 +1,6 @@
 """Tracking on a real SQLite store and on a real server that goes away and comes back."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -66,24 +67,25 @@ def test_a_failed_stage_ends_its_run_as_failed(tracking):
 
 
 def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
-    """What a process that was killed could not send, the next stage on its machine does."""
+    """What a process that was killed could not send, the next stage on its machine does; and any
+    other machine that was given it, once all the same."""
     port = free_port()
     tracking = TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / "spool"))
     config = StageConfig(tracking=tracking)
     stage = f"""
-import os, signal
+import json, os, signal
 from pipelines.config import StageConfig, TrackingConfig
 from pipelines.tracking import Tracker
 tracking = TrackingConfig(**{tracking.model_dump()})  # nobody listens there yet
 tracker = Tracker.start(tracking, "data", "x", StageConfig(tracking=tracking))
 tracker.log_metrics({{"rows": 5.0}}, step=1)
-tracker.flush()  # does not wait for a server that is away
-print(tracker.run_id, tracker.latest_metrics(), flush=True)
+unsent = tracker.flush()  # does not wait for a server that is away
+print(json.dumps([tracker.run_id, tracker.latest_metrics(), unsent]), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", stage], capture_output=True, text=True)
-    first, metrics = killed.stdout.split()
-    assert metrics == "{}"
+    first, metrics, unsent = json.loads(killed.stdout)
+    assert metrics == {}
     server = start_server(tmp_path, port)
     try:
         with Tracker.start(tracking, "train", "y", config, {"data": first}) as second:
@@ -94,6 +96,11 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert runs["data"].data.metrics == {"rows": 5.0}
         assert runs["train"].data.tags["data_run_id"] == runs["data"].info.run_id
         assert not list(Path(tracking.spool).rglob("*.spool"))
+        elsewhere = tracking.model_copy(update={"spool": str(tmp_path / "elsewhere")})
+        with Tracker(elsewhere, "data", first) as another:
+            another.record_again(unsent)
+            assert another.flush() == []
+        assert len(client.get_metric_history(runs["data"].info.run_id, "rows")) == 1
     finally:
         server.terminate()
         server.wait()

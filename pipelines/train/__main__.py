@@ -120,7 +120,9 @@ def run(config: TrainConfig) -> None:
         job = TrainJob(
             config, model, plan, total_steps, dataset.fingerprint, tracker.run_id, held_out, subset
         )
-        train_to_the_end(job, CheckpointStore(output).newest_step)
+        store = CheckpointStore(output)
+        train_to_the_end(job, store.newest_step)
+        tracker.record_again(store.unsent(store.newest_step()))
         manifest = storage.read_json(storage.join(final, MANIFEST))
         result = {"identity": identity, "step": manifest["step"], "metrics": manifest["metrics"]}
         storage.write_json(storage.join(output, RESULT), result)

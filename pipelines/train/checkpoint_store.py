@@ -11,12 +11,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from caft.checkpoint import CONFIG, MANIFEST, read_manifest
+from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest
 from caft.config import ModelConfig, load_config
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.train.config import CheckpointConfig
-from pipelines.train.layout import CHECKPOINTS, STEP
+from pipelines.train.layout import CHECKPOINTS, STEP, UNSENT
 
 
 class CheckpointStore:
@@ -64,6 +64,12 @@ class CheckpointStore:
                 require_same_model(load_config(ModelConfig, folder / CONFIG), model, path)
                 return step
         return None
+
+    def unsent(self, step: int) -> list[str]:
+        """What the tracking server had not got of the run when the checkpoint of `step` was saved;
+        nothing where there is none."""
+        path = storage.join(self.path(step), TRAINING_STATE, UNSENT)
+        return storage.read_bytes(path).decode().splitlines() if storage.exists(path) else []
 
     def publish(self, step: int, write: Callable[[Path], None]) -> None:
         """As the function `publish`, for the checkpoint of `step`."""

@@ -4,7 +4,7 @@ Whole tensors are stored, so a run may resume on other workers and at another Ze
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from caft.checkpoint import TRAINING_STATE, save_weights, write_manifest
 from caft.model import CAFT
 from pipelines.train.average import WeightAverage
 from pipelines.train.host_copies import HostCopies
+from pipelines.train.layout import UNSENT
 from pipelines.train.loss_scale import loss_scale_state, restore_loss_scale
 from pipelines.train.sharding import set_moments, updates_made, whole_moments, whole_weights
 
@@ -38,8 +39,11 @@ class Snapshot:
         no average."""
         return {**self.weights, **self.average}
 
-    def write(self, folder: Path, model: CAFT, info: Mapping[str, Any]) -> None:
-        """Fill a checkpoint folder, its manifest last; `info` goes into that."""
+    def write(
+        self, folder: Path, model: CAFT, info: Mapping[str, Any], unsent: Sequence[str] = ()
+    ) -> None:
+        """Fill a checkpoint folder, its manifest last; `info` goes into that. `unsent` is what the
+        tracking server has not got of the run up to this step."""
         save_weights(model, folder, self.weights)
         state = folder / TRAINING_STATE
         state.mkdir()
@@ -47,6 +51,8 @@ class Snapshot:
         if self.average:
             save_file(dict(self.average), state / AVERAGE)
         (state / POSITION).write_text(json.dumps(self.position), encoding="utf-8")
+        if unsent:
+            (state / UNSENT).write_text("\n".join(unsent) + "\n", encoding="utf-8")
         write_manifest(folder, dict(info))
 
 

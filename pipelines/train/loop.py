@@ -104,6 +104,7 @@ def train_worker(settings: dict[str, Any]) -> int:
     if rank == 0:
         log = RunLog(config, job.name, job.run_id, job.total_steps, done=step)
         log.describe(workers, telemetry.peak)
+        log.tracker.record_again(store.unsent(step))
         if config.evaluation is not None and job.held_out is not None:
             evaluations = Evaluations(
                 config.evaluation,
@@ -139,8 +140,8 @@ def train_worker(settings: dict[str, Any]) -> int:
         lambda: Tracker(config.tracking, "train", job.run_id),
     )
     # A run that goes on from a checkpoint logs no step before it again.
-    flush = log.tracker.flush if log is not None else None
-    saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step, flush)
+    unsent = log.tracker.flush if log is not None else None
+    saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step, unsent)
     notice = Notice.NONE
     metrics: dict[str, float] = {}
     while step < job.total_steps and notice == Notice.NONE:

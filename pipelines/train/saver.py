@@ -26,7 +26,8 @@ class Saver:
     Args:
         info: goes into every manifest, with the step and its metrics.
         step: of the checkpoint that the run begins with, which is not saved again; 0 for none.
-        before_whole: called on the first worker's thread before a checkpoint counts.
+        unsent: on the first worker, what the tracking server has not got of the run before a
+            checkpoint counts, which is kept in it.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class Saver:
         average: WeightAverage | None,
         info: Mapping[str, Any],
         step: int = 0,
-        before_whole: Callable[[], None] | None = None,
+        unsent: Callable[[], list[str]] | None = None,
     ) -> None:
         self._store, self._config = store, config
         self._engine, self._model, self._average = engine, model, average
         self._info, self._step = dict(info), step
-        self._before_whole = before_whole
+        self._unsent = unsent
         self._copies = HostCopies()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[float] | None = None
@@ -100,9 +101,8 @@ class Saver:
 
     def _write(self, step: int, snapshot: Snapshot, info: dict[str, Any]) -> float:
         started = time.perf_counter()
-        if self._before_whole is not None:
-            self._before_whole()
-        self._store.publish(step, lambda folder: snapshot.write(folder, self._model, info))
+        unsent = self._unsent() if self._unsent is not None else []
+        self._store.publish(step, lambda folder: snapshot.write(folder, self._model, info, unsent))
         self._store.prune(self._config)
         return time.perf_counter() - started
 
