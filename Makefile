@@ -41,7 +41,7 @@ clean:  ## stop what the demo started and remove what it wrote, the environment 
 # contrib build of OpenCV: img2dataset installs the plain one into the same folder.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e .[docs,test]
-	$(PIP) install -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
+	$(PIP) install --no-compile -c constraints.txt torch
+	$(PIP) install --no-compile -c constraints.txt -e .[docs,test]
+	$(PIP) install --no-compile -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
 	touch $@

@@ -263,8 +263,16 @@ def _new_spool(root: Path, stage: str) -> tuple[Path, IO[str]]:
 
 
 def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
-    """Send what earlier stages could not, unless their process still lives."""
-    for spool in sorted(root.glob(f"*{SPOOL}")):
+    """Send what earlier stages could not, unless their process still lives. What the server does
+    not take, such as of a run that was deleted, stays and holds up nothing else."""
+    spools = sorted(root.glob(f"*{SPOOL}"))
+    try:
+        if spools:
+            open_client(tracking).get_experiment_by_name(tracking.experiment)
+    except Exception as error:  # still away
+        warn_away(tracking, error)
+        return
+    for spool in spools:
         try:
             with open(spool / LOCK, encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -272,9 +280,8 @@ def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
                 shutil.rmtree(spool)
         except (BlockingIOError, FileNotFoundError):  # somebody else sends it, or has sent it
             continue
-        except Exception as error:  # still away: it stays for the next stage
+        except Exception as error:
             warn_away(tracking, error)
-            return
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -86,6 +86,11 @@ os.kill(os.getpid(), signal.SIGKILL)
     killed = subprocess.run([sys.executable, "-c", stage], capture_output=True, text=True)
     first, metrics, unsent = json.loads(killed.stdout)
     assert metrics == {}
+    (root,) = Path(tracking.spool).iterdir()
+    never = root / "a.spool"  # which comes first, of a run that the server does not know
+    never.mkdir()
+    (never / "lock").touch()
+    (never / "events.jsonl").write_text('{"run_id": "deleted", "status": "FINISHED"}\n')
     server = start_server(tmp_path, port)
     try:
         with Tracker.start(tracking, "train", "y", config, {"data": first}) as second:
@@ -95,7 +100,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         runs = {r.data.tags["stage"]: r for r in client.search_runs([experiment.experiment_id])}
         assert runs["data"].data.metrics == {"rows": 5.0}
         assert runs["train"].data.tags["data_run_id"] == runs["data"].info.run_id
-        assert not list(Path(tracking.spool).rglob("*.spool"))
+        assert list(root.glob("*.spool")) == [never]
         elsewhere = tracking.model_copy(update={"spool": str(tmp_path / "elsewhere")})
         with Tracker(elsewhere, "data", first) as another:
             another.record_again(unsent)
