@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Stages and tests start many processes, and each would compile every module of ours anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format docs clean
@@ -41,7 +43,7 @@ clean:  ## stop what the demo started and remove what it wrote, the environment 
 # contrib build of OpenCV: img2dataset installs the plain one into the same folder.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-compile -c constraints.txt torch
-	$(PIP) install --no-compile -c constraints.txt -e .[docs,test]
-	$(PIP) install --no-compile -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e .[docs,test]
+	$(PIP) install -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
 	touch $@
