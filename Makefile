@@ -18,7 +18,7 @@ demo: $(STAMP)  ## data -> train -> evaluate on a local Ray cluster, with a repo
 	$(BIN)/python -m pipelines.demo up
 
 test: lint  ## linter, types and the tests of every day
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(STAMP)  ## the tests that take minutes each: clusters and machines die, a study runs
 	$(BIN)/python -m pytest -m slow

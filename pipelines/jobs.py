@@ -25,6 +25,7 @@ from caft.errors import ClusterError
 from pipelines.local_cluster import REPOSITORY, LocalCluster, Ports, Processes
 
 LOG_LINES = 15
+NO_AGENT_YET = "No available agent"  # Ray's own words
 FIRST_NODE_WITHIN_S = 60.0
 FOLLOW_AGAIN_S = 1.0  # after a connection that broke
 LOCAL_CPUS = max(4, os.cpu_count() or 1)  # of a local cluster: workers and decoders share them
@@ -78,13 +79,22 @@ class Jobs:
     def start(
         self, command: Sequence[str], runtime_env: Mapping[str, Any], metadata: dict[str, str]
     ) -> str:
-        """Start any command; returns the job's id. Raises ClusterError when it is refused."""
-        try:
-            return self._client.submit_job(
-                entrypoint=shlex.join(command), runtime_env=dict(runtime_env), metadata=metadata
-            )
-        except RuntimeError as error:
-            raise ClusterError(f"{self._address} refuses the job: {error}") from None
+        """Start any command; returns the job's id. A new cluster answers before it takes jobs.
+
+        Raises:
+            ClusterError: the job is refused.
+        """
+        deadline = time.monotonic() + FIRST_NODE_WITHIN_S
+        entrypoint = shlex.join(command)
+        while True:
+            try:
+                return self._client.submit_job(
+                    entrypoint=entrypoint, runtime_env=dict(runtime_env), metadata=metadata
+                )
+            except RuntimeError as error:
+                if NO_AGENT_YET not in str(error) or time.monotonic() > deadline:
+                    raise ClusterError(f"{self._address} refuses the job: {error}") from None
+            time.sleep(1)
 
     def all(self) -> list[JobDetails]:
         """Every submitted job that the cluster remembers, the newest first."""

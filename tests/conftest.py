@@ -5,6 +5,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from stage_support import S3_BUCKET, s3_environment
+from xdist.scheduler import LoadScopeScheduling
 
 from caft.config import load_config
 from pipelines.config import TrackingConfig
@@ -35,13 +37,12 @@ settings.load_profile("repository")
 
 # Files that take minutes: first, so that none is left alone at the end.
 LONGEST = ("test_stage", "test_recovery", "test_exactness", "test_submit")
-# Files that share what takes long to make: on one process.
+# Files that share what takes long to make: on one process too.
 TOGETHER = {"test_telemetry": "watched run", "test_held_out": "watched run"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In what order files start, and on which process (`--dist loadgroup`) their tests run."""
+    """In what order files start."""
 
     def place(item: pytest.Item) -> tuple[int, str]:
         name = item.path.stem
@@ -49,9 +50,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return rank, TOGETHER.get(name, "")
 
     items.sort(key=place)
-    for item in items:
-        group = TOGETHER.get(item.path.stem, str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class ByFile(LoadScopeScheduling):
+    """Tests of a file run on one process, which makes what they share once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return TOGETHER.get(Path(file).stem, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @dataclass
