@@ -89,7 +89,6 @@ def read_artifacts(
 
     client = open_client(tracking)
     try:
-        run_id = find_run(tracking, run_id)
         experiment = client.get_experiment_by_name(tracking.experiment)
         run = client.get_run(run_id)
         if experiment is None or run.info.experiment_id != experiment.experiment_id:
@@ -165,6 +164,15 @@ def address_of(tracking: TrackingConfig) -> str:
 
 def _sqlite_file(uri: str) -> Path:
     return Path(uri.removeprefix(SQLITE)).absolute()
+
+
+def answers(tracking: TrackingConfig) -> bool:
+    """Whether the server can be asked for anything at all."""
+    try:
+        open_client(tracking).get_experiment_by_name(tracking.experiment)
+    except Exception:  # whatever a dead server raises
+        return False
+    return True
 
 
 def warn_away(tracking: TrackingConfig, error: Exception) -> None:

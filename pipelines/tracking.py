@@ -20,7 +20,15 @@ from caft import __version__
 from caft.config import Config
 from caft.errors import StorageError
 from pipelines.config import TrackingConfig
-from pipelines.runs import address_of, find_run, open_client, real_run_id, start_run, warn_away
+from pipelines.runs import (
+    address_of,
+    answers,
+    find_run,
+    open_client,
+    real_run_id,
+    start_run,
+    warn_away,
+)
 from pipelines.system_metrics import SystemMetrics
 
 FLUSH_EVERY_S = 2.0
@@ -265,14 +273,7 @@ def _new_spool(root: Path, stage: str) -> tuple[Path, IO[str]]:
 def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
     """Send what earlier stages could not, unless their process still lives. What the server does
     not take, such as of a run that was deleted, stays and holds up nothing else."""
-    spools = sorted(root.glob(f"*{SPOOL}"))
-    try:
-        if spools:
-            open_client(tracking).get_experiment_by_name(tracking.experiment)
-    except Exception as error:  # still away
-        warn_away(tracking, error)
-        return
-    for spool in spools:
+    for spool in sorted(root.glob(f"*{SPOOL}")):
         try:
             with open(spool / LOCK, encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -282,6 +283,8 @@ def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
             continue
         except Exception as error:
             warn_away(tracking, error)
+            if not answers(tracking):  # and would not take the others either
+                return
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -44,12 +44,11 @@ TOGETHER = {"test_telemetry": "watched run", "test_held_out": "watched run"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In what order files start."""
 
-    def place(item: pytest.Item) -> tuple[int, str]:
+    def rank(item: pytest.Item) -> int:
         name = item.path.stem
-        rank = LONGEST.index(name) if name in LONGEST else len(LONGEST)
-        return rank, TOGETHER.get(name, "")
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
-    items.sort(key=place)
+    items.sort(key=rank)
 
 
 class ByFile(LoadScopeScheduling):

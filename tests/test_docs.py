@@ -24,7 +24,8 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "cluster/**/*.md", "benchmarks/**/*.md")
     for file in ROOT.glob(pattern)
 )
-# The test that runs a command for real; here commands are only parsed.
+# The test that runs a command for real; here commands are only parsed. `submit` starts every stage
+# alike, so that one of them stands for all.
 HOSTS = "cluster/test_hosts.py::test_a_chain_outlives_lost_machines_and_a_cut_cable"
 SUBMIT = "submit/test_submit.py::test_a_chain_stops_at_what_fails_and_goes_on_from_there"
 DETACH = "submit/test_submit.py::test_a_detached_job_runs_until_it_is_stopped"

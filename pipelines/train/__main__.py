@@ -122,8 +122,8 @@ def run(config: TrainConfig) -> None:
         )
         store = CheckpointStore(output)
         train_to_the_end(job, store.newest_step)
-        tracker.record_again(store.unsent(store.newest_step()))
         manifest = storage.read_json(storage.join(final, MANIFEST))
+        tracker.record_again(store.unsent(manifest["step"]))
         result = {"identity": identity, "step": manifest["step"], "metrics": manifest["metrics"]}
         storage.write_json(storage.join(output, RESULT), result)
         with storage.opened(storage.join(final, MANIFEST)) as local:

@@ -139,7 +139,7 @@ def train_worker(settings: dict[str, Any]) -> int:
         device,
         lambda: Tracker(config.tracking, "train", job.run_id),
     )
-    # A run that goes on from a checkpoint logs no step before it again.
+    # A run that goes on from a checkpoint logs no step before it again: it finds them in there.
     unsent = log.tracker.flush if log is not None else None
     saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step, unsent)
     notice = Notice.NONE
