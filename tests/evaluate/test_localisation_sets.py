@@ -14,7 +14,7 @@ from PIL import Image
 import caft
 from caft.config import validate
 from caft.errors import DataError
-from caft.localization import encode_one, encode_sentences, heat_maps
+from caft.heat_maps import encode_one, encode_sentences, heat_maps
 from caft.metrics import achievable_segmentation_accuracy, binarise, mask_iou
 from caft.metrics.classification import class_features
 from caft.transforms import decode_image
