@@ -111,7 +111,7 @@ def test_a_pickle_cut_short_is_named(tmp_path, cut):
         ('"image_id": 1', '"image_id": 7', "annotation 11: no image 7"),
         ("[[8.0,", '[["a",', "annotation 11: 'segmentation' is no list of polygons"),
         ('"counts": [1536,', '"counts": [5,', "annotation 12: mask: run lengths add up"),
-        ('"counts": [1536, 1536]', '"counts": "abc"', "'counts' is str, list is due"),
+        ('"counts": [1536, 1536]', '"counts": "abc"', "compressed counts that end in the middle"),
         ('"segmentation"', '"s"', "no 'segmentation'"),
     ],
 )
