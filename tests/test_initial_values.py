@@ -1,4 +1,4 @@
-"""A new CAFT-B starts as the published one does: every kind of parameter, by its spread and mean."""
+"""A new CAFT-B starts as the published one does: every kind of parameter, by spread and mean."""
 
 import json
 import re
