@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caft.describe import Workload, flops
+from caft.cost import Workload, flops
 from caft.losses import CAFTLoss
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
