@@ -42,7 +42,9 @@ class SuperpixelConfig(Config):
     cell_px: int = Field(16, gt=0, description="mean superpixel edge: one superpixel per cell")
     iterations: int = Field(20, gt=0, description="passes of SEEDS over an image")
     weights: str = Field(
-        "sfcn", description="of SFCN in a new model: a .safetensors file, or one in caft/assets"
+        "sfcn",
+        description="of SFCN in a new model: one shipped in caft/assets, a .safetensors file, or "
+        "the published SpixelNet's .tar",
     )
     unnormalise_with: Literal["clip", "imagenet"] = Field(
         "clip",

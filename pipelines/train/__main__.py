@@ -13,7 +13,7 @@ from caft.checkpoint import MANIFEST
 from caft.config import ModelConfig, load_model_config, to_yaml
 from caft.errors import ConfigError, DataError
 from caft.model import CAFT
-from caft.superpixels.network import read_sfcn_weights
+from caft.superpixels.network import open_sfcn
 from pipelines import storage
 from pipelines.cluster import connect
 from pipelines.config import stage_main
@@ -69,7 +69,7 @@ def run(config: TrainConfig) -> None:
         check_settings(config)
     model = load_model_config(config.model)
     if model.image.superpixels.method == "sfcn":
-        read_sfcn_weights(model.image.superpixels)  # missing ones are known before Ray starts
+        open_sfcn(model.image.superpixels)  # weights that do not serve are known before Ray starts
     dataset = open_dataset(config.dataset)
     output = storage.usable_path(config.output, "output").rstrip("/")
     config = config.model_copy(update={"output": output})
