@@ -15,25 +15,30 @@ if TYPE_CHECKING:
     from caft.model import CAFT, ImageFeatures, TextFeatures
 
 
-ALWAYS = ("part_text_conditioned", "part_multi_positive", "whole")
-
-
 class CAFTLoss(NamedTuple):
     """The terms of a loss and their total, scalars all of them.
 
-    A term is an attribute of its name too; `part_text_conditioned`, `part_multi_positive` and
-    `whole` are zero where the configuration leaves them out.
+    `part_text_conditioned`, `part_multi_positive` and `whole` are attributes too, and zero where
+    the configuration leaves them out.
     """
 
     terms: dict[str, Tensor]  # that the configuration trains, by name, not weighted
     total: Tensor  # the sum of weighted terms: what training differentiates
 
-    def __getattr__(self, name: str) -> Tensor:
-        if name in self.terms:
-            return self.terms[name]
-        if name in ALWAYS:
-            return torch.zeros_like(self.total)
-        raise AttributeError(f"this loss has no term '{name}', only {', '.join(self.terms)}")
+    @property
+    def part_text_conditioned(self) -> Tensor:
+        return self._term("part_text_conditioned")
+
+    @property
+    def part_multi_positive(self) -> Tensor:
+        return self._term("part_multi_positive")
+
+    @property
+    def whole(self) -> Tensor:
+        return self._term("whole")
+
+    def _term(self, name: str) -> Tensor:
+        return self.terms.get(name, torch.zeros_like(self.total))
 
 
 def weighted_loss(terms: dict[str, Tensor], weights: LossWeights) -> CAFTLoss:
