@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from caft.checkpoint.earlier import completed
 from caft.checkpoint.released import RELEASED_SUFFIXES, load_released
-from caft.config import ModelConfig, load_config, to_yaml, validate
+from caft.config import ModelConfig, read_yaml, to_yaml, validate
 from caft.errors import CheckpointError, StorageError
 from caft.model import CAFT
 
@@ -49,8 +50,7 @@ def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> CAF
     if config is not None:
         raise CheckpointError(f"{path}: has its own configuration; only released files take one")
     if path.is_dir():
-        read_manifest(path)
-        model = CAFT(load_config(ModelConfig, path / CONFIG))
+        model = CAFT(read_config(path, read_manifest(path)))
         load_weights(model, path / WEIGHTS)
     elif path.is_file() and path.suffix == ".safetensors":
         model = CAFT(_embedded_config(path))
@@ -142,6 +142,16 @@ def read_manifest(folder: str | Path, verify: bool = False) -> dict[str, Any]:
     return manifest
 
 
+def read_config(folder: Path, manifest: Mapping[str, Any]) -> ModelConfig:
+    """The model configuration in a checkpoint folder, whatever version wrote it.
+
+    Raises:
+        ConfigError: it is missing, no YAML, or does not fit the schema.
+    """
+    file = folder / CONFIG
+    return validate(ModelConfig, completed(read_yaml(file), manifest), source=str(file))
+
+
 def load_weights(model: nn.Module, file: Path) -> None:
     """Load a safetensors file into `model`, naming every key or shape that does not fit.
 
@@ -190,4 +200,5 @@ def _embedded_config(file: Path) -> ModelConfig:
         raise CheckpointError(
             f"{file}: its model configuration is not valid YAML: {reason}"
         ) from None
+    raw = completed(raw, {}) if isinstance(raw, Mapping) else raw
     return validate(ModelConfig, raw, source=str(file))

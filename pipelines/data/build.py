@@ -12,7 +12,8 @@ from typing import Any
 from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.data.chunk import process_chunk
-from pipelines.data.config import DataConfig
+from pipelines.data.config import DataConfig, SourceConfig
+from pipelines.data.dataset import read_manifest
 from pipelines.data.drops import drops_path, find_drops
 from pipelines.data.evaluation_images import all_evaluation_hashes, check_evaluation_sets
 from pipelines.data.filters import check_filters
@@ -20,7 +21,7 @@ from pipelines.data.finish import group_chunks, write_files
 from pipelines.data.layout import Chunk, Layout
 from pipelines.data.plan import Plan, url_duplicates
 from pipelines.data.similarity_pass import refuse_dissimilar
-from pipelines.data.sources import check_source
+from pipelines.data.sources import check_source, detect_kind
 from pipelines.metrics import report_rows
 from pipelines.progress import Progress
 from pipelines.workers import cluster_cpus, run_tasks
@@ -52,7 +53,21 @@ def check(config: DataConfig) -> None:
         )
     for source in config.sources:
         check_source(source)
+        _check_split_mode(source, config)
     check_evaluation_sets(config.decontamination)
+
+
+def _check_split_mode(source: SourceConfig, config: DataConfig) -> None:
+    """A dataset's sentences are kept as they are, and a model is scored by the rule that its
+    dataset names: there can be one only."""
+    if detect_kind(source) != "dataset":
+        return
+    theirs, ours = read_manifest(source.path).split_mode, config.captions.split_mode
+    if theirs != ours:
+        raise ConfigError(
+            f"captions.split_mode: '{ours}', but the sentences of source '{source.name}' "
+            f"({source.path}) were split by '{theirs}'; set captions.split_mode={theirs}"
+        )
 
 
 def build(config: DataConfig, layout: Layout, plan: Plan, known: Sequence[int] = ()) -> Entries:
