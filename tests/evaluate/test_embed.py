@@ -12,14 +12,14 @@ from tests_support import tiny_config
 
 from caft.config import ImageConfig, SuperpixelConfig
 from caft.errors import DataError
-from caft.label_maps import encode_label_map
 from caft.superpixels import superpixel_labels
+from caft.superpixels.stored import encode_label_map
 from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.evaluate.adapters.own import CAFTPreprocess
 from pipelines.evaluate.benchmark import Piece
 from pipelines.evaluate.benchmarks import DatasetRows
 from pipelines.evaluate.embed import Preparer
-from pipelines.superpixels import unpack_superpixels
+from pipelines.superpixel_columns import unpack_superpixels
 
 LABELS = np.arange(36).reshape(6, 6).repeat(16, 0).repeat(16, 1)
 
