@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from caft.localization import heat_maps
+from caft.sfcn import SFCN
 from make_golden import CONFIG
 from plain_weights import random_state_dict
 from safetensors.torch import load_file, save_file
@@ -16,10 +18,8 @@ from caft.captions import even_chunks, split_sentences
 from caft.checkpoint import convert, save_weights, write_manifest
 from caft.checkpoint.export import export
 from caft.errors import DataError
-from caft.localization import heat_maps
 from caft.reference import from_reference
 from caft.scoring import CAFTScorer
-from caft.sfcn import SFCN
 
 CAPTION = "A cat of 3.5 kg sits on St. Mary's Rd. near Dr. Who. It sleeps! Two dogs bark."
 SENTENCES = {"default": 3, "reference": 6}
@@ -82,8 +82,7 @@ def test_a_folder_converted_by_an_earlier_version_still_counts_as_released(relea
 
 @pytest.mark.parametrize("info", [{"step": 7}, {"converted_from": {"name": "final"}}, {}])
 def test_a_model_trained_here_by_an_earlier_version_reads_as_it_was_trained(tmp_path, info):
-    model = own(mask_dead_superpixels=False)
-    save_weights(model, tmp_path / "final")
+    save_weights(own(), tmp_path / "final")
     forget(tmp_path / "final")
     write_manifest(tmp_path / "final", info)
     for place in ("final", "final/model.safetensors"):

@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_config, read_manifest
-from caft.config import ModelConfig
+from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest, stored_config
+from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.train.config import CheckpointConfig
@@ -64,7 +64,8 @@ class CheckpointStore:
                 except CheckpointError as error:
                     print(f"train: passing over {path}: {error}", flush=True)
                     continue
-                require_same_model(read_config(folder, manifest), model, path)
+                config = read_yaml(folder / CONFIG)
+                require_same_model(stored_config(config, manifest, f"{path}/{CONFIG}"), model, path)
                 return step
         return None
 
