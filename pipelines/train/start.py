@@ -20,8 +20,8 @@ from pipelines.train.checkpoint_store import CheckpointStore, require_same_model
 from pipelines.train.config import StartConfig, TrainConfig
 from pipelines.train.layout import RUN
 
-BEHAVIOURS = ("caption_sampling", "initial_values")  # that decide what a run learns
-AFTER_A_STEP = BEHAVIOURS[:1]  # weights are in the checkpoint
+AFTER_A_STEP: tuple[str, ...] = ("caption_sampling",)  # behaviours that decide what is learned
+BEHAVIOURS = (*AFTER_A_STEP, "initial_values")
 
 
 def check_start(
