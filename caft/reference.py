@@ -134,6 +134,7 @@ def reference_config(
             "mask_dead_superpixels": not reference_quirks,
             "image": {
                 "image_size_px": vision["image_size"],
+                "preprocess": "crop",
                 "stem_widths": [width // 8, width // 4, width // 2, width],
                 "width": width,
                 "heads": vision["num_heads"],

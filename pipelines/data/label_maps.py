@@ -8,9 +8,9 @@ from functools import cache
 import pyarrow as pa
 import torch
 
+from caft.preprocessing import eval_image
 from caft.sfcn import open_sfcn
 from caft.superpixels import encode_superpixels
-from caft.transforms import eval_image
 from pipelines.data.config import StoredSuperpixels
 
 _network = cache(open_sfcn)  # a process writes many parts
@@ -18,7 +18,9 @@ _network = cache(open_sfcn)  # a process writes many parts
 
 def with_superpixels(rows: pa.Table, config: StoredSuperpixels) -> pa.Table:
     """Rows of the dataset with their label maps."""
-    images = [eval_image(data, config.image_size_px) for data in rows["image"].to_pylist()]
+    images = [
+        eval_image(data, config.image_size_px, "squash") for data in rows["image"].to_pylist()
+    ]
     network = _network(config.segmenter) if config.segmenter.method == "sfcn" else None
     maps = encode_superpixels(torch.stack(images), config.segmenter, config.map_size_px, network)
     place = rows.schema.get_field_index("superpixels")
