@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from caft.localization import (
+from caft.heat_maps import (
     UNSEEN,
     encode_one,
     encode_sentences,
@@ -66,23 +66,24 @@ def draw_panel(model: CAFT, image: Picture, sentences: Sequence[str] = ()) -> np
     Raises:
         DataError: nothing that can be read as a picture.
     """
-    pixels = read_picture(image, model.config.image.preprocess)
+    rule = model.config.image.preprocess
+    pixels = read_picture(image, rule)
     features = encode_one(model, pixels)
     canvas = to_canvas(pixels)
     cut = features.superpixels[0].cpu().numpy()
     name = "patches" if model.config.image.encoder == "flat" else "superpixels"
-    borders = draw_borders(canvas, labels_on(model, canvas, cut))
+    borders = draw_borders(canvas, labels_on(canvas, cut, rule))
     first = [(canvas, "image"), (borders, f"{len(np.unique(cut))} {name}")]
     levels = [labels[0].cpu().numpy() for labels in segment_hierarchy(features)]
-    fitted = [labels_on(model, canvas, labels) for labels in levels]
+    fitted = [labels_on(canvas, labels, rule) for labels in levels]
     for picture, labels in zip(draw_hierarchy(canvas, fitted), levels, strict=True):
         first.append((picture, f"{len(np.unique(labels))} segments"))
     rows = [first]
     if sentences:
         heats = heat_maps(model, features, encode_sentences(model, list(sentences)))
-        heats = heat_on(model, canvas, heats)
         drawn = [
-            (draw_heat(canvas, heat, None), s) for heat, s in zip(heats, sentences, strict=True)
+            (draw_heat(canvas, heat_on(canvas, heat, rule), None), s)
+            for heat, s in zip(heats, sentences, strict=True)
         ]
         rows += [drawn[n : n + PANEL_COLUMNS] for n in range(0, len(drawn), PANEL_COLUMNS)]
     return _sheet(rows)

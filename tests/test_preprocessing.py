@@ -13,7 +13,7 @@ from tests_support import tiny_config, tiny_controls
 
 import caft
 from caft.errors import DataError
-from caft.localization import UNSEEN, encode_one, encode_sentences, heat_maps, segment_hierarchy
+from caft.heat_maps import UNSEEN, encode_one, encode_sentences, heat_maps, segment_hierarchy
 from caft.pictures import UNSEEN_LIGHT, to_canvas
 from caft.preprocessing import eval_image, read_picture, to_picture
 from caft.superpixels import superpixel_labels

@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 
 from caft.preprocessing import eval_image
-from caft.sfcn import open_sfcn
 from caft.superpixels import encode_superpixels
+from caft.superpixels.network import open_sfcn
 from pipelines.data.config import StoredSuperpixels
 
 _network = cache(open_sfcn)  # a process writes many parts

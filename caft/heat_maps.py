@@ -29,14 +29,15 @@ def localize(model: CAFT, image: Picture, sentences: list[str]) -> np.ndarray:
         segments it belongs to receive; of a model without part losses, which has no such
         attention, their cosine with the sentence. NaN where the model saw nothing, which a model
         of `image.preprocess: crop` does of all that lies outside the central square;
-        `np.nan_to_num(heat, nan=heat_min)` or `~np.isnan(heat)` serve where numbers are due.
+        `~np.isnan(heat)` is the mask of what it saw.
 
     Raises:
         DataError: nothing that can be read as a picture.
     """
-    pixels = read_picture(image, model.config.image.preprocess)
+    rule = model.config.image.preprocess
+    pixels = read_picture(image, rule)
     maps = heat_maps(model, encode_one(model, pixels), encode_sentences(model, sentences))
-    return heat_on(model, pixels, maps)
+    return np.stack([heat_on(pixels, heat, rule) for heat in maps])
 
 
 @torch.no_grad()
@@ -53,9 +54,10 @@ def hierarchy(model: CAFT, image: Picture) -> list[np.ndarray]:
     Raises:
         DataError: nothing that can be read as a picture.
     """
-    pixels = read_picture(image, model.config.image.preprocess)
+    rule = model.config.image.preprocess
+    pixels = read_picture(image, rule)
     levels = segment_hierarchy(encode_one(model, pixels))
-    return [labels_on(model, pixels, labels[0].int().cpu().numpy()) for labels in levels]
+    return [labels_on(pixels, labels[0].int().cpu().numpy(), rule) for labels in levels]
 
 
 @torch.no_grad()
@@ -64,28 +66,15 @@ def encode_one(model: CAFT, image: Picture) -> ImageFeatures:
     return model.encode_image(model.preprocess(image)[None].to(model.device))
 
 
-def heat_on(
-    model: CAFT, image: np.ndarray, heats: np.ndarray, rule: Preprocess | None = None
-) -> np.ndarray:
-    """Heat maps (S, h, w) at model resolution over the picture (H, W, 3) they were made of:
-    (S, H, W), NaN where the model saw nothing.
-
-    Args:
-        rule: by which the model was shown the picture; None: its own.
-    """
-    height, width = image.shape[:2]
-    rule = rule or model.config.image.preprocess
-    fitted = [to_picture(heat, height, width, rule, np.nan) for heat in heats]
-    return np.stack(fitted) if fitted else np.zeros((0, height, width), np.float32)
+def heat_on(picture: np.ndarray, heat: np.ndarray, rule: Preprocess) -> np.ndarray:
+    """A heat map (h, w) at model resolution over the picture or mask (H, W, ...) it is about:
+    (H, W), NaN where the model, which was shown the picture by `rule`, saw nothing."""
+    return to_picture(heat, *picture.shape[:2], rule, np.nan)
 
 
-def labels_on(
-    model: CAFT, image: np.ndarray, labels: np.ndarray, rule: Preprocess | None = None
-) -> np.ndarray:
-    """A label map (h, w) at model resolution over the picture (H, W, 3): (H, W), -1 where the
-    model saw nothing."""
-    height, width = image.shape[:2]
-    return to_picture(labels, height, width, rule or model.config.image.preprocess, UNSEEN)
+def labels_on(picture: np.ndarray, labels: np.ndarray, rule: Preprocess) -> np.ndarray:
+    """As `heat_on` for a label map, with -1 where the model saw nothing."""
+    return to_picture(labels, *picture.shape[:2], rule, UNSEEN)
 
 
 @torch.no_grad()
