@@ -69,12 +69,12 @@ def encode_one(model: CAFT, image: Picture) -> ImageFeatures:
 def heat_on(picture: np.ndarray, heat: np.ndarray, rule: Preprocess) -> np.ndarray:
     """A heat map (h, w) at model resolution over the picture or mask (H, W, ...) it is about:
     (H, W), NaN where the model, which was shown the picture by `rule`, saw nothing."""
-    return to_picture(heat, *picture.shape[:2], rule, np.nan)
+    return to_picture(heat, picture.shape[0], picture.shape[1], rule, np.nan)
 
 
 def labels_on(picture: np.ndarray, labels: np.ndarray, rule: Preprocess) -> np.ndarray:
     """As `heat_on` for a label map, with -1 where the model saw nothing."""
-    return to_picture(labels, *picture.shape[:2], rule, UNSEEN)
+    return to_picture(labels, picture.shape[0], picture.shape[1], rule, UNSEEN)
 
 
 @torch.no_grad()
