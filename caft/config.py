@@ -196,6 +196,11 @@ class TextConfig(Config):
     whole_layers: int = Field(4, gt=0)
     whole_heads: int = Field(8, gt=0)
     chunks: int = Field(4, gt=0, description="chunks of a caption that feed the whole-text encoder")
+    sentences: Literal["default", "reference"] = Field(
+        "default",
+        description="rule of `split_sentences` that the captions of training were split by; the "
+        "train stage takes it from the dataset",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TextConfig:
@@ -237,6 +242,11 @@ class ModelConfig(Config):
     init_logit_bias: float = -10.0
     mask_dead_superpixels: bool = Field(
         True, description="false keeps them as duplicates, as the released checkpoints expect"
+    )
+    unit_queries: bool = Field(
+        False,
+        description="in scores and heat maps, L2-normalise a sub-caption before the attention "
+        "pool; only released checkpoints, which are trained without it, are published so",
     )
     image: EitherImageConfig = ImageConfig()
     text: TextConfig = TextConfig()

@@ -95,7 +95,7 @@ def heat_maps(model: CAFT, features: ImageFeatures, sentences: Tensor) -> np.nda
     """Heat maps (S, H, W) at model resolution for the one image in `features`."""
     if model.config.losses.parts:
         keys, _ = model.attention_pool.keys_values(features.fine[:1])
-        queries = model.attention_pool.queries(sentences)[None]
+        queries = model.attention_pool.scoring_queries(sentences)[None]
         heat = model.attention_pool.attention(queries, keys)[0, :, :-1]  # (S, M): no zero slot
         levels = features.assignments[:1]
     else:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import caft
-from caft.captions import even_chunks
 from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
 from caft.config import FlatImageConfig, ImageConfig, Preprocess
 from caft.errors import DataError
@@ -24,7 +23,7 @@ from caft.superpixels import stored_labels
 from caft.transforms import eval_labels
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter
-from pipelines.superpixels import complete_superpixels, pack_superpixels, unpack_superpixels
+from pipelines.superpixel_columns import complete_superpixels, pack_superpixels, unpack_superpixels
 
 
 class CAFTAdapter(Adapter):
@@ -80,10 +79,7 @@ class CAFTAdapter(Adapter):
         return self.scored_features(self.image_features(columns))
 
     def encode_texts(self, captions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        chunks = self.model.config.text.chunks
-        pieces = [piece for sentences in captions for piece in even_chunks(sentences, chunks)]
-        tokens = self.model.tokenize(pieces).view(len(captions), chunks, -1)
-        texts = self.model.encode_text(self.model.pack_texts(tokens).to(self.model.device))
+        texts = self.model.encode_text(self.model.tokenize_captions(captions))
         return {"parts": texts.parts, "whole": texts.whole}
 
     def scorer(self) -> CAFTScorer:

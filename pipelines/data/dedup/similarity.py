@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import caft
-from caft.captions import even_chunks
 from caft.errors import CheckpointError, ConfigError, DataError
 from caft.model import CAFT
 from pipelines import storage
@@ -63,16 +62,11 @@ class SimilarityScorer:
 
     @torch.inference_mode()
     def _cosines(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        model, text = self._model, self._model.config.text
+        model = self._model
         pixels = torch.stack([_pixels(row, model) for row in rows])
-        chunks = [
-            chunk
-            for row in rows
-            for chunk in even_chunks(longest_caption(row["captions"]), text.chunks)
-        ]
-        tokens = model.tokenize(chunks).view(len(rows), text.chunks, -1)  # (B, K, T)
+        tokens = model.tokenize_captions([longest_caption(row["captions"]) for row in rows])
         images = model.encode_image(pixels.to(model.device)).whole  # (B, D)
-        texts = model.encode_text(tokens.to(model.device)).whole  # (B, D)
+        texts = model.encode_text(tokens).whole  # (B, D)
         return F.cosine_similarity(images.float(), texts.float()).cpu()
 
 
