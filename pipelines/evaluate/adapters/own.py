@@ -50,9 +50,9 @@ class CAFTAdapter(Adapter):
         """A fingerprint of files and of how pictures are shown, which the files of released models
         need not say. What was measured of squashed pictures keeps its fingerprint."""
         rule = self.model.config.image.preprocess
-        return (
-            digest if rule == "squash" else hashlib.sha256(f"{digest}{rule}".encode()).hexdigest()
-        )
+        if rule == "squash":
+            return digest
+        return hashlib.sha256(f"{digest}{rule}".encode()).hexdigest()
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
