@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from caft.localization import heat_maps
-from caft.sfcn import SFCN
 from make_golden import CONFIG
 from plain_weights import random_state_dict
 from safetensors.torch import load_file, save_file
@@ -18,8 +16,10 @@ from caft.captions import even_chunks, split_sentences
 from caft.checkpoint import convert, save_weights, write_manifest
 from caft.checkpoint.export import export
 from caft.errors import DataError
+from caft.heat_maps import heat_maps
 from caft.reference import from_reference
 from caft.scoring import CAFTScorer
+from caft.superpixels.network import SFCN
 
 CAPTION = "A cat of 3.5 kg sits on St. Mary's Rd. near Dr. Who. It sleeps! Two dogs bark."
 SENTENCES = {"default": 3, "reference": 6}
