@@ -15,8 +15,8 @@ from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest
 from caft.config import ModelConfig, load_config
 from caft.errors import CheckpointError
 from pipelines import storage
+from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
 from pipelines.train.config import CheckpointConfig
-from pipelines.train.layout import CHECKPOINTS, STEP, UNSENT
 
 
 class CheckpointStore:
