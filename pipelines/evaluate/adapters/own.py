@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import caft
+from caft.captions import even_chunks
 from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
-from caft.config import FlatImageConfig, ImageConfig
+from caft.config import FlatImageConfig, ImageConfig, to_yaml
 from caft.errors import DataError
 from caft.model import ImageFeatures
 from caft.scoring import CAFTScorer
@@ -36,12 +37,13 @@ class CAFTAdapter(Adapter):
         with storage.opened(path) as local:
             self.model = caft.load_model(local)
             self.name = self.model.config.name
-            if local.is_file():
-                self.fingerprint = sha256_of(local)
-                return
-            manifest = read_manifest(local)
-        digests = "".join(manifest["files"][name]["sha256"] for name in (WEIGHTS, CONFIG))
-        self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
+            self.sentences = self.model.config.text.sentences
+            manifest = read_manifest(local) if local.is_dir() else {}
+            digests = [sha256_of(local)] if local.is_file() else []
+        digests += [manifest["files"][name]["sha256"] for name in (WEIGHTS, CONFIG) if manifest]
+        # A configuration may mean more than a file says that an earlier version wrote.
+        text = "".join([*digests, to_yaml(self.model.config)])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.step = int(manifest.get("step", 0))
         self.run_id = str(manifest.get("mlflow_run_id", ""))
 
@@ -69,7 +71,9 @@ class CAFTAdapter(Adapter):
         return self.scored_features(self.image_features(columns))
 
     def encode_texts(self, captions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        texts = self.model.encode_text(self.model.tokenize_captions(captions))
+        chunks = self.model.config.text.chunks
+        pieces = [piece for sentences in captions for piece in even_chunks(sentences, chunks)]
+        texts = self.model.encode_text(self.model.tokenize(pieces).view(len(captions), chunks, -1))
         return {"parts": texts.parts, "whole": texts.whole}
 
     def scorer(self) -> CAFTScorer:
