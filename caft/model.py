@@ -23,6 +23,7 @@ from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.layers import Blocks, projection
 from caft.packing import PackedTexts
+from caft.preprocessing import Picture, eval_image
 from caft.superpixels import superpixel_labels
 from caft.superpixels.network import SFCN, load_sfcn_weights, read_sfcn_weights
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
@@ -108,6 +109,22 @@ class CAFT(nn.Module):
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (N, T) of N texts, padded to the longest and cut at the context length."""
         return self.tokenizer(texts, self.config.text.context_length)
+
+    def preprocess(self, picture: Picture) -> Tensor:
+        """One picture as this model is to see it: uint8 (3, S, S), for `encode_image`.
+
+        The geometry is that of `image.preprocess` in the model's configuration: 'crop', the
+        central square as the published evaluation cuts it, or 'squash', the whole picture.
+
+        Args:
+            picture: path, encoded bytes, Pillow image, array (H, W, 3) or tensor (3, H, W) of
+                uint8; see `caft.preprocessing.read_picture`.
+
+        Raises:
+            DataError: no such file, or nothing that can be read as a picture.
+        """
+        image = self.config.image
+        return eval_image(picture, image.image_size_px, image.preprocess)
 
     def superpixel_labels(self, images: Tensor) -> Tensor:
         """Label maps (B, H, W) int64 of images as `encode_image` takes them, cut in the way that

@@ -135,6 +135,7 @@ def reference_config(
             "unit_queries": reference_quirks,
             "image": {
                 "image_size_px": vision["image_size"],
+                "preprocess": "crop",
                 "stem_widths": [width // 8, width // 4, width // 2, width],
                 "width": width,
                 "heads": vision["num_heads"],

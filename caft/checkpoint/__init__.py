@@ -31,7 +31,11 @@ CONVERTED_FROM = "converted_from"  # the entry of a manifest that names a conver
 EXPORTED_FROM = "exported_from"  # the entry that tells an export from a checkpoint
 # What a stored configuration that lacks these keys means where its weights are released ones:
 # they were converted before there were such keys. Runs of ours mean the schema's defaults.
-RELEASED_RULES = {"unit_queries": True, "text": {"sentences": "reference"}}
+RELEASED_RULES = {
+    "unit_queries": True,
+    "image": {"preprocess": "crop"},
+    "text": {"sentences": "reference"},
+}
 
 
 def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> CAFT:

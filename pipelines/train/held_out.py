@@ -132,7 +132,7 @@ def _encoded(
     model: CAFT, held_out: HeldOutSet, batch_size: int
 ) -> Iterator[tuple[ImageFeatures, TextFeatures]]:
     """Features of the set, batch by batch, in its order."""
-    preprocess = CAFTPreprocess(model.config.image)
+    preprocess = CAFTPreprocess(model.config.image, model.config.image.preprocess)
     for piece in held_out.pieces:
         rows = read_piece(held_out.dataset, held_out.split, piece)[: held_out.images - piece.first]
         for first in range(0, len(rows), batch_size):

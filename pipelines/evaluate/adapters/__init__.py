@@ -15,8 +15,8 @@ from torch import Tensor
 
 from caft.captions import Rule
 from caft.errors import CheckpointError, ConfigError, DataError
+from caft.preprocessing import decode_as_published
 from caft.scoring import FunctionScorer, Scorer, cosine_scores
-from caft.transforms import decode_image
 
 MAX_REASON_CHARS = 200
 
@@ -113,7 +113,7 @@ class PixelPreprocess:
         pictures = []
         for row in rows:
             try:
-                pictures.append(self._transform(decode_image(row["image"])))
+                pictures.append(self._transform(decode_as_published(row["image"])))
             except DataError as error:
                 raise DataError(f"{row['url']}: {error}") from None
         return {"images": np.stack(pictures)}
