@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+Rule = Literal["default", "reference"]  # by which a text is split into sentences
+
 REFERENCE_MIN_CHARS = 3  # training data of the reference drops shorter pieces
 JOINER = ". "
 MAX_CHUNK_SENTENCES = 3
@@ -129,9 +131,7 @@ _BULLET = re.compile(
 _WORD_CHARACTER = re.compile(r"\w")
 
 
-def split_sentences(
-    text: str, mode: Literal["default", "reference"] = "default", min_chars: int = 1
-) -> list[str]:
+def split_sentences(text: str, mode: Rule = "default", min_chars: int = 1) -> list[str]:
     """Sentences of a caption, in order, without a final full stop.
 
     `default` keeps abbreviations, decimals, initials, ellipses and URLs whole, and what stands in
@@ -150,6 +150,20 @@ def split_sentences(
             piece for line in lines for item in _items(line.strip()) for piece in _split_item(item)
         ]
     return [piece for piece in pieces if piece and len(piece) >= min_chars]
+
+
+def caption_sentences(caption: str | Sequence[str], mode: Rule = "default") -> list[str]:
+    """Sentences of a caption, by a rule of `split_sentences`.
+
+    Args:
+        caption: a text; or sentences, such as a dataset holds. `reference` cuts those further
+            where its rule cuts; `default` keeps them as they are.
+    """
+    if isinstance(caption, str):
+        return split_sentences(caption, mode)
+    if mode == "default":
+        return list(caption)
+    return [piece for sentence in caption for piece in split_sentences(sentence, mode)]
 
 
 def even_chunks(sentences: Sequence[str], chunks: int = 4) -> list[str]:

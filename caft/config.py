@@ -21,12 +21,22 @@ from pydantic import (
     model_validator,
 )
 
+from caft.captions import Rule
 from caft.errors import ConfigError
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
 # In messages: a few lines of YAML can spell a value of many gigabytes by aliases of aliases.
 SHOWN = reprlib.Repr()
 SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 200, 200
+
+
+Preprocess = Annotated[
+    Literal["crop", "squash"],
+    Field(
+        description="how a picture is brought to the image size in evaluation: 'crop', its centre, "
+        "as published; 'squash', the whole of it"
+    ),
+]
 
 
 class Config(BaseModel):
@@ -42,7 +52,9 @@ class SuperpixelConfig(Config):
     cell_px: int = Field(16, gt=0, description="mean superpixel edge: one superpixel per cell")
     iterations: int = Field(20, gt=0, description="passes of SEEDS over an image")
     weights: str = Field(
-        "sfcn", description="of SFCN in a new model: a .safetensors file, or one in caft/assets"
+        "sfcn",
+        description="of SFCN in a new model: one shipped in caft/assets, a .safetensors file, or "
+        "the published SpixelNet's .tar",
     )
     unnormalise_with: Literal["clip", "imagenet"] = Field(
         "clip",
@@ -65,6 +77,9 @@ class ImageConfig(Config):
 
     encoder: Literal["superpixels"] = "superpixels"
     image_size_px: int = Field(224, gt=0)
+    # Before there was this key all pictures were squashed, so a stored configuration that lacks it
+    # means that; the published recipes name the crop.
+    preprocess: Preprocess = "squash"
     stem_widths: tuple[int, ...] = (96, 192, 384, 768)
     stem_strides: tuple[int, ...] = (2, 2, 2, 1)
     width: int = Field(768, gt=0)
@@ -117,6 +132,7 @@ class FlatImageConfig(Config):
 
     encoder: Literal["flat"] = "flat"
     image_size_px: int = Field(224, gt=0)
+    preprocess: Preprocess = "squash"  # as in ImageConfig
     patch_px: int = Field(16, gt=0)
     width: int = Field(768, gt=0)
     heads: int = Field(12, gt=0)
@@ -183,6 +199,11 @@ class TextConfig(Config):
     whole_layers: int = Field(4, gt=0)
     whole_heads: int = Field(8, gt=0)
     chunks: int = Field(4, gt=0, description="chunks of a caption that feed the whole-text encoder")
+    sentences: Rule = Field(
+        "default",
+        description="rule of `split_sentences` that the captions of training were split by; the "
+        "train stage takes it from the dataset",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TextConfig:
@@ -192,6 +213,14 @@ class TextConfig(Config):
         return self
 
 
+class LossWeights(Config):
+    """The factor of each term in the total that training minimises."""
+
+    part_text_conditioned: float = Field(1.0, ge=0, allow_inf_nan=False)
+    part_multi_positive: float = Field(1.0, ge=0, allow_inf_nan=False)
+    whole: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+
 class LossConfig(Config):
     """Which losses train the model. What no loss reads is not part of the model."""
 
@@ -199,6 +228,7 @@ class LossConfig(Config):
     whole: Literal["sigmoid", "softmax", "none"] = Field(
         "sigmoid", description="'softmax' is CLIP's cross-entropy on the whole global batch"
     )
+    weights: LossWeights = LossWeights()
 
     @property
     def has_whole(self) -> bool:
@@ -208,6 +238,16 @@ class LossConfig(Config):
     def _consistent(self) -> LossConfig:
         if not self.parts and not self.has_whole:
             raise ValueError("parts false and whole 'none' leave no loss to train with")
+        left_out = {
+            "part_text_conditioned": not self.parts,
+            "part_multi_positive": not self.parts,
+            "whole": not self.has_whole,
+        }
+        for name, weight in self.weights:
+            if left_out.get(name) and weight != 1:
+                raise ValueError(f"weights.{name} {weight:g}: this configuration has no such loss")
+        if not any(weight for name, weight in self.weights if not left_out.get(name)):
+            raise ValueError("weights: every loss weighs 0, so there is nothing to train with")
         return self
 
 
@@ -224,6 +264,11 @@ class ModelConfig(Config):
     init_logit_bias: float = -10.0
     mask_dead_superpixels: bool = Field(
         True, description="false keeps them as duplicates, as the released checkpoints expect"
+    )
+    unit_queries: bool = Field(
+        False,
+        description="in scores and heat maps, L2-normalise a sub-caption before the attention "
+        "pool; only released checkpoints, which are trained without it, are published so",
     )
     image: EitherImageConfig = ImageConfig()
     text: TextConfig = TextConfig()

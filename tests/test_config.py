@@ -67,9 +67,8 @@ def test_missing_file_and_broken_yaml(tmp_path):
 
 
 def test_model_recipes_by_name():
-    published = {
-        "image": {"superpixels": {"method": "sfcn"}}
-    }  # the schema's default needs no weights
+    # The schema's defaults need no weights, and read what was stored before there was `preprocess`.
+    published = {"image": {"superpixels": {"method": "sfcn"}, "preprocess": "crop"}}
     assert load_model_config("caft_b") == load_model_config(published)
     with pytest.raises(ConfigError, match=r"known: caft_b, caft_b_grid, .*clip_xs"):
         load_model_config("caft_huge")
@@ -88,6 +87,15 @@ def test_a_model_that_cannot_be_built_is_refused():
         ({"image": {"encoder": "flat", "heads": 5}}, r": image: heads 5 does not divide width 768"),
         ({"losses": {"whole": "none"}}, r"coarse half .* without a loss.*image\.encoder flat"),
         ({"losses": {"whole": "none", "parts": False}}, r"losses: .*leave no loss"),
+        (
+            {"losses": {"parts": False, "weights": {"whole": 0}}},
+            r"losses: weights: every loss weigh",
+        ),
+        ({"losses": {"weights": {"wole": 2}}}, r"losses\.weights\.wole: unknown key"),
+        (
+            {"losses": {"parts": False, "weights": {"part_multi_positive": 2}}},
+            r"losses: weights\.part_multi_positive 2: this configuration has no such loss",
+        ),
         ({"base": "caft_huge"}, r"model 'caft_huge': no such recipe"),
         ({"base": "caft_b", "losses": {"prts": False}}, r": losses\.prts: unknown key"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from caft.captions import Rule
 from caft.errors import DataError, StorageError
 from pipelines import storage
 from pipelines.data.write import count_rows
@@ -73,6 +74,12 @@ class Dataset:
     @property
     def rows(self) -> int:
         return sum(entry.rows for entry in self.files)
+
+    @property
+    def split_mode(self) -> Rule:
+        """The rule of `split_sentences` that its captions were split by."""
+        captions = self.manifest.get("config", {}).get("captions", {})
+        return "reference" if captions.get("split_mode") == "reference" else "default"
 
     @property
     def fingerprint(self) -> str:

@@ -11,12 +11,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest
-from caft.config import ModelConfig, load_config
+from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest, stored_config
+from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError
 from pipelines import storage
+from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
 from pipelines.train.config import CheckpointConfig
-from pipelines.train.layout import CHECKPOINTS, STEP, UNSENT
+
+# Keys of a model's configuration that do not shape it.
+NO_ARCHITECTURE = ("name", "unit_queries", "text.sentences")
 
 
 class CheckpointStore:
@@ -57,13 +60,18 @@ class CheckpointStore:
                 continue
             with storage.opened(path) as folder:
                 try:
-                    read_manifest(folder, verify=True)
+                    manifest = read_manifest(folder, verify=True)
                 except CheckpointError as error:
                     print(f"train: passing over {path}: {error}", flush=True)
                     continue
-                require_same_model(load_config(ModelConfig, folder / CONFIG), model, path)
+                config = read_yaml(folder / CONFIG)
+                require_same_model(stored_config(config, manifest, f"{path}/{CONFIG}"), model, path)
                 return step
         return None
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """Of the checkpoint of `step`, which has one."""
+        return storage.read_json(storage.join(self.path(step), MANIFEST))
 
     def unsent(self, step: int) -> list[str]:
         """What the tracking server had not got of the run when the checkpoint of `step` was saved;
@@ -102,8 +110,7 @@ class CheckpointStore:
         return sorted(scored, key=lambda step: (scored[step], -step))[: config.keep_best]
 
     def _metrics(self, step: int) -> dict[str, float]:
-        manifest = storage.read_json(storage.join(self.path(step), MANIFEST))
-        return {**manifest.get("metrics", {}), **self.scores(step)}
+        return {**self.manifest(step).get("metrics", {}), **self.scores(step)}
 
     def _sealed(self, step: int) -> bool:
         return storage.exists(storage.join(self.path(step), MANIFEST))
@@ -134,7 +141,8 @@ def publish(path: str, write: Callable[[Path], None]) -> None:
 
 
 def require_same_model(theirs: ModelConfig, ours: ModelConfig, path: str) -> None:
-    """Refuse a checkpoint of another architecture; a name is none.
+    """Refuse a checkpoint of another architecture, which a name and the ways to read captions and
+    to score are no part of.
 
     Raises:
         CheckpointError: naming the first key that differs.
@@ -156,6 +164,6 @@ def _first_difference(
         if isinstance(then, dict) and isinstance(now, dict):
             if found := _first_difference(then, now, f"{prefix}{key}."):
                 return found
-        elif then != now and f"{prefix}{key}" != "name":
+        elif then != now and f"{prefix}{key}" not in NO_ARCHITECTURE:
             return f"{prefix}{key}", then, now
     return None
