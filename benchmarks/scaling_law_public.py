@@ -24,7 +24,7 @@ from caft.scaling_law.front import pareto_front
 from caft.scaling_law.runs import NEAR_CHANCE
 
 BUDGETS_OUT = (1, 2, 3)  # largest budgets of an isoFLOP study that are held out
-SHARES = (0.5, 0.65, 0.8)  # of the range of log compute of a front, where it is cut
+SHARES = (0.6, 0.7, 0.8)  # of the range of log compute of a front, where it is cut
 IMAGENET_CHANCE = 0.001
 OPENCLIP = (("imagenet1k", "acc1"), ("mscoco_captions", "image_retrieval_recall@5"))
 REPLICATES = 500

@@ -80,7 +80,9 @@ def _run(args: argparse.Namespace) -> None:
         raise CAFTError("nothing to explain: name columns by --error or --score")
     if args.chance is not None and not 0 <= args.chance < 1:
         raise CAFTError(f"--chance {args.chance:g}: the score of guessing is from 0 to below 1")
-    named = {name: getattr(args, name) for name in Columns.__dataclass_fields__}
+    named = {
+        name: getattr(args, name) for name in Columns.__dataclass_fields__ if hasattr(args, name)
+    }
     columns = Columns(**{**named, "best_over": tuple(args.best_over)})
     units = _units(args.units)
     table_rows = read_table(args.runs)

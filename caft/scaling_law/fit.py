@@ -21,7 +21,7 @@ from caft.scaling_law.inputs import (
     design_problems,
     form_inputs,
 )
-from caft.scaling_law.misfit import Draws, deviation, outliers, weigh
+from caft.scaling_law.misfit import LEAST_FREEDOM_FOR_MAD, Draws, deviation, outliers, weigh
 from caft.scaling_law.noise import estimate_noise, runs_test, scatter_problems
 from caft.scaling_law.solve import Problem
 
@@ -35,7 +35,6 @@ LEAST_FREEDOM = 3  # for an interval
 FIRST_THRESHOLD = 0.05  # of Huber's loss, in log error; also where few points tell no other
 HUBER = 1.345  # threshold over the residuals' deviation: 95% efficient for normal ones
 LEAST_THRESHOLD = 1e-3
-FREEDOM_FOR_THRESHOLD = 10
 THRESHOLD_STEPS = 3
 
 
@@ -215,7 +214,7 @@ def _robust(problem: Problem) -> tuple[Problem, Array, float]:
     starts = problem.starts()
     best, objective = problem.best(problem.targets[None], starts)
     parameters = best.shape[1]
-    if len(problem.targets) - parameters < FREEDOM_FOR_THRESHOLD:
+    if len(problem.targets) - parameters < LEAST_FREEDOM_FOR_MAD:
         return problem, best, float(objective[0])
     for _ in range(THRESHOLD_STEPS):
         residuals = (problem.targets - problem.model(best)[0]) / problem.scale

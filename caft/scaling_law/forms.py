@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 Inputs = Mapping[str, Array]  # compute, parameters, samples, unique_samples; (n,) each
 
 EXPONENTS = (0.005, 3.0)
-ANY_EXPONENT = (-20.0, 20.0)  # of a power law alone, which any two runs determine
+ANY_EXPONENT = (-10.0, 10.0)  # of a power law alone, which any two runs determine
 SCALES = (1e-3, 1e2)  # of a term, as a share of the mean error at the mean inputs
 FLOORS = (1e-3, 1.5)  # of E, as a share of the mean error
 OFFSETS = (1e-4, 1e2)  # of B in (C + B), as a share of the mean compute

@@ -23,6 +23,7 @@ FIRST_STEP = 0.05  # between places that are told apart, in e-folds
 NEGLIGIBLE = 1e-3  # probability of a candidate that is left out where that saves time
 JITTER = 1e-6  # keeps a smooth covariance invertible
 OUTLYING = 4.0  # normalised median absolute deviations beyond which a run is an outlier
+LEAST_FREEDOM_FOR_MAD = 10  # fewer residuals have no deviation that could be gone by
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 EXACT = 1e-6  # log error below which runs without noise differ by rounding
 # Share of the groups' variance that a fit must leave for it to be told. A law of size absorbs all
@@ -195,7 +196,8 @@ def weigh(
             square = float(left @ left) + len(used) * EXACT**2
             logarithms = np.log(np.diag(root)).sum() + np.log(np.abs(np.diag(triangle))).sum()
             candidates.append(Candidate(misfit, lengths, group))
-            scores.append(-logarithms - freedom / 2 * np.log(square))
+            prior = -np.log(misfit)  # as likely at any scale, so that few runs tell of little
+            scores.append(prior - logarithms - freedom / 2 * np.log(square))
             variances.append(square / freedom)
     probability = np.exp(np.array(scores) - max(scores))
     return Deviations(
@@ -219,8 +221,13 @@ def deviation(residuals: Array, parameters: int) -> float:
 
 
 def outliers(residuals: Array, parameters: int) -> NDArray[np.bool_]:
-    """(n,) which residuals are beyond 4 normalised median absolute deviations."""
-    return np.abs(residuals) > max(OUTLYING * deviation(residuals, parameters), OUTLYING * EXACT)
+    """(n,) which residuals are beyond 4 normalised median absolute deviations; none of so few that
+    the law passes through half of them."""
+    if len(residuals) - parameters < LEAST_FREEDOM_FOR_MAD:
+        return np.zeros(len(residuals), dtype=bool)
+    return np.abs(residuals - np.median(residuals)) > max(
+        OUTLYING * deviation(residuals, parameters), OUTLYING * EXACT
+    )
 
 
 def _groups_told(span: Array, groups: NDArray[np.intp]) -> bool:

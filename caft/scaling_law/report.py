@@ -186,7 +186,8 @@ def _of_rivals(study: Study, rivals: Rivals) -> Iterator[Line]:
             label = f"compute where it equals {other}"
             yield from _of_band((*about, label), (None,), pairs.crossing, ["in pairs"])
     for pair in rivals.runs:
-        note = f"z = {pair.z:.1f}, runs of compute {number(pair.compute[0])} and {number(pair.compute[1])}"
+        computes = " and ".join(map(number, pair.compute))
+        note = f"z = {pair.z:.1f}, runs of compute {computes}"
         ratio = pair.error[0] / pair.error[1]
         label = f"single run's error over that of {other}"
         yield Line(*about, label, pair.compute[0], ratio, None, None, None, note)

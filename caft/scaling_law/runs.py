@@ -53,6 +53,7 @@ class Columns:
     group: str | None = None
     batch_size: str | None = None
     best_over: tuple[str, ...] = ()  # of runs that differ in these alone, the best one counts
+    apart: tuple[str, ...] = ()  # what else tells runs apart; with it, the group does not
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -61,7 +62,9 @@ class Columns:
     @property
     def axes(self) -> list[str]:
         """Columns that tell runs apart."""
-        return [*self.inputs.values(), *filter(None, (self.family, self.group, self.batch_size))]
+        group = None if self.apart else self.group
+        named = (self.family, group, self.batch_size, *self.apart)
+        return [*self.inputs.values(), *filter(None, named)]
 
 
 INPUTS = ("compute", "parameters", "samples", "unique_samples")
@@ -97,7 +100,8 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
             score outside 0 to 1, one run twice, or a loss of several batch sizes.
     """
     extra = [target.test_size] if target.test_size and not _is_number(target.test_size) else []
-    for name in (target.column, *columns.axes, *columns.best_over, *extra):
+    group = [columns.group] if columns.group else []
+    for name in (target.column, *columns.axes, *group, *columns.best_over, *extra):
         if name not in rows[0]:
             known = ", ".join(column for column in rows[0] if column != LINE)
             raise DataError(f"{path}: no column {name}; it has {known}")

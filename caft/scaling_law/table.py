@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -19,7 +20,7 @@ from caft.errors import DataError
 Row = Mapping[str, str]
 LINE = "\0line"  # of a row in its file; no column is called that
 
-COMPARISONS: dict[type[ast.cmpop], Callable[[object, object], bool]] = {
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
