@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from caft.attention_pool import AttentionPool
-from caft.metrics.tally import own_scores, tally
-from caft.retrieval import PreparedTexts, ScoreKind, image_tiles, score_rows
+from caft.retrieval import PreparedTexts, ScoreKind, image_tiles, own_scores, score_rows, tally
 from caft.scoring import IMAGE_TILE, Logit, PartScorer
 
 WIDTH, HEADS, SEGMENTS, CHUNKS = 512, 8, 64, 4  # CAFT-B

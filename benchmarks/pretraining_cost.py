@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from caft.config import load_config, load_model_config
-from caft.describe import Workload, flops
+from caft.cost import Workload, flops
 from pipelines.train.config import TrainConfig
 
 RECIPES = Path(__file__).parents[1] / "configs" / "train"

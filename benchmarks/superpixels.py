@@ -28,17 +28,16 @@ import torch
 from torch import Tensor
 
 from caft.config import SuperpixelConfig
-from caft.label_maps import decode_label_map, encode_label_map
 from caft.masks import decode_rle
 from caft.metrics import (
     achievable_segmentation_accuracy,
     boundary_recall,
     undersegmentation_error,
 )
-from caft.sfcn import open_sfcn
 from caft.superpixels import superpixel_labels
 from caft.superpixels.__main__ import main as command_line
-from caft.superpixels.stored import shrink_labels
+from caft.superpixels.network import open_sfcn
+from caft.superpixels.stored import decode_label_map, encode_label_map, shrink_labels
 from caft.transforms import eval_image, eval_labels
 from pipelines.demo.sample import PHOTOGRAPHS, TEST_PHOTOGRAPHS
 

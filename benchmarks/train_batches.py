@@ -22,7 +22,7 @@ from scene_files import write_scenes
 from train_loops import DeepSpeedLoop, Settings, Windows
 
 from caft.config import load_model_config
-from caft.describe import Workload, flops
+from caft.cost import Workload, flops
 from pipelines.train.ingest import Batch
 from pipelines.train.peak import device_peak
 

@@ -27,7 +27,7 @@ from torch import Tensor
 import caft
 from caft.captions import JOINER, split_sentences
 from caft.config import SuperpixelConfig
-from caft.describe import Workload, flops
+from caft.cost import Workload, flops
 from caft.losses import caft_loss, draw_negatives
 from caft.packing import COMPILED_ROW_MULTIPLE
 from caft.superpixels import superpixel_labels

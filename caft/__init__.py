@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from caft.checkpoint import load_model
-    from caft.localization import hierarchy, localize
+    from caft.heat_maps import hierarchy, localize
     from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
     from caft.pictures import draw_panel
     from caft.reference import from_reference
@@ -32,9 +32,9 @@ _MODULES = {
     "create_model": "model",
     "draw_panel": "pictures",
     "from_reference": "reference",
-    "hierarchy": "localization",
+    "hierarchy": "heat_maps",
     "load_model": "checkpoint",
-    "localize": "localization",
+    "localize": "heat_maps",
 }
 
 

@@ -21,8 +21,8 @@ from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.layers import Blocks, projection
 from caft.packing import PackedTexts
-from caft.sfcn import SFCN, load_sfcn_weights, read_sfcn_weights
 from caft.superpixels import superpixel_labels
+from caft.superpixels.network import SFCN, load_sfcn_weights, read_sfcn_weights
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
 from caft.tokenizer import Tokenizer, load_tokenizer
 from caft.transforms import normalise
@@ -297,6 +297,6 @@ def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:
 
 
 if __name__ == "__main__":
-    from caft.describe import main
+    from caft.cost import main
 
     raise SystemExit(main())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from caft.localization import encode_one, encode_sentences, heat_maps, segment_hierarchy
+from caft.heat_maps import encode_one, encode_sentences, heat_maps, segment_hierarchy
 from caft.model import CAFT
 
 TARGET_SIDE_PX = 288  # pictures are brought near this long side

@@ -20,8 +20,8 @@ import caft
 from caft.checkpoint import convert, read_manifest, save_weights, write_manifest
 from caft.checkpoint.__main__ import main
 from caft.errors import CheckpointError, ConfigError
-from caft.sfcn import SFCN
 from caft.superpixels import superpixel_labels
+from caft.superpixels.network import SFCN
 from caft.transforms import normalise
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden"

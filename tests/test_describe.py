@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import caft
 from caft.config import FlatImageConfig, load_model_config
-from caft.describe import Workload, describe, flops
+from caft.cost import Workload, describe, flops
 from caft.errors import ConfigError
 from caft.losses import caft_loss
 from caft.model import ImageFeatures, TextFeatures

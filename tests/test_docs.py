@@ -213,6 +213,6 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         "caft.create_model",
         "caft.losses.caft_loss",
         "caft.CAFT.encode_image",
-        "caft.localization.localize",
+        "caft.heat_maps.localize",
     ):
         assert f'id="{name}"' in interface

@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from caft.errors import DataError
-from caft.label_maps import LabelMapHeader, decode_label_map, encode_label_map, label_map_header
 from caft.superpixels import seeds_labels
+from caft.superpixels.stored import (
+    LabelMapHeader,
+    decode_label_map,
+    encode_label_map,
+    label_map_header,
+)
 from pipelines.demo.scenes import SceneConfig, render_scene
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)

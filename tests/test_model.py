@@ -8,7 +8,7 @@ import torch
 from tests_support import random_images, tiny_config
 
 import caft
-from caft.localization import segment_hierarchy
+from caft.heat_maps import segment_hierarchy
 from caft.model import MAX_PART_LOG_SCALE, MAX_WHOLE_LOG_SCALE
 from caft.transforms import denormalise, normalise
 

@@ -13,8 +13,8 @@ import caft
 from caft.checkpoint import save_weights, write_manifest
 from caft.config import ImageConfig, SuperpixelConfig
 from caft.errors import CheckpointError, ConfigError
-from caft.sfcn import NEIGHBOURS, SFCN, decode_labels, load_sfcn_weights
 from caft.superpixels import superpixel_labels
+from caft.superpixels.network import NEIGHBOURS, SFCN, decode_labels, load_sfcn_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "sfcn"
 needs_reference = pytest.mark.skipif(not GOLDEN.exists(), reason="reference numbers are not here")

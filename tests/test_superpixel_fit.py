@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from caft.config import SuperpixelConfig
-from caft.sfcn import SFCN, load_sfcn_weights, read_sfcn_weights
 from caft.superpixels.__main__ import main
 from caft.superpixels.fit import load_images, reconstruction_loss
+from caft.superpixels.network import SFCN, load_sfcn_weights, read_sfcn_weights
 from pipelines.demo.scenes import SceneConfig, render_scene
 
 QUICK = ["--steps", "2", "--crops", "2", "--crop-px", "32"]

@@ -9,9 +9,13 @@ from tests_support import random_images, tiny_config
 import caft
 from caft.config import ImageConfig, SuperpixelConfig, load_model_config
 from caft.errors import ConfigError, DataError
-from caft.label_maps import LabelMapHeader, encode_label_map, label_map_header
 from caft.superpixels import cell_grid, encode_superpixels, stored_labels, superpixel_labels
-from caft.superpixels.stored import shrink_labels
+from caft.superpixels.stored import (
+    LabelMapHeader,
+    encode_label_map,
+    label_map_header,
+    shrink_labels,
+)
 from caft.transforms import eval_image, eval_labels, normalise, train_image
 from pipelines.demo.scenes import SceneConfig, render_scene
 from pipelines.superpixels import complete_superpixels, pack_superpixels, unpack_superpixels

@@ -19,7 +19,7 @@ from torch import Tensor
 from caft.checkpoint import save_tensors
 from caft.config import SFCN_CELL_PX as CELL
 from caft.errors import ConfigError, DataError, StorageError
-from caft.sfcn import NEIGHBOURS, RGB_MEAN, SFCN, cell_neighbours
+from caft.superpixels.network import NEIGHBOURS, RGB_MEAN, SFCN, cell_neighbours
 from caft.transforms import decode_image
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from caft.config import SuperpixelConfig
 from caft.errors import ConfigError, DataError
-from caft.sfcn import RGB_MEAN, SFCN, decode_labels
+from caft.superpixels.network import RGB_MEAN, SFCN, decode_labels
 from caft.transforms import channel_statistics, denormalise, normalise
 
 SEEDS_LEVELS, SEEDS_PRIOR, SEEDS_BINS = 1, 2, 15  # as CAST uses them

@@ -8,8 +8,8 @@ from functools import cache
 import pyarrow as pa
 import torch
 
-from caft.sfcn import open_sfcn
 from caft.superpixels import encode_superpixels
+from caft.superpixels.network import open_sfcn
 from caft.transforms import eval_image
 from pipelines.data.config import StoredSuperpixels
 

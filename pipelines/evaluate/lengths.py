@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caft.metrics.tally import Ranking
+from caft.retrieval import Ranking
 from caft.tokenizer import load_tokenizer
 from pipelines.evaluate.controls import MOST_TOKENS, TOKENIZER, Caption
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from caft.localization import encode_sentences, heat_maps
+from caft.heat_maps import encode_sentences, heat_maps
 from caft.metrics import binarise, centre_box, mask_overlap, overlap_scores, peak_overlap
 from caft.model import CAFT, ImageFeatures
 from pipelines.evaluate.benchmark import Region, Regions

@@ -15,8 +15,7 @@ from caft.config import ModelConfig
 from caft.metrics.classification import class_features, classification_scores
 from caft.metrics.intervals import recall_intervals
 from caft.metrics.retrieval import RECALL_AT, recalls
-from caft.metrics.tally import Ranking
-from caft.retrieval import ScoreKind
+from caft.retrieval import Ranking, ScoreKind
 from caft.scoring import Scorer
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.controls import variants

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from caft.errors import ClusterError
 from caft.metrics.classification import label_ranks
-from caft.metrics.tally import Ranking, Tally, ranking
 from caft.retrieval import (
     OwnScores,
     PreparedTexts,
+    Ranking,
     ScoreKind,
+    Tally,
     add_tallies,
     image_tiles,
     join_own,
+    ranking,
     score_rows,
     tile_own_scores,
     tile_tallies,

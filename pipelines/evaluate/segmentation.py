@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from caft.errors import DataError
-from caft.localization import encode_sentences, heat_maps, segment_hierarchy
+from caft.heat_maps import encode_sentences, heat_maps, segment_hierarchy
 from caft.metrics import achievable_segmentation_accuracy
 from caft.metrics.classification import class_features
 from caft.model import CAFT, ImageFeatures

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from caft.config import ModelConfig, load_config, load_model_config
-from caft.describe import Workload, describe, flops
+from caft.cost import Workload, describe, flops
 from caft.errors import ConfigError
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig

@@ -13,7 +13,7 @@ from caft.checkpoint import MANIFEST
 from caft.config import ModelConfig, load_model_config, to_yaml
 from caft.errors import ConfigError, DataError
 from caft.model import CAFT
-from caft.sfcn import read_sfcn_weights
+from caft.superpixels.network import read_sfcn_weights
 from pipelines import storage
 from pipelines.cluster import connect
 from pipelines.config import stage_main

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caft.config import LossConfig
-from caft.describe import Workload, flops
+from caft.cost import Workload, flops
 from caft.losses import CAFTLoss
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import PART_TERMS, TrainingModel

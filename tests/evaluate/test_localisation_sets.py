@@ -14,7 +14,7 @@ from PIL import Image
 import caft
 from caft.config import validate
 from caft.errors import DataError
-from caft.localization import encode_one, encode_sentences, heat_maps
+from caft.heat_maps import encode_one, encode_sentences, heat_maps
 from caft.metrics import achievable_segmentation_accuracy, binarise, mask_iou
 from caft.metrics.classification import class_features
 from caft.transforms import decode_image
@@ -111,7 +111,7 @@ def test_a_pickle_cut_short_is_named(tmp_path, cut):
         ('"image_id": 1', '"image_id": 7', "annotation 11: no image 7"),
         ("[[8.0,", '[["a",', "annotation 11: 'segmentation' is no list of polygons"),
         ('"counts": [1536,', '"counts": [5,', "annotation 12: mask: run lengths add up"),
-        ('"counts": [1536, 1536]', '"counts": "abc"', "'counts' is str, list is due"),
+        ('"counts": [1536, 1536]', '"counts": "abc"', "compressed counts that end in the middle"),
         ('"segmentation"', '"s"', "no 'segmentation'"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caft.metrics.retrieval import ranks
-from caft.metrics.tally import join, own_scores, ranking, tally
+from caft.retrieval import join, own_scores, ranking, tally
 
 K = 3
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caft.config import load_config, load_model_config
-from caft.describe import Workload, describe, flops
+from caft.cost import Workload, describe, flops
 from caft.errors import ConfigError
 from pipelines.config import TrackingConfig
 from pipelines.sweep.__main__ import main

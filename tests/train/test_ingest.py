@@ -12,8 +12,8 @@ from tests_support import tiny_config
 
 from caft.config import ImageConfig, SuperpixelConfig
 from caft.errors import DataError
-from caft.label_maps import encode_label_map
 from caft.superpixels import superpixel_labels
+from caft.superpixels.stored import encode_label_map
 from pipelines.data.dataset import CAPTIONS, DATASET_SCHEMA, Dataset, FileEntry
 from pipelines.train.config import IngestConfig, SubsetConfig
 from pipelines.train.ingest import _collate, index_row_groups

@@ -10,7 +10,7 @@ from tests_support import random_images, tiny_config, tiny_controls
 
 import caft
 from caft.config import load_config
-from caft.describe import Workload, flops
+from caft.cost import Workload, flops
 from caft.losses import CAFTLoss, draw_negatives
 from caft.superpixels import superpixel_labels
 from pipelines.data.dataset import open_dataset

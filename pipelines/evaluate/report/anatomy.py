@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from caft.localization import encode_sentences, heat_maps, segment_hierarchy
+from caft.heat_maps import encode_sentences, heat_maps, segment_hierarchy
 from caft.model import CAFT, ImageFeatures
 from caft.pictures import data_url, draw_borders, draw_heat, draw_hierarchy, to_canvas
 from caft.transforms import eval_image

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from caft.metrics.tally import Ranking
+from caft.retrieval import Ranking
 
 
 @dataclass(frozen=True)

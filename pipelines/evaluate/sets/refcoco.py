@@ -101,14 +101,14 @@ class _Masks:
         if isinstance(shape, list):
             try:
                 mask = polygons_to_mask(shape, image["height"], image["width"])
-            except (ValueError, TypeError) as error:
+            except DataError as error:
                 raise broken(where, f"'segmentation' is no list of polygons ({error})") from None
             return number, encode_rle(mask)
-        counts = field(where, shape, "counts", list)
+        counts = field(where, shape, "counts", (list, str))
         rle = {"size": field(where, shape, "size", list), "counts": counts}
         try:
             decode_rle(rle)
-        except (DataError, ValueError, TypeError) as error:
+        except DataError as error:
             raise broken(where, str(error)) from None
         return number, rle
 

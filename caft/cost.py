@@ -14,7 +14,7 @@ import torch
 from caft.config import FlatImageConfig, ImageConfig, ModelConfig, load_model_config
 from caft.errors import CAFTError, ConfigError
 from caft.model import CAFT
-from caft.sfcn import NEIGHBOURS, WIDTHS
+from caft.superpixels.network import NEIGHBOURS, WIDTHS
 from caft.text_encoder import MLP_RATIO, adapter_width
 
 SIDES = ("image", "text", "losses")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from caft.config import SFCN_CELL_PX, SuperpixelConfig
 from caft.errors import CheckpointError, ConfigError
 
-ASSET_DIR = Path(__file__).resolve().parent / "assets"
+ASSET_DIR = Path(__file__).resolve().parents[1] / "assets"
 WIDTHS = (16, 32, 64, 128, 256)
 NEIGHBOURS = 9  # row by row, the own cell in the middle
 RGB_MEAN = (0.411, 0.432, 0.45)  # of RGB in 0 .. 1; what the published weights expect
