@@ -28,10 +28,10 @@ from pipelines.data.captions import split_captions
 from pipelines.data.chunk import CANDIDATE_SCHEMA, index_row
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA
-from pipelines.data.decoder import Decoder
-from pipelines.data.download import download
+from pipelines.data.fetch.download import download
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
-from pipelines.data.images import ImageRefused, prepare_image
+from pipelines.data.images.decoder import Decoder
+from pipelines.data.images.prepare import ImageRefused, prepare_image
 from pipelines.data.plan import url_keys
 from pipelines.data.sources import parse_rows, read_tables
 from pipelines.data.write import ParquetSink, read_table

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from pipelines.data.duplicates import choose_bands, exact_duplicates, near_pairs
+from pipelines.data.dedup.pairs import choose_bands, exact_duplicates, near_pairs
 
 TIMED_BANDS = 3
 

@@ -24,8 +24,8 @@ from img2dataset.resizer import Resizer
 
 import pipelines.demo
 from pipelines.data.config import ImageConfig
-from pipelines.data.decoder import Decoder
-from pipelines.data.images import prepare_image
+from pipelines.data.images.decoder import Decoder
+from pipelines.data.images.prepare import prepare_image
 
 PHOTOGRAPHS = Path(pipelines.demo.__file__).with_name("photographs")
 SIZES = ((400, 300), (640, 480), (1024, 768), (2048, 1536))

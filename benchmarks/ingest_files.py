@@ -21,7 +21,7 @@ from caft.captions import split_sentences
 from pipelines import storage
 from pipelines.data.config import ImageConfig
 from pipelines.data.dataset import DATASET_SCHEMA, MANIFEST, SCHEMA_VERSION
-from pipelines.data.images import prepare_image
+from pipelines.data.images.prepare import prepare_image
 from pipelines.data.write import ParquetSink
 
 CAPTIONS = Path(__file__).parent / "data" / "iiw_docci_test.jsonl"

@@ -19,7 +19,7 @@ import numpy as np
 
 from caft.scaling_law import Fit, fit_envelope, fit_form
 from caft.scaling_law.forms import FORMS, Array
-from caft.scaling_law.problem import INTERVAL
+from caft.scaling_law.solve import INTERVAL
 
 RUN_NOISE = 0.01  # standard deviation of log error: what another seed changes
 TRUNK_NOISE = 0.01  # of all cool-downs of one trunk together

@@ -25,7 +25,7 @@ import caft
 from caft.config import load_config
 from caft.losses import caft_loss, draw_negatives
 from pipelines.data.dataset import open_dataset
-from pipelines.superpixels import complete_superpixels, unpack_superpixels
+from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 from pipelines.train.config import CheckpointConfig, TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch, index_row_groups

@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from pipelines.data.images import ImageRefused
+from pipelines.data.images.prepare import ImageRefused
 
 
 def obey(data: bytes, config) -> dict:

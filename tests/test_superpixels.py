@@ -18,7 +18,7 @@ from caft.superpixels.stored import (
 )
 from caft.transforms import eval_image, eval_labels, normalise, train_image
 from pipelines.demo.scenes import SceneConfig, render_scene
-from pipelines.superpixels import complete_superpixels, pack_superpixels, unpack_superpixels
+from pipelines.superpixel_columns import complete_superpixels, pack_superpixels, unpack_superpixels
 
 METHODS = ("sfcn", "seeds", "grid")
 

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError
-from caft.scaling_law.envelope import lower_envelope
-from caft.scaling_law.fit import REPLICATES, Band, Fit, fit_envelope, fit_form
+from caft.scaling_law.fit import REPLICATES, Band, Fit, fit_envelope, fit_form, lower_envelope
 from caft.scaling_law.forms import FORMS, ComputeForm
 from caft.scaling_law.inputs import check_numbers, form_inputs
-from caft.scaling_law.problem import EXACT
+from caft.scaling_law.solve import EXACT
 
 Array = NDArray[np.float64]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caft.scaling_law.fit import Band, Fit
 from caft.scaling_law.study import IN_COMPUTE, IN_SIZE, FamilyStudy, Study
-from caft.scaling_law.svg import Panel, colour, new_figure, number, render, text
 
 Array = NDArray[np.float64]
 
@@ -21,6 +21,11 @@ HEIGHT = TOP + MAIN + GAP + RESIDUALS + BOTTOM
 LEGEND_LINE, LETTER = 18.0, 7.5
 MARGIN = 1.08  # of the ranges, as a factor
 CURVE_POINTS = 80
+COLOURS = ("#2f6fb5", "#c2572b", "#2c8a5b", "#8a4fb0", "#a67c1a", "#4a8f9c", "#b0437a", "#6b7280")
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif'
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+FEWEST_TICKS, MOST_TICKS = 4, 9
 
 
 @dataclass(frozen=True)
@@ -144,3 +149,143 @@ def _heights(one: Series) -> list[Array]:
         band = one.predicted[1]
         found += [band.low, np.minimum(band.high, 2 * band.value)]
     return found
+
+
+def colour(number: int) -> str:
+    """The colour of the number-th series."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def new_figure(width: float, height: float, title: str) -> ElementTree.Element:
+    """An empty figure; `title` is what a screen reader says of it."""
+    attributes = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "viewBox": f"0 0 {width:g} {height:g}",
+        "role": "img",
+        "font-family": FONT,
+        "font-size": "12",
+        "fill": "currentColor",
+    }
+    figure = ElementTree.Element("svg", attributes)
+    ElementTree.SubElement(figure, "title").text = title
+    return figure
+
+
+def text(
+    parent: ElementTree.Element, x: float, y: float, content: str, **attributes: str
+) -> ElementTree.Element:
+    """Text at a place, in px; `text_anchor="end"` and the like are attributes."""
+    names = {name.replace("_", "-"): value for name, value in attributes.items()}
+    element = ElementTree.SubElement(parent, "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", **names})
+    element.text = content
+    return element
+
+
+def render(figure: ElementTree.Element) -> str:
+    return ElementTree.tostring(figure, encoding="unicode")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A frame in a figure: places and sizes in px, ranges in the data's units."""
+
+    figure: ElementTree.Element
+    left: float
+    top: float
+    width: float
+    height: float
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    y_log: bool = True
+
+    def x(self, values: Array) -> Array:
+        low, high = np.log(self.x_range)
+        return self.left + self.width * (np.log(values) - low) / (high - low)
+
+    def y(self, values: Array) -> Array:
+        low, high = np.log(self.y_range) if self.y_log else np.array(self.y_range)
+        places = np.log(np.maximum(values, 1e-300)) if self.y_log else values
+        share = np.clip((places - low) / (high - low), 0, 1)  # what leaves the frame, at its edge
+        return self.top + self.height * (1 - share)
+
+    def axes(self, x_label: str | None, y_label: str, y_unit: str = "") -> None:
+        """Frame, ticks and labels; without `x_label` the ticks of x stay unnamed."""
+        bottom = self.top + self.height
+        for tick in log_ticks(*self.x_range):
+            place = float(self.x(np.array(tick)))
+            self._line(place, self.top, place, bottom)
+            if x_label:
+                text(self.figure, place, bottom + 16, number(tick), text_anchor="middle")
+        ticks = log_ticks(*self.y_range) if self.y_log else linear_ticks(*self.y_range)
+        for tick in ticks:
+            place = float(self.y(np.array(tick)))
+            self._line(self.left, place, self.left + self.width, place)
+            text(self.figure, self.left - 6, place + 4, f"{tick:g}{y_unit}", text_anchor="end")
+        if x_label:
+            middle = self.left + self.width / 2
+            text(self.figure, middle, bottom + 34, x_label, text_anchor="middle")
+        text(self.figure, self.left, self.top - 8, y_label)
+
+    def points(self, x: Array, y: Array, fill: str, radius: float = 4, opacity: float = 1) -> None:
+        """A dot for each of n points."""
+        for across, down in zip(self.x(x), self.y(y), strict=True):
+            attributes = {"cx": f"{across:.1f}", "cy": f"{down:.1f}", "r": f"{radius:g}"}
+            self._add("circle", {**attributes, "fill": fill, "opacity": f"{opacity:g}"})
+
+    def curve(self, x: Array, y: Array, stroke: str, dash: str = "none") -> None:
+        attributes = {"fill": "none", "stroke": stroke, "stroke-width": "1.8"}
+        self._add("path", {"d": self._path(x, y), **attributes, "stroke-dasharray": dash})
+
+    def band(self, x: Array, low: Array, high: Array, fill: str) -> None:
+        """What lies between two curves, shaded."""
+        around = self._path(np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]]))
+        self._add("path", {"d": f"{around}Z", "fill": fill, "opacity": "0.16"})
+
+    def bar(self, x: float, y: float, low: float, high: float, stroke: str) -> None:
+        """An interval with its value: what is predicted."""
+        across = float(self.x(np.array(x)))
+        top, middle, bottom = self.y(np.array([high, y, low]))
+        line = f"M{across:.1f} {top:.1f}V{bottom:.1f}M{across - 4:.1f} {top:.1f}h8"
+        line += f"M{across - 4:.1f} {bottom:.1f}h8"
+        self._add("path", {"d": line, "fill": "none", "stroke": stroke, "stroke-width": "1.4"})
+        square = {"x": f"{across - 3.5:.1f}", "y": f"{middle - 3.5:.1f}"}
+        self._add("rect", {**square, "width": "7", "height": "7", "fill": stroke})
+
+    def _path(self, x: Array, y: Array) -> str:
+        places = zip(self.x(x), self.y(y), strict=True)
+        return "M" + "L".join(f"{across:.1f} {down:.1f}" for across, down in places)
+
+    def _line(self, x1: float, y1: float, x2: float, y2: float) -> None:
+        attributes = {"d": f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}", "stroke": "currentColor"}
+        self._add("path", {**attributes, "opacity": "0.13"})
+
+    def _add(self, tag: str, attributes: dict[str, str]) -> None:
+        ElementTree.SubElement(self.figure, tag, attributes)
+
+
+def log_ticks(low: float, high: float) -> Sequence[float]:
+    """Round numbers between two, apart enough to be read on a logarithmic axis."""
+    decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for mantissas in MANTISSAS:
+        every = [float(f"{m:g}e{int(d)}") for d in decades for m in mantissas]
+        ticks = [tick for tick in every if low <= tick <= high]
+        if len(ticks) >= FEWEST_TICKS:
+            return ticks[:: -(-len(ticks) // MOST_TICKS)]
+    return linear_ticks(low, high)
+
+
+def linear_ticks(low: float, high: float) -> Sequence[float]:
+    """A few round numbers between two."""
+    step = 10 ** np.floor(np.log10((high - low) / 2))
+    step *= next(m for m in (5, 2, 1) if (high - low) / (m * step) >= 2)
+    return [float(f"{k * step:g}") for k in range(int(np.ceil(low / step)), int(high / step) + 1)]
+
+
+def number(value: float) -> str:
+    """A number as an axis or a table has it: 3×10¹⁸ where it is large or small."""
+    if value == 0 or not np.isfinite(value) or 1e-3 <= abs(value) < 9999.5:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return power if mantissa == "1" else f"{mantissa}×{power}"

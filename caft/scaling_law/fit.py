@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError, UnidentifiedError
-from caft.scaling_law.envelope import lower_envelope
 from caft.scaling_law.forms import FORMS, ComputeForm, Form
 from caft.scaling_law.inputs import (
     check_enough,
@@ -21,7 +20,7 @@ from caft.scaling_law.inputs import (
     new_inputs,
 )
 from caft.scaling_law.noise import estimate_noise
-from caft.scaling_law.problem import INTERVAL, NOT_ABOVE_ZERO, Problem
+from caft.scaling_law.solve import INTERVAL, NOT_ABOVE_ZERO, Problem
 
 Array = NDArray[np.float64]
 
@@ -183,6 +182,26 @@ def fit_envelope(
     best = lower_envelope(arrays["compute"], arrays["error"], envelope_bins)
     chosen = {"compute": arrays["compute"][best]}
     return _fit(law, chosen, arrays["error"][best], replicates, labels[best])
+
+
+def lower_envelope(
+    compute: NDArray[np.float64], error: NDArray[np.float64], bins: int
+) -> NDArray[np.intp]:
+    """Positions of the run with the least error in each of `bins` equal intervals of log compute,
+    from the least compute to the most; empty intervals give none. With 0 bins, every run in the
+    order of its compute."""
+    order = np.argsort(compute, kind="stable")
+    if bins == 0:
+        return order
+    place = np.log(compute[order])
+    edges = np.linspace(place[0], place[-1], bins + 1)
+    interval = np.clip(np.searchsorted(edges, place, side="right") - 1, 0, bins - 1)
+    best = [
+        members[np.argmin(error[members])]
+        for number in range(bins)
+        if len(members := order[interval == number])
+    ]
+    return np.array(best, dtype=np.intp)
 
 
 def fit_form(

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError
-from caft.scaling_law.envelope import MIN_FRONTIER_POINTS
 from caft.scaling_law.forms import ComputeForm, Form
 
 Array = NDArray[np.float64]
 
+MIN_FRONTIER_POINTS = 5  # fewer leave a law's exponent to two or three runs
 DECADES_FOR_A_LAW = 1.5
 SAME = 1e-9  # relative; values nearer than this are one
 

@@ -16,11 +16,10 @@ import numpy as np
 from caft.errors import StorageError
 from caft.scaling_law.choice import Choice
 from caft.scaling_law.compare import Comparison
-from caft.scaling_law.figures import compute_figure, size_figure
+from caft.scaling_law.figures import compute_figure, number, size_figure
 from caft.scaling_law.fit import Band
 from caft.scaling_law.optimum import growth
 from caft.scaling_law.study import IN_COMPUTE, IN_SIZE, FamilyStudy, Study
-from caft.scaling_law.svg import number
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 JSON_FILE, CSV_FILE, HTML_FILE = "fit.json", "fit.csv", "fit.html"

@@ -18,13 +18,13 @@ from pipelines import storage
 from pipelines.data.captions import split_captions
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
-from pipelines.data.decoder import Decoder
-from pipelines.data.decontamination import EvaluationHashes, contaminated
-from pipelines.data.download import download
-from pipelines.data.drops import INDEX_SCHEMA
+from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated
+from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.fetch.download import download
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
-from pipelines.data.images import ImageRefused
-from pipelines.data.layout import Chunk, Layout
+from pipelines.data.images.decoder import Decoder
+from pipelines.data.images.prepare import ImageRefused
+from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
 from pipelines.data.sources import fetch_file, is_file, parse_rows, read_container

@@ -13,11 +13,11 @@ import ray
 
 from caft.config import load_config
 from pipelines import storage
-from pipelines.data.build import CHUNK_CPUS, check
 from pipelines.data.config import DataConfig
 from pipelines.data.estimate_text import describe
 from pipelines.data.probe import BATCHES, KEPT, Probe, SourceProbe, draw, probe
 from pipelines.data.reasons import REASONS
+from pipelines.data.stage import CHUNK_CPUS, check
 from pipelines.workers import cluster_cpus
 
 Z95 = 1.959964

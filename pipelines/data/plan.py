@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from caft.errors import DataError
 from pipelines import storage
 from pipelines.data.config import DataConfig, SourceConfig
-from pipelines.data.duplicates import exact_duplicates, in_partition
-from pipelines.data.layout import ROWS_PER_CHUNK, Chunk, Layout
+from pipelines.data.dedup.pairs import exact_duplicates, in_partition
+from pipelines.data.paths import ROWS_PER_CHUNK, Chunk, Layout
 from pipelines.data.sources import (
     CONTAINERS,
     detect_kind,

@@ -29,11 +29,10 @@ from pipelines.data.chunk import (
 )
 from pipelines.data.config import DataConfig, ImageConfig
 from pipelines.data.dataset import DATASET_SCHEMA
-from pipelines.data.decoder import Decoder
-from pipelines.data.decontamination import EvaluationHashes
-from pipelines.data.drops import INDEX_SCHEMA
-from pipelines.data.evaluation_images import hash_set
-from pipelines.data.finish import as_stored
+from pipelines.data.dedup.decontamination import EvaluationHashes, hash_set
+from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.files import as_stored
+from pipelines.data.images.decoder import Decoder
 from pipelines.data.plan import in_share
 from pipelines.data.sources import is_file, sample_rows
 from pipelines.data.write import ParquetSink, read_table

@@ -14,16 +14,19 @@ import pyarrow.compute as pc
 from caft.config import apply_override, validate
 from caft.errors import ConfigError, DataError
 from pipelines import storage
-from pipelines.data.build import Entries, build
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
-from pipelines.data.drops import INDEX_SCHEMA
-from pipelines.data.finish import REJECTS_ROW_GROUP
-from pipelines.data.layout import Chunk, Layout
-from pipelines.data.leftovers import await_temporaries, delete_leftovers, delete_temporaries
+from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.files import (
+    REJECTS_ROW_GROUP,
+    await_temporaries,
+    delete_leftovers,
+    delete_temporaries,
+)
+from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, write_plan
 from pipelines.data.reasons import REASONS
-from pipelines.data.stage import finish, make_manifest
+from pipelines.data.stage import Entries, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.tracking import Tracker
 

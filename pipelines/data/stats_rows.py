@@ -19,9 +19,9 @@ from caft.errors import StorageError
 from pipelines import storage
 from pipelines.data.config import ImageConfig
 from pipelines.data.dataset import Dataset, FileEntry
-from pipelines.data.decoder import Decoder
 from pipelines.data.filters import longest_caption
-from pipelines.data.images import ImageRefused
+from pipelines.data.images.decoder import Decoder
+from pipelines.data.images.prepare import ImageRefused
 
 SAMPLED_ROWS = 8_192
 GALLERY_IMAGES = 24

@@ -24,8 +24,8 @@ from pipelines.data.dataset import (
     RejectsEntry,
     read_manifest,
 )
-from pipelines.data.duplicates import exact_duplicates
-from pipelines.data.leftovers import unlisted_parts
+from pipelines.data.dedup.pairs import exact_duplicates
+from pipelines.data.files import unlisted_parts
 from pipelines.data.reasons import REASONS
 from pipelines.data.write import read_table
 from pipelines.workers import cluster_cpus, run_tasks

@@ -22,7 +22,7 @@ from pipelines.data.dataset import open_dataset
 from pipelines.evaluate.adapters.own import CAFTPreprocess
 from pipelines.evaluate.benchmarks import Piece, evaluation_caption, read_piece
 from pipelines.evaluate.results import score_names
-from pipelines.superpixels import complete_superpixels, unpack_superpixels
+from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 from pipelines.train.config import EvaluationConfig, TrainConfig
 from pipelines.train.ingest import index_row_groups
 

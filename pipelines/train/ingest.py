@@ -18,7 +18,7 @@ from torch import Tensor
 from caft.errors import DataError
 from pipelines import storage
 from pipelines.data.dataset import DATASET_SCHEMA, Dataset
-from pipelines.superpixels import unpack_superpixels
+from pipelines.superpixel_columns import unpack_superpixels
 from pipelines.train.loader import COLUMNS, MAY_BE_MISSING, Loader
 from pipelines.train.plan import EpochPlan, RowGroup, Window
 from pipelines.train.subset import Subset

@@ -23,7 +23,7 @@ from caft.superpixels import stored_labels
 from caft.tokenizer import load_tokenizer
 from caft.transforms import train_image
 from pipelines import storage
-from pipelines.superpixels import pack_superpixels
+from pipelines.superpixel_columns import pack_superpixels
 from pipelines.train.config import IngestConfig
 from pipelines.train.plan import Piece
 from pipelines.train.subset import Subset

@@ -14,7 +14,7 @@ from caft.batch_norm import update_running_statistics_
 from caft.dropout import Draws
 from caft.losses import CAFTLoss, draw_negatives
 from caft.packing import COMPILED_ROW_MULTIPLE
-from pipelines.superpixels import complete_superpixels
+from pipelines.superpixel_columns import complete_superpixels
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch

@@ -7,8 +7,8 @@ from download_support import config, fetch, reason, rows_of
 from scripted_server import body, redirect, serving
 
 from caft.errors import ConfigError
-from pipelines.data.addresses import is_public
-from pipelines.data.download import download
+from pipelines.data.fetch.addresses import is_public
+from pipelines.data.fetch.download import download
 
 
 @pytest.fixture

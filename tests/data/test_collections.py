@@ -28,7 +28,7 @@ from caft.errors import CheckpointError, ConfigError, DataError
 from caft.superpixels import stored_labels
 from pipelines.data.config import DataConfig, SimilarityFilter
 from pipelines.data.dataset import open_dataset
-from pipelines.data.similarity import SimilarityScorer
+from pipelines.data.dedup.similarity import SimilarityScorer
 from pipelines.data.stage import run
 from pipelines.data.verify import verify
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pipelines.data.config import ImageConfig
-from pipelines.data.decoder import Decoder
-from pipelines.data.images import ImageRefused, hash_image, prepare_image
+from pipelines.data.images.decoder import Decoder
+from pipelines.data.images.prepare import ImageRefused, hash_image, prepare_image
 
 CONFIG = ImageConfig()
 
@@ -105,7 +105,7 @@ def test_the_child_does_not_outlive_its_parent(busy):
     code = f"""
 import poison_images, threading
 from pipelines.data.config import ImageConfig
-from pipelines.data.decoder import Decoder
+from pipelines.data.images.decoder import Decoder
 decoder = Decoder(ImageConfig(decode_timeout_s=2), poison_images.obey)
 print(decoder.prepare(b"fine")["pid"], flush=True)
 decoder.prepare(b"sleep 60") if {busy} else threading.Event().wait()
@@ -128,7 +128,7 @@ decoder.prepare(b"sleep 60") if {busy} else threading.Event().wait()
 def test_the_child_imports_neither_torch_nor_ray():
     code = """
 import sys
-import pipelines.data.decoder
+import pipelines.data.images.decoder
 print([name for name in ("torch", "ray", "pyarrow") if name in sys.modules])
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caft.errors import DataError
-from pipelines.data.decontamination import EvaluationHashes, contaminated, evaluation_hashes
+from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated, evaluation_hashes
 
 hash_values = st.integers(0, 2**64 - 1)
 

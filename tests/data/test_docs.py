@@ -9,7 +9,7 @@ import yaml
 from caft.config import load_config, validate
 from pipelines.data.__main__ import COMMANDS
 from pipelines.data.config import DataConfig, SourceConfig, SourceKind
-from pipelines.data.duplicates import choose_bands
+from pipelines.data.dedup.pairs import choose_bands
 from pipelines.data.reasons import REASONS
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from scripted_server import (
     status,
 )
 
-from pipelines.data.download import download
+from pipelines.data.fetch.download import download
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.duplicates import (
+from pipelines.data.dedup.pairs import (
     choose_bands,
     drop_near,
     exact_duplicates,

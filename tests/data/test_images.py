@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 import pipelines.demo
 from caft.transforms import decode_image
 from pipelines.data.config import ImageConfig
-from pipelines.data.images import ImageRefused, hash_image, prepare_image
+from pipelines.data.images.prepare import ImageRefused, hash_image, prepare_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged files
 CONFIG = ImageConfig()

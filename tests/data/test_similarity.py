@@ -11,7 +11,7 @@ import caft
 from caft.checkpoint import save_weights, write_manifest
 from caft.errors import CheckpointError, ConfigError, DataError
 from pipelines.data.config import SimilarityFilter
-from pipelines.data.similarity import SimilarityScorer, dissimilar
+from pipelines.data.dedup.similarity import SimilarityScorer, dissimilar
 
 SENTENCES = ["A red dog", "A cat on a mat", "Two birds", "A tree", "The sky is blue"]
 

@@ -15,7 +15,7 @@ import pytest
 from scaling_law_coverage import STUDIES
 
 from caft.scaling_law.__main__ import main
-from caft.scaling_law.svg import log_ticks, number
+from caft.scaling_law.figures import log_ticks, number
 
 HEADER = ("family", "seed", "batch", "flops", "n", "d", "t2i_r1", "whole_loss")
 NAMED = ("--family", "family", "--compute", "flops", "--replicates", "100")

@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 
 from caft.errors import DataError, UnidentifiedError
 from caft.scaling_law import fit_envelope, fit_form, fit_power_law
-from caft.scaling_law.problem import HUBER_DELTA
+from caft.scaling_law.solve import HUBER_DELTA
 
 POWER = STUDIES["power"].truth
 FEW = 50  # replicates, where intervals are not what is tested

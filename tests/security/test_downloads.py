@@ -7,7 +7,7 @@ import pytest
 from download_support import config, reason, rows_of
 from scripted_server import body, redirect, serving
 
-from pipelines.data.download import download
+from pipelines.data.fetch.download import download
 
 SCHEMES = (
     "gopher://{place}/_GET%20/secret",
@@ -79,7 +79,7 @@ def test_a_name_that_changes_its_address_is_never_connected_to_a_private_one(ser
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
-    monkeypatch.setattr("pipelines.data.names.CACHE_S", 0.0)
+    monkeypatch.setattr("pipelines.data.fetch.hosts.CACHE_S", 0.0)
     server.script["/secret"] = body()
     url = server.url("/secret", "rebind.example")
     rows = list(download(rows_of(*[url] * 12), config(connections=1, timeout_s=0.5)))

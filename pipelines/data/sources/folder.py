@@ -13,9 +13,8 @@ import pyarrow as pa
 from pipelines import storage
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
-from pipelines.data.sources.members import read_captions, read_columns, read_fields
-from pipelines.data.sources.raw import RAW_SCHEMA
-from pipelines.data.sources.texts import in_batches
+from pipelines.data.sources.raw import RAW_SCHEMA, in_batches
+from pipelines.data.sources.tars import read_captions, read_columns, read_fields
 
 BATCH_ROWS = 1024
 # Captions are small files: reading them one by one would wait for each.

@@ -14,8 +14,7 @@ from caft.errors import DataError
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
 from pipelines.data.sources.columns import Columns, choose_columns
-from pipelines.data.sources.raw import TEXTS, bad_rows, to_raw
-from pipelines.data.sources.texts import clean, clean_texts, shorten
+from pipelines.data.sources.raw import TEXTS, bad_rows, clean, clean_texts, shorten, to_raw
 
 BLOCK_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 64 * 2**20

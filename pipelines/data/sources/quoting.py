@@ -9,7 +9,7 @@ import pyarrow.csv as pacsv
 
 from caft.errors import DataError
 from pipelines.data.sources import paths
-from pipelines.data.sources.texts import shorten
+from pipelines.data.sources.raw import shorten
 
 # A row of more lines is not a caption with line breaks, but a quote that nothing closes.
 MAX_ROW_LINES = 1000

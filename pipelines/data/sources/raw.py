@@ -4,7 +4,9 @@ Readers of lists end here, with Arrow's kernels, so that millions of rows take s
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -28,6 +30,8 @@ RAW_SCHEMA = pa.schema(
 )
 HTTP = r"^(?i:https?)://[^/?#\s]+"
 OTHER_PROTOCOL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
+SHOWN_CHARS = 200
+Item = TypeVar("Item")
 
 
 def to_raw(table: pa.Table, columns: Columns, root: str, path: str) -> pa.Table:
@@ -160,3 +164,29 @@ def _tile(values: list[str], times: int) -> pa.Array:
 
 def _offsets(rows: int, width: int) -> pa.Array:
     return pa.array(np.arange(rows + 1, dtype=np.int32) * width)
+
+
+def clean(text: str) -> str:
+    """`text` with half surrogate pairs, which JSON can spell and Parquet cannot hold, replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def clean_texts(value: Any) -> list[str]:
+    """The texts that a value or a list of values holds, stripped; empty ones are left out."""
+    values = value if isinstance(value, list) else [value]
+    return [clean(item.strip()) for item in values if isinstance(item, str) and item.strip()]
+
+
+def shorten(text: str) -> str:
+    """A piece of a list as a detail shows it."""
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.data.config import SourceConfig
-from pipelines.data.sources.texts import clean_texts
+from pipelines.data.sources.raw import clean_texts
 
 DEFAULT_SPLIT = "train"
 

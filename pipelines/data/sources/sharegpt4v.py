@@ -12,9 +12,8 @@ import pyarrow as pa
 from caft.errors import DataError
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
-from pipelines.data.sources.members import read_columns
-from pipelines.data.sources.raw import RAW_SCHEMA, locate
-from pipelines.data.sources.texts import clean, clean_texts, in_batches, shorten
+from pipelines.data.sources.raw import RAW_SCHEMA, clean, clean_texts, in_batches, locate, shorten
+from pipelines.data.sources.tars import read_columns
 
 CAPTION = "sharegpt4v"
 BATCH_ROWS = 4096

@@ -4,6 +4,7 @@ One of the readers of containers. Nothing is extracted, so no member's name can 
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,14 @@ import pyarrow as pa
 from caft.errors import DataError
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
+from pipelines.data.sources.columns import caption_kinds
 from pipelines.data.sources.files import MAX_IMAGE_BYTES
-from pipelines.data.sources.members import read_captions, read_columns, read_fields
+from pipelines.data.sources.raw import clean, clean_texts
 from pipelines.data.sources.rows import new_row
 
 MAX_TEXT_BYTES = 16 * 2**20
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
+TEXT_NAME = "txt"
 
 
 def read_tar(path: str, source: SourceConfig, extra: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -126,3 +129,36 @@ def _row(
     if not row["texts"]:
         return row | {"reason": "no_caption", "detail": "no caption in its .txt or .json"}
     return row
+
+
+def read_captions(
+    source: SourceConfig, text: bytes | None, fields: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Captions as {"source", "kind", "text": [str, ...]}, each text once."""
+    cells: dict[str, Any] = dict(fields)
+    if text is not None:
+        cells[TEXT_NAME] = text.decode("utf-8", "replace")
+    captions: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for name, kind in caption_kinds(source, cells).items():
+        texts = clean_texts(cells[name])
+        # img2dataset writes one caption into both files.
+        fresh = [item for item in texts if item not in seen]
+        seen.update(fresh)
+        if fresh:
+            captions.append({"source": name.removesuffix("_captions"), "kind": kind, "text": fresh})
+    return captions
+
+
+def read_fields(data: bytes | None) -> dict[str, Any]:
+    """The object that a .json holds; empty if it holds none."""
+    try:
+        fields = json.loads((data or b"").decode("utf-8", "replace"))
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def read_columns(fields: dict[str, Any], extra: Sequence[str]) -> dict[str, str]:
+    """Those of the extra columns that are there, as text."""
+    return {name: clean(str(fields[name])) for name in extra if fields.get(name) is not None}

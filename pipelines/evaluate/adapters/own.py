@@ -23,7 +23,7 @@ from caft.superpixels import stored_labels
 from caft.transforms import eval_image, eval_labels
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter
-from pipelines.superpixels import complete_superpixels, pack_superpixels, unpack_superpixels
+from pipelines.superpixel_columns import complete_superpixels, pack_superpixels, unpack_superpixels
 
 
 class CAFTAdapter(Adapter):

@@ -13,10 +13,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from pipelines.data.phash import perceptual_hash, small_grey
-
 if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig
+
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG file with further pictures behind the first
@@ -31,6 +30,11 @@ LITTLE = 1.25  # shrunk less, linear interpolation is as good as averaging, and 
 MAX_DETAIL_CHARS = 200
 
 Image.MAX_IMAGE_PIXELS = None  # config.max_pixels decides, before anything is decoded
+SIDE_PX, FREQUENCIES = 32, 8
+# Products of whole numbers below 2**53 are exact in float64, so that every machine and every
+# linear algebra library gives the same hash.
+BASIS_SCALE = 2**14
+PLACES = 1 << np.arange(FREQUENCIES**2, dtype=np.uint64)[::-1]
 
 
 class ImageRefused(Exception):
@@ -275,3 +279,28 @@ def _encode(pixels: np.ndarray, quality: int) -> bytes:
     if pixels.ndim == 2:
         return simplejpeg.encode_jpeg(pixels[:, :, None], quality, "GRAY", "Gray")
     return simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
+
+
+def small_grey(pixels: np.ndarray) -> np.ndarray:
+    """The whole of an image, grey (H, W) or RGB (H, W, 3), as uint8 (32, 32)."""
+    grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    return cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
+
+
+def perceptual_hash(grey: np.ndarray) -> int:
+    """64-bit hash of `small_grey`'s result: which of its 8 x 8 lowest frequencies are above
+    their median. The hash of the mirrored image is that of `grey[:, ::-1]`."""
+    frequencies = (BASIS @ grey @ BASIS.T).ravel()
+    median = np.partition(frequencies, len(frequencies) // 2 - 1)[len(frequencies) // 2 - 1]
+    return int(PLACES[frequencies > median].sum())
+
+
+def _basis() -> np.ndarray:
+    """Rows of the cosine transform (8, 32), as whole numbers."""
+    places = (2 * np.arange(SIDE_PX) + 1) / (2 * SIDE_PX)
+    waves = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * places)
+    waves[0] /= np.sqrt(2)
+    return np.round(BASIS_SCALE * waves)
+
+
+BASIS = _basis()

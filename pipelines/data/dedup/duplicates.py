@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.data.config import DataConfig
-from pipelines.data.duplicates import (
+from pipelines.data.dedup.pairs import (
     Pairs,
     choose_bands,
     drop_near,
@@ -23,7 +23,7 @@ from pipelines.data.duplicates import (
     in_turn,
     near_pairs,
 )
-from pipelines.data.layout import ROWS_PER_CHUNK, Layout
+from pipelines.data.paths import ROWS_PER_CHUNK, Layout
 from pipelines.data.write import count_rows, read_table, write_table
 from pipelines.workers import run_tasks
 

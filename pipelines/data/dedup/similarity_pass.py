@@ -13,12 +13,12 @@ from caft import errors
 from caft.errors import CAFTError
 from pipelines import storage
 from pipelines.data.config import SimilarityFilter
-from pipelines.data.drops import DROP_SCHEMA
-from pipelines.data.layout import ROWS_PER_CHUNK, Layout
+from pipelines.data.dedup.duplicates import DROP_SCHEMA
+from pipelines.data.paths import ROWS_PER_CHUNK, Layout
 from pipelines.data.write import read_table, write_table
 
 if TYPE_CHECKING:
-    from pipelines.data.similarity import SimilarityScorer
+    from pipelines.data.dedup.similarity import SimilarityScorer
 
 REASON = "low_similarity"
 
@@ -60,7 +60,10 @@ class ChunkScorer:
         return {"error": "", "message": ""}
 
     def _score(self, number: int) -> None:
-        from pipelines.data.similarity import SimilarityScorer, dissimilar  # and PyTorch, here only
+        from pipelines.data.dedup.similarity import (  # and PyTorch, here only
+            SimilarityScorer,
+            dissimilar,
+        )
 
         self._scorer = self._scorer or SimilarityScorer(self._config)
         candidates = read_table(self._layout.candidate(number)).sort_by("place")

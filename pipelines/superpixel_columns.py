@@ -4,16 +4,21 @@ Train and evaluate share it: stored maps first, SEEDS where rows are decoded, SF
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from caft.config import SuperpixelConfig
-from caft.superpixels import superpixel_labels
+from caft.superpixels import encode_superpixels, superpixel_labels
+from caft.superpixels.network import open_sfcn
+from caft.transforms import eval_image
+from pipelines.data.config import StoredSuperpixels
 
 MISSING = -1  # the label of a map that the model is to compute
+_network = cache(open_sfcn)  # a process writes many parts
 
 
 def pack_superpixels(
@@ -63,3 +68,12 @@ def complete_superpixels(
     labels = given.to(images.device).long()
     labels[missing.to(images.device)] = computed
     return labels
+
+
+def with_superpixels(rows: pa.Table, config: StoredSuperpixels) -> pa.Table:
+    """Rows of the dataset with their label maps."""
+    images = [eval_image(data, config.image_size_px) for data in rows["image"].to_pylist()]
+    network = _network(config.segmenter) if config.segmenter.method == "sfcn" else None
+    maps = encode_superpixels(torch.stack(images), config.segmenter, config.map_size_px, network)
+    place = rows.schema.get_field_index("superpixels")
+    return rows.set_column(place, "superpixels", pa.array(maps, pa.binary()))

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.data.images import ImageRefused, prepare_image
+from pipelines.data.images.prepare import ImageRefused, prepare_image
 
 if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig

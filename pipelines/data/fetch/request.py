@@ -1,5 +1,5 @@
 """One HTTP request on libcurl: its options, its limits, and what its answer means.
-Used by fetch.py for every try and every redirect; handles are used again, one request at a time."""
+Used by fetcher.py for every try and redirect; handles are used again, one request at a time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import certifi
 import pycurl
 
 from caft.errors import ConfigError
-from pipelines.data.addresses import Target, is_public, normal_host
 from pipelines.data.config import DownloadConfig
-from pipelines.data.hosts import Failure
+from pipelines.data.fetch.addresses import Target, is_public, normal_host
+from pipelines.data.fetch.hosts import Failure
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's import asks the network
 FORBIDDING = ("noai", "noimageai", "noindex", "noimageindex")

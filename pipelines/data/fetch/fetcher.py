@@ -1,5 +1,5 @@
 """One row from its URL to bytes: tries, redirects, back-off, and one deadline over all of it.
-Between download.py, which runs many of these at once, and transfers.py, which makes a request."""
+Between download.py, which runs many of these at once, and request.py, which makes a request."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from urllib.parse import urljoin
 
 import pycurl
 
-from pipelines.data.addresses import Target, needs_lookup, parse_target
 from pipelines.data.config import DownloadConfig
-from pipelines.data.hosts import Failure, Host
-from pipelines.data.names import Names
-from pipelines.data.transfers import Answer, Transfer, allowed_hosts
+from pipelines.data.fetch.addresses import Target, needs_lookup, parse_target
+from pipelines.data.fetch.hosts import Failure, Host, Names
+from pipelines.data.fetch.request import Answer, Transfer, allowed_hosts
 
 DETAIL_CHARS = 200
 THREADS_PER_CONNECTION = 2  # for names: some still wait for lookups that were given up

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from pipelines.data.config import DownloadConfig
-from pipelines.data.fetch import Fetcher
+from pipelines.data.fetch.fetcher import Fetcher
 
 Row = dict[str, Any]
 
