@@ -109,7 +109,7 @@ def _check(text: str) -> None:
             elif isinstance(event, yaml.AliasEvent):
                 if any(section.anchor == event.anchor for section in inside):
                     raise _Refused(f"'*{event.anchor}' stands inside what it names")
-                nodes, depth = finished.get(event.anchor, (1, 0))
+                nodes, depth = finished.get(str(event.anchor), (1, 0))
             else:
                 continue
             section = inside[-1]
@@ -133,7 +133,8 @@ def _check(text: str) -> None:
 def _check_scalar(
     section: _Section, event: yaml.ScalarEvent, resolver: yaml.resolver.Resolver
 ) -> None:
-    text, line = str(event.value), event.start_mark.line + 1
+    text = str(event.value)
+    line = event.start_mark.line + 1 if event.start_mark else 0
     tag = event.tag or resolver.resolve(yaml.ScalarNode, text, event.implicit)
     if tag in NUMBERS and len(text) > MAX_NUMBER_CHARACTERS:
         raise _Refused(f"a number of {len(text):,} characters (line {line})")

@@ -86,14 +86,13 @@ def _check_pickle(stream: IO[bytes], path: Path) -> None:
 
 def _taken(opcode: pickletools.OpcodeInfo, stack: list[int | None]) -> list[int | None]:
     """What an opcode takes off the stack: so many values, or all above the last mark with it."""
-    before = opcode.stack_before
+    before, taken = opcode.stack_before, list[int | None]()
     if pickletools.markobject in before:
-        taken = []
         while (value := stack.pop()) is not None:
             taken.append(value)
         below = before.index(pickletools.markobject)
     else:
-        taken, below = [], len(before)
+        below = len(before)
     for _ in range(below):
         taken.append(stack.pop())
     return taken
