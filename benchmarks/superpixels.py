@@ -34,11 +34,12 @@ from caft.metrics import (
     boundary_recall,
     undersegmentation_error,
 )
+from caft.preprocessing import eval_image
 from caft.superpixels import superpixel_labels
 from caft.superpixels.__main__ import main as command_line
 from caft.superpixels.network import open_sfcn
 from caft.superpixels.stored import decode_label_map, encode_label_map, shrink_labels
-from caft.transforms import eval_image, eval_labels
+from caft.transforms import eval_labels
 from pipelines.demo.sample import PHOTOGRAPHS, TEST_PHOTOGRAPHS
 
 SIZE_PX = 224
@@ -59,7 +60,7 @@ def main() -> int:
         return fit(others, args.fit)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    images = torch.stack([eval_image(path(entry).read_bytes(), SIZE_PX) for entry in held_out])
+    images = torch.stack([eval_image(path(entry), SIZE_PX, "squash") for entry in held_out])
     truths = [(n, truth(entry)) for n, entry in enumerate(held_out) if entry["masks"]]
     print_tables(images, truths, args.weights)
     return 0

@@ -13,13 +13,16 @@ NORM_EPS = 1e-5
 class AttentionPool(nn.Module):
     """One cross-attention with a zero slot: a query may attend to nothing at all.
 
+    Losses read `queries`; scores and heat maps read `scoring_queries`.
+
     Queries depend on the text alone and keys and values on the image alone, so both are
     projected once and met afterwards.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, unit_queries: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.unit_queries = unit_queries
         self.norm_q = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_k = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_v = nn.LayerNorm(width, eps=NORM_EPS)
@@ -35,6 +38,11 @@ class AttentionPool(nn.Module):
     def queries(self, texts: Tensor) -> Tensor:
         """Project sub-captions (..., D); any leading shape."""
         return self.to_q(self.norm_q(texts))
+
+    def scoring_queries(self, texts: Tensor) -> Tensor:
+        """As `queries`, for scores and heat maps: of a released model, of sub-captions that are
+        L2-normalised first, which the epsilon of the LayerNorm makes a little smaller."""
+        return self.queries(F.normalize(texts, dim=-1) if self.unit_queries else texts)
 
     def keys_values(self, segments: Tensor) -> tuple[Tensor, Tensor]:
         """Project fine segments (B, M, D) and append the zero slot: two (B, heads, M + 1, d)."""

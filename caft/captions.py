@@ -152,6 +152,22 @@ def split_sentences(
     return [piece for piece in pieces if piece and len(piece) >= min_chars]
 
 
+def caption_sentences(
+    caption: str | Sequence[str], mode: Literal["default", "reference"] = "default"
+) -> list[str]:
+    """Sentences of a caption, by a rule of `split_sentences`.
+
+    Args:
+        caption: a text; or sentences, such as a dataset holds. `reference` cuts those further
+            where its rule cuts; `default` keeps them as they are.
+    """
+    if isinstance(caption, str):
+        return split_sentences(caption, mode)
+    if mode == "default":
+        return list(caption)
+    return [piece for sentence in caption for piece in split_sentences(sentence, mode)]
+
+
 def even_chunks(sentences: Sequence[str], chunks: int = 4) -> list[str]:
     """The deterministic chunks of evaluation (model section 4).
 

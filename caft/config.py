@@ -30,6 +30,15 @@ SHOWN = reprlib.Repr()
 SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 200, 200
 
 
+Preprocess = Annotated[
+    Literal["crop", "squash"],
+    Field(
+        description="how a picture is brought to the image size in evaluation: 'crop', its centre, "
+        "as published; 'squash', the whole of it"
+    ),
+]
+
+
 class Config(BaseModel):
     """Base of every schema: immutable, and an unknown key is an error."""
 
@@ -66,6 +75,9 @@ class ImageConfig(Config):
 
     encoder: Literal["superpixels"] = "superpixels"
     image_size_px: int = Field(224, gt=0)
+    # Before there was this key all pictures were squashed, so a stored configuration that lacks it
+    # means that; the published recipes name the crop.
+    preprocess: Preprocess = "squash"
     stem_widths: tuple[int, ...] = (96, 192, 384, 768)
     stem_strides: tuple[int, ...] = (2, 2, 2, 1)
     width: int = Field(768, gt=0)
@@ -118,6 +130,7 @@ class FlatImageConfig(Config):
 
     encoder: Literal["flat"] = "flat"
     image_size_px: int = Field(224, gt=0)
+    preprocess: Preprocess = "squash"  # as in ImageConfig
     patch_px: int = Field(16, gt=0)
     width: int = Field(768, gt=0)
     heads: int = Field(12, gt=0)
@@ -184,6 +197,11 @@ class TextConfig(Config):
     whole_layers: int = Field(4, gt=0)
     whole_heads: int = Field(8, gt=0)
     chunks: int = Field(4, gt=0, description="chunks of a caption that feed the whole-text encoder")
+    sentences: Literal["default", "reference"] = Field(
+        "default",
+        description="rule of `split_sentences` that the captions of training were split by; the "
+        "train stage takes it from the dataset",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TextConfig:
@@ -225,6 +243,11 @@ class ModelConfig(Config):
     init_logit_bias: float = -10.0
     mask_dead_superpixels: bool = Field(
         True, description="false keeps them as duplicates, as the released checkpoints expect"
+    )
+    unit_queries: bool = Field(
+        False,
+        description="in scores and heat maps, L2-normalise a sub-caption before the attention "
+        "pool; only released checkpoints, which are trained without it, are published so",
     )
     image: EitherImageConfig = ImageConfig()
     text: TextConfig = TextConfig()

@@ -3,52 +3,78 @@ Reads what the model already computed: assignments between levels and pooling at
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caft.config import Preprocess
 from caft.model import CAFT, ImageFeatures
-from caft.transforms import eval_image
+from caft.preprocessing import Picture, read_picture, to_picture
+
+UNSEEN = -1  # the segment of pixels that the model was not shown
 
 
 @torch.no_grad()
-def localize(model: CAFT, image: np.ndarray, sentences: list[str]) -> np.ndarray:
+def localize(model: CAFT, image: Picture, sentences: list[str]) -> np.ndarray:
     """Heat maps of sentences on one image.
 
     Args:
-        image: uint8 RGB (H, W, 3).
+        image: path, encoded bytes, Pillow image or uint8 array (H, W, 3), as `model.preprocess`
+            takes it.
         sentences: S sentences; each is read as one part.
 
     Returns:
-        float32 (S, H, W): at each pixel the attention that the segments it belongs to receive; of
-        a model without part losses, which has no such attention, their cosine with the sentence.
+        float32 (S, H, W), in pixels of the image given: at each pixel the attention that the
+        segments it belongs to receive; of a model without part losses, which has no such
+        attention, their cosine with the sentence. NaN where the model saw nothing, which a model
+        of `image.preprocess: crop` does of all that lies outside the central square;
+        `~np.isnan(heat)` is the mask of what it saw.
+
+    Raises:
+        DataError: nothing that can be read as a picture.
     """
-    maps = heat_maps(model, encode_one(model, image), encode_sentences(model, sentences))
-    return np.stack([at_size_of(image, heat) for heat in maps])
+    rule = model.config.image.preprocess
+    pixels = read_picture(image, rule)
+    maps = heat_maps(model, encode_one(model, pixels), encode_sentences(model, sentences))
+    return np.stack([heat_on(pixels, heat, rule) for heat in maps])
 
 
 @torch.no_grad()
-def hierarchy(model: CAFT, image: np.ndarray) -> list[np.ndarray]:
+def hierarchy(model: CAFT, image: Picture) -> list[np.ndarray]:
     """The image cut into segments, from fine to coarse: 64, 32 and 16 of them in CAFT-B.
 
     Args:
-        image: uint8 RGB (H, W, 3).
+        image: as for `localize`.
 
     Returns:
         int32 label maps (H, W), one per level, nested: all pixels of a segment lie in the same
-        coarser one. A flat model has no level.
+        coarser one. -1 where the model saw nothing, as in `localize`. A flat model has no level.
+
+    Raises:
+        DataError: nothing that can be read as a picture.
     """
-    levels = segment_hierarchy(encode_one(model, image))
-    return [at_size_of(image, labels[0].int().cpu().numpy()) for labels in levels]
+    rule = model.config.image.preprocess
+    pixels = read_picture(image, rule)
+    levels = segment_hierarchy(encode_one(model, pixels))
+    return [labels_on(pixels, labels[0].int().cpu().numpy(), rule) for labels in levels]
 
 
 @torch.no_grad()
-def encode_one(model: CAFT, image: np.ndarray) -> ImageFeatures:
-    """Features of one uint8 RGB image (H, W, 3), resized as for evaluation."""
-    pixels = eval_image(image, model.config.image.image_size_px)
-    return model.encode_image(pixels[None].to(model.device))
+def encode_one(model: CAFT, image: Picture) -> ImageFeatures:
+    """Features of one picture, shown to the model as in evaluation."""
+    return model.encode_image(model.preprocess(image)[None].to(model.device))
+
+
+def heat_on(picture: np.ndarray, heat: np.ndarray, rule: Preprocess) -> np.ndarray:
+    """A heat map (h, w) at model resolution over the picture or mask (H, W, ...) it is about:
+    (H, W), NaN where the model, which was shown the picture by `rule`, saw nothing."""
+    return to_picture(heat, picture.shape[0], picture.shape[1], rule, np.nan)
+
+
+def labels_on(picture: np.ndarray, labels: np.ndarray, rule: Preprocess) -> np.ndarray:
+    """As `heat_on` for a label map, with -1 where the model saw nothing."""
+    return to_picture(labels, picture.shape[0], picture.shape[1], rule, UNSEEN)
 
 
 @torch.no_grad()
@@ -69,7 +95,7 @@ def heat_maps(model: CAFT, features: ImageFeatures, sentences: Tensor) -> np.nda
     """Heat maps (S, H, W) at model resolution for the one image in `features`."""
     if model.config.losses.parts:
         keys, _ = model.attention_pool.keys_values(features.fine[:1])
-        queries = model.attention_pool.queries(sentences)[None]
+        queries = model.attention_pool.scoring_queries(sentences)[None]
         heat = model.attention_pool.attention(queries, keys)[0, :, :-1]  # (S, M): no zero slot
         levels = features.assignments[:1]
     else:
@@ -90,9 +116,3 @@ def segment_hierarchy(features: ImageFeatures) -> list[Tensor]:
         labels = parent.gather(1, labels.flatten(1)).view_as(labels)
         levels.append(labels)
     return levels
-
-
-def at_size_of(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A map (h, w) over the image at the image's own size (H, W), without new values."""
-    height, width = image.shape[:2]
-    return cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST)

@@ -4,7 +4,7 @@ The whole model in the order data meets it; the losses are in losses.py, trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caft.attention_pool import AttentionPool
+from caft.captions import caption_sentences, even_chunks
 from caft.config import FlatImageConfig, ModelConfig, load_model_config
 from caft.dropout import Draws
+from caft.errors import DataError
 from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.layers import Blocks, projection
 from caft.packing import PackedTexts
+from caft.preprocessing import Picture, eval_image
 from caft.superpixels import superpixel_labels
 from caft.superpixels.network import SFCN, load_sfcn_weights, read_sfcn_weights
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
@@ -76,7 +79,9 @@ class CAFT(nn.Module):
         if losses.parts:
             self.fine_projection = projection(config.image.width, config.embed_dim)
             self.part_projection = projection(config.text.width, config.embed_dim)
-            self.attention_pool = AttentionPool(config.embed_dim, config.pool_heads)
+            self.attention_pool = AttentionPool(
+                config.embed_dim, config.pool_heads, config.unit_queries
+            )
             self.part_log_scale = nn.Parameter(torch.tensor([INIT_LOG_SCALE]))
             self.part_bias = nn.Parameter(torch.tensor([config.init_logit_bias]))
         if losses.has_whole:
@@ -104,6 +109,22 @@ class CAFT(nn.Module):
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (N, T) of N texts, padded to the longest and cut at the context length."""
         return self.tokenizer(texts, self.config.text.context_length)
+
+    def preprocess(self, picture: Picture) -> Tensor:
+        """One picture as this model is to see it: uint8 (3, S, S), for `encode_image`.
+
+        The geometry is that of `image.preprocess` in the model's configuration: 'crop', the
+        central square as the published evaluation cuts it, or 'squash', the whole picture.
+
+        Args:
+            picture: path, encoded bytes, Pillow image, array (H, W, 3) or tensor (3, H, W) of
+                uint8; see `caft.preprocessing.read_picture`.
+
+        Raises:
+            DataError: no such file, or nothing that can be read as a picture.
+        """
+        image = self.config.image
+        return eval_image(picture, image.image_size_px, image.preprocess)
 
     def superpixel_labels(self, images: Tensor) -> Tensor:
         """Label maps (B, H, W) int64 of images as `encode_image` takes them, cut in the way that
@@ -158,15 +179,45 @@ class CAFT(nn.Module):
             tokens = tokens[:, : self.config.text.chunks]
         return self.part_text_encoder.pack(tokens, row_multiple)
 
-    def encode_text(self, tokens: Tensor | PackedTexts) -> TextFeatures:
+    def tokenize_captions(self, captions: Sequence[str | Sequence[str]]) -> Tensor:
+        """Token ids (B, chunks, T) of B captions, split into sentences by the rule that the model
+        was trained with and joined to chunks as evaluation does; see `even_chunks`.
+
+        Args:
+            captions: texts, or lists of sentences, such as a dataset holds.
+
+        Raises:
+            DataError: a caption without a sentence.
+        """
+        text = self.config.text
+        pieces: list[str] = []
+        for number, caption in enumerate(captions):
+            sentences = caption_sentences(caption, text.sentences)
+            if not sentences:
+                raise DataError(f"caption {number}: no sentence in {caption!r:.60}; leave it out")
+            pieces += even_chunks(sentences, text.chunks)
+        tokens = self.tokenize(pieces)
+        return tokens.view(len(captions), text.chunks, tokens.shape[-1])
+
+    def encode_text(self, tokens: Tensor | PackedTexts | Sequence[str]) -> TextFeatures:
         """Encode captions of K sub-captions each, K >= configured chunks.
 
         Args:
-            tokens: ids (B, K, T), or the same packed by `pack_texts`: a training loop packs on
+            tokens: captions, which are split, chunked and tokenized by the model's own rule; ids
+                (B, K, T) on any device; or ids packed by `pack_texts`: a training loop packs on
                 the host, so that the device never waits for lengths.
+
+        Raises:
+            DataError: a caption without a sentence.
         """
         losses, chunks = self.config.losses, self.config.text.chunks
-        texts = tokens if isinstance(tokens, PackedTexts) else self.pack_texts(tokens)
+        if isinstance(tokens, PackedTexts):
+            texts = tokens
+        else:
+            if not isinstance(tokens, Tensor):
+                captions = [tokens] if isinstance(tokens, str) else tokens
+                tokens = self.tokenize_captions(captions)
+            texts = self.pack_texts(tokens).to(self.device)
         embedded = self.part_text_encoder(texts).view(texts.captions, texts.parts, -1)  # (B, K, W)
         if losses.parts:
             parts = embedded @ self.part_projection
@@ -199,7 +250,7 @@ class CAFT(nn.Module):
         """Part logits (N_images, N_texts), the mean over each text's chunks, of a model with part
         losses."""
         parts = texts.parts[:, : self.config.text.chunks].float()  # (T, C, D)
-        queries = self.attention_pool.queries(parts).flatten(0, 1)[None]  # (1, T*C, D)
+        queries = self.attention_pool.scoring_queries(parts).flatten(0, 1)[None]  # (1, T*C, D)
         keys, values = self.attention_pool.keys_values(images.fine)
         target = F.normalize(parts, dim=-1).flatten(0, 1)  # (T*C, D)
         rows = []

@@ -13,8 +13,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from caft.heat_maps import encode_one, encode_sentences, heat_maps, segment_hierarchy
+from caft.heat_maps import (
+    UNSEEN,
+    encode_one,
+    encode_sentences,
+    heat_maps,
+    heat_on,
+    labels_on,
+    segment_hierarchy,
+)
 from caft.model import CAFT
+from caft.preprocessing import Picture, read_picture
 
 TARGET_SIDE_PX = 288  # pictures are brought near this long side
 CRISP_BELOW_PX = 145  # smaller ones are enlarged by whole factors, pixel by pixel
@@ -23,6 +32,7 @@ LIGHT, DARK = (255, 255, 255), (24, 24, 28)
 PANEL_COLUMNS = 5
 GAP_PX, TEXT_PX, LINE_PX = 10, 13, 17  # of a panel: between pictures, of its words
 CHARACTER_PX = 6.5  # mean width, for wrapping
+UNSEEN_LIGHT = 0.3  # of pixels that the model was not shown
 HEAT_COLOURS = cv2.COLORMAP_INFERNO
 # The two matrices of OKLab's definition; between them lies a cube.
 OKLAB_TO_LMS = np.asarray(
@@ -42,29 +52,38 @@ LMS_TO_RGB = np.asarray(
 
 
 @torch.inference_mode()
-def draw_panel(model: CAFT, image: np.ndarray, sentences: Sequence[str] = ()) -> np.ndarray:
+def draw_panel(model: CAFT, image: Picture, sentences: Sequence[str] = ()) -> np.ndarray:
     """All the model sees in an image, in one picture: the image, its superpixels, its segments
-    from fine to coarse, and where each sentence looks.
+    from fine to coarse, and where each sentence looks. What the model was not shown is dark.
 
     Args:
-        image: uint8 RGB (H, W, 3).
+        image: path, encoded bytes, Pillow image or uint8 array (H, W, 3), as `model.preprocess`
+            takes it.
 
     Returns:
         uint8 RGB, of a size that depends on the image's shape and the number of sentences.
+
+    Raises:
+        DataError: nothing that can be read as a picture.
     """
-    features = encode_one(model, image)
-    canvas = to_canvas(image)
+    rule = model.config.image.preprocess
+    pixels = read_picture(image, rule)
+    features = encode_one(model, pixels)
+    canvas = to_canvas(pixels)
     cut = features.superpixels[0].cpu().numpy()
     name = "patches" if model.config.image.encoder == "flat" else "superpixels"
-    first = [(canvas, "image"), (draw_borders(canvas, cut), f"{len(np.unique(cut))} {name}")]
+    borders = draw_borders(canvas, labels_on(canvas, cut, rule))
+    first = [(canvas, "image"), (borders, f"{len(np.unique(cut))} {name}")]
     levels = [labels[0].cpu().numpy() for labels in segment_hierarchy(features)]
-    for picture, labels in zip(draw_hierarchy(canvas, levels), levels, strict=True):
+    fitted = [labels_on(canvas, labels, rule) for labels in levels]
+    for picture, labels in zip(draw_hierarchy(canvas, fitted), levels, strict=True):
         first.append((picture, f"{len(np.unique(labels))} segments"))
     rows = [first]
     if sentences:
         heats = heat_maps(model, features, encode_sentences(model, list(sentences)))
         drawn = [
-            (draw_heat(canvas, heat, None), s) for heat, s in zip(heats, sentences, strict=True)
+            (draw_heat(canvas, heat_on(canvas, heat, rule), None), s)
+            for heat, s in zip(heats, sentences, strict=True)
         ]
         rows += [drawn[n : n + PANEL_COLUMNS] for n in range(0, len(drawn), PANEL_COLUMNS)]
     return _sheet(rows)
@@ -106,11 +125,12 @@ def fit(values: np.ndarray, canvas: np.ndarray) -> np.ndarray:
 
 def draw_borders(canvas: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The canvas with lines between the segments of a label map, dark on light and light on
-    dark."""
+    dark. Pixels of label -1 were not seen, here and below: they are dark."""
     surroundings = cv2.blur(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), (15, 15))
     line = np.where(surroundings[..., None] > 120, DARK, LIGHT)
     mixed = (0.25 * canvas + 0.75 * line).astype(np.uint8)
-    return np.where(_edges(fit(labels, canvas)), mixed, canvas)
+    fitted = fit(labels, canvas)
+    return _hidden(np.where(_edges(fitted), mixed, canvas), canvas, fitted == UNSEEN)
 
 
 def draw_hierarchy(canvas: np.ndarray, levels: list[np.ndarray]) -> list[np.ndarray]:
@@ -128,7 +148,8 @@ def draw_hierarchy(canvas: np.ndarray, levels: list[np.ndarray]) -> list[np.ndar
         present, index = np.unique(fitted, return_inverse=True)
         colours = np.asarray([_oklch_to_rgb(*shades[int(label)]) for label in present])
         tinted = 0.72 * colours[index.reshape(grey.shape[:2])] + 0.28 * grey
-        pictures.append(np.where(_edges(fitted), 255, tinted).astype(np.uint8))
+        drawn = np.where(_edges(fitted), 255, tinted).astype(np.uint8)
+        pictures.append(_hidden(drawn, canvas, fitted == UNSEEN))
     return pictures
 
 
@@ -139,16 +160,20 @@ def draw_heat(
     segments: np.ndarray | None = None,
 ) -> np.ndarray:
     """A heat map over the canvas, from its least to its greatest value, with thin lines between
-    the segments of a label map and the outline of the true mask, where there are such."""
+    the segments of a label map and the outline of the true mask, where there are such. Where it
+    is NaN nothing was seen."""
     heat = fit(heat, canvas)
-    span = heat.max() - heat.min()
-    level = (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
+    unseen = np.isnan(heat)
+    low, high = (0.0, 0.0) if unseen.all() else (np.nanmin(heat), np.nanmax(heat))
+    heat = np.where(unseen, low, heat)
+    level = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
     warm = heat_colours(level)
     grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
     drawn = (0.38 * grey + 0.62 * warm).astype(np.uint8)
     if segments is not None:
         thin = (0.62 * drawn + 0.38 * np.asarray(LIGHT)).astype(np.uint8)
         drawn = np.where(_edges(fit(segments, canvas)), thin, drawn)
+    drawn = _hidden(drawn, canvas, unseen)
     if mask is not None:
         outline, _ = cv2.findContours(fit(mask, canvas), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, outline, -1, DARK, 4, cv2.LINE_AA)
@@ -159,6 +184,14 @@ def draw_heat(
 def heat_colours(level: np.ndarray) -> np.ndarray:
     """Values in [0, 1] (H, W) to uint8 RGB (H, W, 3)."""
     return cv2.applyColorMap((255 * level).astype(np.uint8), HEAT_COLOURS)[..., ::-1]
+
+
+def _hidden(drawn: np.ndarray, canvas: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """`drawn` with the canvas, grey and dark, at the pixels that the model was not shown."""
+    if not unseen.any():
+        return drawn
+    grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
+    return np.where(unseen[..., None], UNSEEN_LIGHT * grey, drawn).astype(np.uint8)
 
 
 def _encoded(picture: np.ndarray, suffix: str) -> bytes:

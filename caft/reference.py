@@ -100,8 +100,8 @@ def from_reference(
             wrappers (`caft.state_dicts.plain_weights`). Without a superpixel network among
             them, superpixels come from SEEDS.
         config: the released configuration (`embed_dim`, `vision_cfg`, `text_cfg`, ...).
-        reference_quirks: keep dead superpixels, and give the superpixel network its colours, as
-            the reference does, so that scores match.
+        reference_quirks: keep dead superpixels, give the superpixel network its colours and
+            normalise what queries the attention pool as the reference does, so that scores match.
 
     Raises:
         CheckpointError: a key is missing, surplus or of another shape; all of them are named.
@@ -133,8 +133,10 @@ def reference_config(
             "embed_dim": config["embed_dim"],
             "init_logit_bias": config.get("init_logit_bias", -10.0),
             "mask_dead_superpixels": not reference_quirks,
+            "unit_queries": reference_quirks,
             "image": {
                 "image_size_px": vision["image_size"],
+                "preprocess": "crop",
                 "stem_widths": [width // 8, width // 4, width // 2, width],
                 "width": width,
                 "heads": vision["num_heads"],
@@ -152,6 +154,7 @@ def reference_config(
                 "whole_layers": whole["layers"],
                 "whole_heads": whole["heads"],
                 "chunks": whole["context_length"],
+                "sentences": "reference",
             },
         }
     except KeyError as error:

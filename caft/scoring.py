@@ -203,7 +203,7 @@ class PartScorer(nn.Module):
     def prepare_texts(self, parts: Tensor) -> dict[str, Tensor]:
         """Of sub-captions (T, C, D): `queries` (T, C, H, d), `directions` (T, C, D) and `offsets`
         (T, C), which are U't and <b, t> for normalised t."""
-        queries = self.pool.queries(parts).unflatten(-1, (self.pool.heads, -1))
+        queries = self.pool.scoring_queries(parts).unflatten(-1, (self.pool.heads, -1))
         target = F.normalize(parts, dim=-1)
         return {
             "queries": queries * queries.shape[-1] ** -0.5,

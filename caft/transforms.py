@@ -1,4 +1,4 @@
-"""Images from encoded bytes to normalised tensors, for training and for evaluation.
+"""Images from encoded bytes to normalised tensors, and the random crops of training.
 Between the dataset and the image encoder; label maps are cropped and flipped with the image."""
 
 from __future__ import annotations
@@ -26,22 +26,13 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         DataError: the bytes are no image that OpenCV can decode.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # no bytes at all, or too many pixels
+        image = None
     if image is None:
         raise DataError(f"image of {len(data)} bytes cannot be decoded; re-run the data stage")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def eval_image(image: bytes | np.ndarray, size_px: int) -> Tensor:
-    """The whole image resized to a square, uint8 (3, size, size). Nothing is cropped away,
-    so that every sentence of the caption still has its pixels."""
-    pixels = decode_image(image) if isinstance(image, bytes) else image
-    return _to_tensor(_resize(pixels, size_px))
-
-
-def eval_labels(labels: np.ndarray, size_px: int) -> Tensor:
-    """The label map (h, w) that belongs to `eval_image`'s result, int64 (size, size)."""
-    return _window(labels, (0.0, 0.0, 1.0, 1.0), size_px)
 
 
 def train_image(
@@ -85,7 +76,7 @@ def train_image(
     if pixels is None:
         pixels, by = _decode_jpeg(image, height, width, factor)
     cropped = pixels[top // by : (top + crop_h) // by, left // by : (left + crop_w) // by]
-    picture = _to_tensor(_resize_fast(cropped, size_px))
+    picture = to_tensor(_resize_fast(cropped, size_px))
     window = (top / height, left / width, (top + crop_h) / height, (left + crop_w) / width)
     cut = None if labels is None else _window(labels, window, size_px)
     if flip_probability and rng.random() < flip_probability:
@@ -132,11 +123,12 @@ def _decode_jpeg(data: bytes, height: int, width: int, factor: int) -> tuple[np.
 
 
 def _resize_fast(pixels: np.ndarray, size_px: int) -> np.ndarray:
-    """As `_resize` to the eye. Averages over fractions of pixels are slow: where an image shrinks
-    a little, lines are drawn to twice the size first, so that averages are of whole pixels."""
+    """As `resize_square` to the eye. Averages over fractions of pixels are slow: where an image
+    shrinks a little, lines are drawn to twice the size first, so that averages are of whole
+    pixels."""
     smallest, largest = sorted(side / size_px for side in pixels.shape[:2])
     if smallest <= 1 or largest > STRONG:
-        return _resize(pixels, size_px)
+        return resize_square(pixels, size_px)
     if largest > SLIGHT:
         double = (2 * size_px, 2 * size_px)
         pixels = cv2.resize(pixels, double, interpolation=cv2.INTER_LINEAR)
@@ -144,13 +136,19 @@ def _resize_fast(pixels: np.ndarray, size_px: int) -> np.ndarray:
     return cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
 
 
-def _resize(pixels: np.ndarray, size_px: int) -> np.ndarray:
+def resize_square(pixels: np.ndarray, size_px: int) -> np.ndarray:
+    """The whole picture (H, W, 3) at (size, size): averages where it shrinks, else bicubic."""
     if pixels.shape[:2] == (size_px, size_px):
         return pixels
     shrinking = min(pixels.shape[:2]) > size_px
     return cv2.resize(
         pixels, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
     )
+
+
+def eval_labels(labels: np.ndarray, size_px: int) -> Tensor:
+    """The label map (h, w) of a whole picture at (size, size), int64, by the nearest label."""
+    return _window(labels, (0.0, 0.0, 1.0, 1.0), size_px)
 
 
 def _window(labels: np.ndarray, window: tuple[float, float, float, float], size_px: int) -> Tensor:
@@ -164,7 +162,8 @@ def _window(labels: np.ndarray, window: tuple[float, float, float, float], size_
     return torch.from_numpy(labels[y[:, None], x].astype(np.int64))
 
 
-def _to_tensor(pixels: np.ndarray) -> Tensor:
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 RGB (H, W, 3) to uint8 (3, H, W)."""
     planes = np.empty((3, *pixels.shape[:2]), dtype=np.uint8)
     cv2.split(pixels, [*planes])  # into them, four times as fast as a transposed copy
     return torch.from_numpy(planes)

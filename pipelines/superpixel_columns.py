@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from caft.config import SuperpixelConfig
+from caft.preprocessing import eval_image
 from caft.superpixels import encode_superpixels, superpixel_labels
 from caft.superpixels.network import open_sfcn
-from caft.transforms import eval_image
 from pipelines.data.config import StoredSuperpixels
 
 MISSING = -1  # the label of a map that the model is to compute
@@ -72,7 +72,9 @@ def complete_superpixels(
 
 def with_superpixels(rows: pa.Table, config: StoredSuperpixels) -> pa.Table:
     """Rows of the dataset with their label maps."""
-    images = [eval_image(data, config.image_size_px) for data in rows["image"].to_pylist()]
+    images = [
+        eval_image(data, config.image_size_px, "squash") for data in rows["image"].to_pylist()
+    ]
     network = _network(config.segmenter) if config.segmenter.method == "sfcn" else None
     maps = encode_superpixels(torch.stack(images), config.segmenter, config.map_size_px, network)
     place = rows.schema.get_field_index("superpixels")

@@ -13,12 +13,13 @@ import torch
 from make_golden import CONFIG, changed, random_inputs
 from plain_caft import PlainCAFT
 from plain_weights import random_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests_support import random_images, tiny_config
 
 import caft
 from caft.checkpoint import convert, read_manifest, save_weights, write_manifest
 from caft.checkpoint.__main__ import main
+from caft.checkpoint.export import export
 from caft.errors import CheckpointError, ConfigError
 from caft.superpixels import superpixel_labels
 from caft.superpixels.network import SFCN
@@ -177,7 +178,7 @@ def test_a_file_with_the_released_keys_of_caft_b_loads(tmp_path):
     write_released(tmp_path / "CAFT-30M.pt", weights)
     model = caft.load_model(tmp_path / "CAFT-30M.pt")
     published = caft.config.load_model_config("caft_b")
-    assert model.config.text == published.text
+    assert model.config.text == published.text.model_copy(update={"sentences": "reference"})
     assert model.config.image.model_copy(update={"superpixels": None}) == (
         published.image.model_copy(update={"superpixels": None})
     )
@@ -348,3 +349,52 @@ def test_the_command_line_explains_itself():
 
 def without_network(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value for key, value in weights.items() if not key.startswith(NETWORK_PREFIX)}
+
+
+def without_key(folder: Path, **manifest) -> Path:
+    """A folder as it was written before there was `image.preprocess`."""
+    file = folder / "config.yaml"
+    file.write_text("".join(x for x in file.open() if "preprocess:" not in x))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", metadata={"caft_config": file.read_text()})
+    write_manifest(folder, manifest)
+    return folder
+
+
+def preprocess_of(path: Path) -> str:
+    return caft.load_model(path).config.image.preprocess
+
+
+def test_released_files_are_shown_the_crop_and_so_is_what_was_converted_from_them(
+    released, tmp_path
+):
+    path, _ = released
+    assert preprocess_of(path) == "crop"
+    convert(path, tmp_path / "converted")
+    assert preprocess_of(tmp_path / "converted") == "crop"
+    known = read_manifest(tmp_path / "converted")["converted_from"]
+    old = without_key(tmp_path / "converted", converted_from=known)
+    assert preprocess_of(old) == "crop"
+    assert preprocess_of(old / "model.safetensors") == "crop"
+    shutil.copy(old / "model.safetensors", tmp_path / "alone.safetensors")
+    assert preprocess_of(tmp_path / "alone.safetensors") == "crop"
+    export(old, tmp_path / "twice")
+    again = without_key(tmp_path / "twice", exported_from="converted")
+    assert preprocess_of(again) == "crop"
+    assert preprocess_of(without_key(again, exported_from="CAFT-small.pt")) == "crop"
+
+
+def test_runs_of_ours_from_before_the_key_squashed_pictures(folder, tmp_path):
+    old = without_key(folder, step=7)
+    assert preprocess_of(old) == preprocess_of(old / "model.safetensors") == "squash"
+    convert(old, tmp_path / "converted")
+    assert preprocess_of(without_key(tmp_path / "converted", converted_from={"name": "final"})) == (
+        "squash"
+    )
+    kept = tiny_config(mask_dead_superpixels=False)  # of a run that was trained with the quirk
+    save_weights(caft.create_model(kept), tmp_path / "quirk")
+    assert preprocess_of(without_key(tmp_path / "quirk", step=7)) == "squash"
+    cropped = tiny_config(image=tiny_config().image.model_copy(update={"preprocess": "crop"}))
+    save_weights(caft.create_model(cropped), tmp_path / "cropped")
+    write_manifest(tmp_path / "cropped", {"step": 7})
+    assert preprocess_of(tmp_path / "cropped") == "crop"

@@ -67,9 +67,8 @@ def test_missing_file_and_broken_yaml(tmp_path):
 
 
 def test_model_recipes_by_name():
-    published = {
-        "image": {"superpixels": {"method": "sfcn"}}
-    }  # the schema's default needs no weights
+    # The schema's defaults need no weights, and read what was stored before there was `preprocess`.
+    published = {"image": {"superpixels": {"method": "sfcn"}, "preprocess": "crop"}}
     assert load_model_config("caft_b") == load_model_config(published)
     with pytest.raises(ConfigError, match=r"known: caft_b, caft_b_grid, .*clip_xs"):
         load_model_config("caft_huge")

@@ -9,6 +9,7 @@ from tests_support import random_images, tiny_config
 import caft
 from caft.config import ImageConfig, SuperpixelConfig, load_model_config
 from caft.errors import ConfigError, DataError
+from caft.preprocessing import eval_image
 from caft.superpixels import cell_grid, encode_superpixels, stored_labels, superpixel_labels
 from caft.superpixels.stored import (
     LabelMapHeader,
@@ -16,7 +17,7 @@ from caft.superpixels.stored import (
     label_map_header,
     shrink_labels,
 )
-from caft.transforms import eval_image, eval_labels, normalise, train_image
+from caft.transforms import eval_labels, normalise, train_image
 from pipelines.demo.scenes import SceneConfig, render_scene
 from pipelines.superpixel_columns import complete_superpixels, pack_superpixels, unpack_superpixels
 
@@ -136,7 +137,7 @@ def test_stored_superpixels_are_small_and_none_is_lost(method):
     config, image = SuperpixelConfig(method=method), load_model_config("caft_b").image
     network = model_with(method).superpixel_network
     scenes = [render_scene(n, SceneConfig(hard=True)).image for n in range(4)]
-    images = torch.stack([eval_image(scene, 224) for scene in scenes])
+    images = torch.stack([eval_image(scene, 224, "squash") for scene in scenes])
     full = superpixel_labels(images, config, network)
     stored = encode_superpixels(images, config, 112, network)
     assert np.mean([len(data) for data in stored]) < 1500
@@ -170,7 +171,9 @@ def test_a_superpixel_one_pixel_thin_stays():
 def test_a_crop_of_a_smaller_map_lies_where_that_of_the_whole_map_does():
     pixels = render_scene(1, SceneConfig(hard=True)).image.repeat(3, 0).repeat(3, 1)
     data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
-    full = superpixel_labels(eval_image(data, 224)[None], SuperpixelConfig(method="seeds"))
+    full = superpixel_labels(
+        eval_image(data, 224, "squash")[None], SuperpixelConfig(method="seeds")
+    )
     smaller = shrink_labels(full, 2)[0].numpy()
     for seed in range(5):
         ours, theirs = (

@@ -23,16 +23,26 @@ from caft.checkpoint.manifest import (
     write_manifest,
 )
 from caft.checkpoint.released import RELEASED_SUFFIXES, load_released
-from caft.config import ModelConfig, load_config, to_yaml, validate
+from caft.config import ModelConfig, merged, read_yaml, to_yaml, validate
 from caft.documents import parse_yaml
 from caft.errors import CheckpointError, ConfigError, StorageError
 from caft.model import CAFT
 from caft.state_dicts import misfit, plain_weights
 
 CONFIG_METADATA_KEY = "caft_config"
+CONVERTED_FROM = "converted_from"  # the entry of a manifest that names a converted file
+EXPORTED_FROM = "exported_from"  # the entry that tells an export from a checkpoint
+# What a stored configuration that lacks these keys means where its weights are released ones:
+# they were converted before there were such keys. Runs of ours mean the schema's defaults.
+RELEASED_RULES = {
+    "unit_queries": True,
+    "image": {"preprocess": "crop"},
+    "text": {"sentences": "reference"},
+}
 
 __all__ = [
     "CONFIG",
+    "EXPORTED_FROM",
     "MANIFEST",
     "TRAINING_STATE",
     "WEIGHTS",
@@ -43,6 +53,7 @@ __all__ = [
     "save_tensors",
     "save_weights",
     "sha256_of",
+    "stored_config",
     "write_manifest",
 ]
 
@@ -84,9 +95,9 @@ def _load(path: Path, config: Mapping[str, Any] | None) -> CAFT:
     if config is not None:
         raise CheckpointError(f"{path}: has its own configuration; only released files take one")
     if path.is_dir():
-        files = read_manifest(path, verify=(WEIGHTS, CONFIG))["files"]
-        model = CAFT(load_config(ModelConfig, path / CONFIG))
-        if not {WEIGHTS, CONFIG} <= files.keys():
+        manifest = read_manifest(path, verify=(WEIGHTS, CONFIG))
+        model = CAFT(stored_config(read_yaml(path / CONFIG), manifest, str(path / CONFIG)))
+        if not {WEIGHTS, CONFIG} <= manifest["files"].keys():
             raise CheckpointError(f"{path / MANIFEST}: does not list {WEIGHTS} and {CONFIG}")
         load_weights(model, path / WEIGHTS)
     elif path.is_file() and path.suffix == ".safetensors":
@@ -126,10 +137,25 @@ def convert(path: str | Path, folder: str | Path, config: Mapping[str, Any] | No
         source = {"name": path.name}
         if path.is_file():
             source["sha256"] = sha256_of(path)
-        write_manifest(folder, {"converted_from": source})
+        write_manifest(folder, {CONVERTED_FROM: source})
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from None
     return model
+
+
+def stored_config(raw: Mapping[str, Any], manifest: Mapping[str, Any], source: str) -> ModelConfig:
+    """The configuration stored with a checkpoint, as it was meant when it was stored.
+
+    Args:
+        raw: as it was written.
+        manifest: of the checkpoint; empty where there is none.
+        source: what messages call the configuration.
+
+    Raises:
+        ConfigError: it does not fit the schema.
+    """
+    released = _was_released(raw, manifest)
+    return validate(ModelConfig, merged(RELEASED_RULES, raw) if released else raw, source=source)
 
 
 def save_weights(model: CAFT, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -187,6 +213,27 @@ def load_weights(model: nn.Module, file: Path) -> None:
     model.load_state_dict(weights)
 
 
+def _was_released(raw: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's weights come from a released file and were not trained on since.
+
+    A folder that was converted or exported twice, or a file alone, does not name that file; then
+    the quirks tell, which a run of ours has no reason to keep.
+    """
+    if "step" in manifest:
+        return False
+    converted = manifest.get(CONVERTED_FROM)
+    name = converted.get("name") if isinstance(converted, Mapping) else None
+    origin = str(name or manifest.get(EXPORTED_FROM) or "")
+    if Path(origin).suffix in RELEASED_SUFFIXES:
+        return True
+    image = raw.get("image")
+    cut = image.get("superpixels") if isinstance(image, Mapping) else None
+    keeps_colours = isinstance(cut, Mapping) and (
+        cut.get("method") != "sfcn" or cut.get("unnormalise_with") == "imagenet"
+    )
+    return raw.get("mask_dead_superpixels") is False and keeps_colours
+
+
 def _embedded_config(file: Path) -> ModelConfig:
     """The configuration that `save_weights` put into the file's own metadata."""
     from safetensors import safe_open
@@ -199,7 +246,18 @@ def _embedded_config(file: Path) -> ModelConfig:
     if text is None:
         raise CheckpointError(f"{file}: holds no model configuration; load its folder instead")
     raw = parse_yaml(text, f"{file}: its model configuration", CheckpointError)
-    return validate(ModelConfig, raw, source=str(file))
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: its model configuration is no mapping of keys")
+    return stored_config(raw, _manifest_of(file), str(file))
+
+
+def _manifest_of(file: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint folder that a file is part of; empty for a file alone."""
+    try:
+        known = read_manifest(file.parent)
+    except CheckpointError:
+        return {}
+    return known if file.name in known["files"] else {}
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:

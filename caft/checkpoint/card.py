@@ -15,6 +15,7 @@ from caft.config import ImageConfig
 from caft.model import CAFT
 
 PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
+SPLITTERS = {"default": "default splitter of CAFT", "reference": "published splitter"}
 TAGS = ["caft", "image-text-retrieval", "long-captions", "contrastive-learning"]
 UNKNOWN_LICENSE = {"license": "other", "license_name": "see-model-card"}
 
@@ -82,17 +83,19 @@ def _what_it_is(model: CAFT) -> str:
         lines.append(f"- {image.superpixel_count} superpixels, then {segments} segments")
     text = model.config.text
     lines.append(f"- captions of {text.chunks} chunks of up to {text.context_length} tokens")
+    lines.append(f"- captions are split by the {SPLITTERS[text.sentences]}, as in training")
+    if model.config.unit_queries:
+        lines.append("- part scores by the published rule: sub-captions are normalised first")
     return "\n".join(lines)
 
 
 def _how_to_load(model: CAFT) -> str:
-    code = f"""\
+    code = """\
 import caft
 
 model = caft.load_model("path/to/this/folder")
 images = model.encode_image(uint8_images)  # (B, 3, H, W)
-tokens = model.tokenize(chunks)  # {model.config.text.chunks} chunks of each caption, end to end
-texts = model.encode_text(tokens.view(B, {model.config.text.chunks}, -1))
+texts = model.encode_text(captions)  # a list of texts
 scores = model.score(images, texts)  # (images, texts)"""
     note = "The weights are safetensors: nothing in this folder is run when it is loaded."
     return f"## How to load it\n\n{fenced(code, 'python')}\n\n{note}"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from caft.checkpoint import (
     CONFIG,
+    EXPORTED_FROM,
     MANIFEST,
     WEIGHTS,
     load_model,
@@ -28,7 +29,6 @@ from caft.model import CAFT
 
 CONFIG_JSON, CARD, RECIPE = "config.json", "README.md", "recipe.yaml"
 SEALED = (WEIGHTS, CONFIG, CONFIG_JSON)  # the manifest's files; a card is there to be edited
-EXPORTED_FROM = "exported_from"  # the entry of a manifest that tells an export from a checkpoint
 PUBLISHED = ("step", "dataset_fingerprint", "metrics")  # entries that an export keeps
 REPOSITORY_FILES = {".git", ".gitattributes", ".gitignore"}  # of a fresh clone
 TRAIN_CONFIG = "train.yaml"  # what the train stage calls its resolved configuration

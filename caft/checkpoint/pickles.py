@@ -63,10 +63,10 @@ def _check_pickle(stream: IO[bytes], path: Path) -> None:
             raise CheckpointError(f"{path}: a pickle of more than {MAX_OPCODES:,} steps in it")
         name = opcode.name
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            at = len(memo) if name == "MEMOIZE" else int(argument)
+            at = len(memo) if name == "MEMOIZE" else int(str(argument))
             memo[at] = stack[-1] or 0
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[int(str(argument))])
         elif name == "DUP":
             stack.append(stack[-1])
         elif name == "MARK":

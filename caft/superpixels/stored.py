@@ -35,8 +35,8 @@ def encode_superpixels(
     """What the `superpixels` column of a dataset holds for each image.
 
     Args:
-        images: (B, 3, S, S) uint8, whole images as `caft.transforms.eval_image` sees them, S being
-            the model's input size.
+        images: (B, 3, S, S) uint8, whole images as `caft.preprocessing.eval_image` squashes them,
+            S being the model's input size.
         map_size_px: of the stored map. Half of S takes half the bytes, and costs borders a pixel.
         network: the superpixel network, where `method` is 'sfcn'.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -73,6 +73,12 @@ class Dataset:
     @property
     def rows(self) -> int:
         return sum(entry.rows for entry in self.files)
+
+    @property
+    def split_mode(self) -> Literal["default", "reference"]:
+        """The rule of `split_sentences` that its captions were split by."""
+        captions = self.manifest.get("config", {}).get("captions", {})
+        return "reference" if captions.get("split_mode") == "reference" else "default"
 
     @property
     def fingerprint(self) -> str:

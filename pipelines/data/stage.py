@@ -15,8 +15,8 @@ from caft.config import to_yaml
 from caft.errors import ConfigError, DataError
 from pipelines import storage
 from pipelines.data.chunk import process_chunk
-from pipelines.data.config import DataConfig
-from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION
+from pipelines.data.config import DataConfig, SourceConfig
+from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION, read_manifest
 from pipelines.data.dedup.decontamination import all_evaluation_hashes, check_evaluation_sets
 from pipelines.data.dedup.duplicates import drops_path, find_drops
 from pipelines.data.dedup.similarity_pass import refuse_dissimilar
@@ -30,7 +30,7 @@ from pipelines.data.files import (
 from pipelines.data.filters import check_filters
 from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
 from pipelines.data.plan import Plan, make_plan, url_duplicates
-from pipelines.data.sources import check_source, source_identity
+from pipelines.data.sources import check_source, detect_kind, source_identity
 from pipelines.data.stats import publish
 from pipelines.metrics import report_rows
 from pipelines.progress import Progress
@@ -208,7 +208,21 @@ def check(config: DataConfig) -> None:
         )
     for source in config.sources:
         check_source(source)
+        _check_split_mode(source, config)
     check_evaluation_sets(config.decontamination)
+
+
+def _check_split_mode(source: SourceConfig, config: DataConfig) -> None:
+    """A dataset's sentences are kept as they are, and a model is scored by the rule that its
+    dataset names: there can be one only."""
+    if detect_kind(source) != "dataset":
+        return
+    theirs, ours = read_manifest(source.path).split_mode, config.captions.split_mode
+    if theirs != ours:
+        raise ConfigError(
+            f"captions.split_mode: '{ours}', but the sentences of source '{source.name}' "
+            f"({source.path}) were split by '{theirs}'; set captions.split_mode={theirs}"
+        )
 
 
 def build(config: DataConfig, layout: Layout, plan: Plan, known: Sequence[int] = ()) -> Entries:

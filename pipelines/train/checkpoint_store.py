@@ -11,12 +11,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest
-from caft.config import ModelConfig, load_config
+from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest, stored_config
+from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError, StorageError
 from pipelines import storage
 from pipelines.train.config import CheckpointConfig
 from pipelines.train.layout import CHECKPOINTS, STEP, UNSENT
+
+# Keys of a model's configuration that do not shape it.
+NO_ARCHITECTURE = ("name", "unit_queries", "text.sentences")
 
 
 class CheckpointStore:
@@ -58,11 +61,12 @@ class CheckpointStore:
                 continue
             with storage.opened(path) as folder:
                 try:
-                    read_manifest(folder, verify=True)
+                    manifest = read_manifest(folder, verify=True)
                 except CheckpointError as error:
                     print(f"train: passing over {path}: {error}", flush=True)
                     continue
-                require_same_model(load_config(ModelConfig, folder / CONFIG), model, path)
+                config = read_yaml(folder / CONFIG)
+                require_same_model(stored_config(config, manifest, f"{path}/{CONFIG}"), model, path)
                 return step
         return None
 
@@ -142,7 +146,8 @@ def publish(path: str, write: Callable[[Path], None]) -> None:
 
 
 def require_same_model(theirs: ModelConfig, ours: ModelConfig, path: str) -> None:
-    """Refuse a checkpoint of another architecture; a name is none.
+    """Refuse a checkpoint of another architecture, which a name and the ways to read captions and
+    to score are no part of.
 
     Raises:
         CheckpointError: naming the first key that differs.
@@ -164,6 +169,6 @@ def _first_difference(
         if isinstance(then, dict) and isinstance(now, dict):
             if found := _first_difference(then, now, f"{prefix}{key}."):
                 return found
-        elif then != now and f"{prefix}{key}" != "name":
+        elif then != now and f"{prefix}{key}" not in NO_ARCHITECTURE:
             return f"{prefix}{key}", then, now
     return None

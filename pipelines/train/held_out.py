@@ -12,7 +12,6 @@ import numpy as np
 import ray
 import torch
 
-from caft.captions import even_chunks
 from caft.config import ModelConfig
 from caft.errors import DataError
 from caft.metrics import retrieval_recall
@@ -133,18 +132,16 @@ def _encoded(
     model: CAFT, held_out: HeldOutSet, batch_size: int
 ) -> Iterator[tuple[ImageFeatures, TextFeatures]]:
     """Features of the set, batch by batch, in its order."""
-    preprocess = CAFTPreprocess(model.config.image)
-    device, chunks = next(model.parameters()).device, model.config.text.chunks
+    preprocess = CAFTPreprocess(model.config.image, model.config.image.preprocess)
     for piece in held_out.pieces:
         rows = read_piece(held_out.dataset, held_out.split, piece)[: held_out.images - piece.first]
         for first in range(0, len(rows), batch_size):
             batch = rows[first : first + batch_size]
             prepared = preprocess(batch)
-            pixels = torch.from_numpy(prepared["images"]).to(device)  # (B, 3, S, S)
+            pixels = torch.from_numpy(prepared["images"]).to(model.device)  # (B, 3, S, S)
             superpixels = complete_superpixels(
                 pixels, unpack_superpixels(prepared["superpixels"]), model.superpixel_labels
             )
             captions = [evaluation_caption(row["captions"]) for row in batch]
-            texts = [text for caption in captions for text in even_chunks(caption, chunks)]
-            tokens = model.tokenize(texts).view(len(batch), chunks, -1).to(device)  # (B, K, T)
-            yield model.encode_image(pixels, superpixels), model.encode_text(tokens)
+            texts = model.encode_text(model.tokenize_captions(captions))
+            yield model.encode_image(pixels, superpixels), texts

@@ -37,7 +37,7 @@ def prepare(folder, stored: list[bytes | None], method: str):
     pq.write_table(table, folder / "part-00000.parquet")
     superpixels = SuperpixelConfig(method=method)
     image = tiny_config().image.model_dump() | {"image_size_px": 96, "superpixels": superpixels}
-    preprocess = CAFTPreprocess(ImageConfig(**image))
+    preprocess = CAFTPreprocess(ImageConfig(**image), "squash")
     piece = asdict(Piece("part-00000.parquet", 0, 0))
     columns = {name: [value] for name, value in piece.items()}
     return Preparer(DatasetRows(str(folder), "test"), preprocess)(columns)

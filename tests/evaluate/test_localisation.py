@@ -7,7 +7,7 @@ import torch
 import caft
 from caft.masks import encode_rle
 from caft.metrics import binarise, centre_box, mask_overlap, peak_overlap
-from caft.transforms import decode_image, eval_image
+from caft.transforms import decode_image
 from pipelines.evaluate.benchmarks import Region, open_benchmark, read_piece
 from pipelines.evaluate.config import BenchmarkConfig
 from pipelines.evaluate.localisation import RegionMeasure, heat_overlap, one_image, region_overlaps
@@ -18,8 +18,7 @@ def first_piece(settings, checkpoint, n):
     model = caft.load_model(checkpoint)
     benchmark = open_benchmark(BenchmarkConfig(**settings["benchmarks"][n]), "benchmarks.0")
     rows = read_piece(benchmark.dataset.path, benchmark.split, benchmark.pieces[0])
-    size_px = model.config.image.image_size_px
-    pixels = torch.stack([eval_image(row["image"], size_px) for row in rows])
+    pixels = torch.stack([model.preprocess(row["image"]) for row in rows])
     with torch.inference_mode():
         features = model.encode_image(pixels)
     for k, row in enumerate(rows):

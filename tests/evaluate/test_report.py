@@ -13,7 +13,6 @@ from ranking_support import ranking_of
 
 import caft
 from caft.captions import even_chunks
-from caft.transforms import eval_image
 from pipelines.evaluate import compare
 from pipelines.evaluate.finished import read_output
 from pipelines.evaluate.report.mistakes import caption_mistakes, image_mistakes
@@ -71,8 +70,7 @@ def scores(small_evaluation, report):
     benchmark, model = small_evaluation.benchmark, caft.load_model(report[0].results["checkpoint"])
     rows = [row for piece in benchmark.pieces for row in benchmark.rows.read(piece)]
     with torch.inference_mode():
-        size_px = model.config.image.image_size_px
-        images = model.encode_image(torch.stack([eval_image(r["image"], size_px) for r in rows]))
+        images = model.encode_image(torch.stack([model.preprocess(r["image"]) for r in rows]))
         chunks = [c for sentences in benchmark.sentences for c in even_chunks(sentences, 4)]
         texts = model.encode_text(model.tokenize(chunks).view(len(rows), 4, -1))
         return model.score(images, texts, 0.3)

@@ -15,7 +15,6 @@ import caft
 from caft.captions import even_chunks
 from caft.config import validate
 from caft.metrics import retrieval_recall
-from caft.transforms import eval_image
 from pipelines.evaluate.benchmarks import open_benchmark, read_piece
 from pipelines.evaluate.config import EvaluateConfig
 
@@ -168,8 +167,7 @@ def test_several_captions_of_an_image_are_scored_as_such(settings, monkeypatch):
         for row in read_piece(benchmark.dataset.path, benchmark.split, piece)
     ]
     with torch.inference_mode():
-        size_px = model.config.image.image_size_px
-        images = model.encode_image(torch.stack([eval_image(r["image"], size_px) for r in rows]))
+        images = model.encode_image(torch.stack([model.preprocess(r["image"]) for r in rows]))
         chunks = [c for sentences in doubled.sentences for c in even_chunks(sentences, 4)]
         texts = model.encode_text(model.tokenize(chunks).view(len(doubled.sentences), 4, -1))
     expected = retrieval_recall(model.score(images, texts, 0.3), doubled.text_to_image)

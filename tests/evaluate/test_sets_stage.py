@@ -11,7 +11,6 @@ import caft
 from caft.captions import even_chunks, split_sentences
 from caft.errors import DataError
 from caft.metrics import retrieval_recall
-from caft.transforms import eval_image
 
 
 def of_set(name, root, **more):
@@ -28,8 +27,7 @@ def test_a_set_with_several_captions_an_image_gives_the_numbers_of_plain_calls(
     paths = [tmp_path / "coco" / name for name, _ in expected]
     texts = [(n, text) for n, (_, captions) in enumerate(expected) for text in captions]
     with torch.inference_mode():
-        size_px = model.config.image.image_size_px
-        pixels = torch.stack([eval_image(path.read_bytes(), size_px) for path in paths])
+        pixels = torch.stack([model.preprocess(path) for path in paths])
         chunks = [c for _, text in texts for c in even_chunks(split_sentences(text), 4)]
         scores = model.score(
             model.encode_image(pixels),

@@ -16,7 +16,7 @@ from caft.captions import even_chunks
 from caft.config import validate
 from caft.errors import CheckpointError, ConfigError, DataError, StorageError
 from caft.metrics import binarise, centre_box, mask_iou, retrieval_recall
-from caft.transforms import decode_image, eval_image
+from caft.transforms import decode_image
 from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.evaluate.benchmarks import open_benchmark, read_piece
@@ -34,9 +34,8 @@ def without_ray(settings, benchmark_settings, alpha):
         for piece in benchmark.pieces
         for row in read_piece(benchmark.dataset.path, benchmark.split, piece)
     ]
-    size_px = model.config.image.image_size_px
     with torch.inference_mode():
-        pixels = torch.stack([eval_image(row["image"], size_px) for row in rows])
+        pixels = torch.stack([model.preprocess(row["image"]) for row in rows])
         images = model.encode_image(pixels)
         chunks = [c for sentences in benchmark.sentences for c in even_chunks(sentences, 4)]
         texts = model.encode_text(model.tokenize(chunks).view(len(rows), 4, -1))

@@ -14,7 +14,6 @@ import caft
 from caft.captions import even_chunks
 from caft.config import validate
 from caft.errors import ConfigError, DataError
-from caft.transforms import eval_image
 from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.config import EvaluateConfig, LabelledConfig
 
@@ -155,8 +154,7 @@ def test_the_stage_classifies_as_plain_calls_do(settings, imagenet, ray_cluster,
     benchmark = open_benchmark(validate(EvaluateConfig, settings, "test").benchmarks[0], "b")
     rows = [row for piece in benchmark.pieces for row in benchmark.rows.read(piece)]
     with torch.inference_mode():
-        size_px = model.config.image.image_size_px
-        images = model.encode_image(torch.stack([eval_image(r["image"], size_px) for r in rows]))
+        images = model.encode_image(torch.stack([model.preprocess(r["image"]) for r in rows]))
         texts = []
         for prompts in benchmark.classes.prompts:
             chunks = [chunk for prompt in prompts for chunk in even_chunks([prompt], 4)]

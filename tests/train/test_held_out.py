@@ -17,7 +17,7 @@ from caft.captions import even_chunks
 from caft.config import load_config
 from caft.errors import ConfigError, DataError
 from caft.metrics import retrieval_recall
-from caft.transforms import eval_image
+from caft.preprocessing import eval_image
 from pipelines.data.dataset import open_dataset
 from pipelines.train import evaluations as evaluations_module
 from pipelines.train.__main__ import run
@@ -151,7 +151,7 @@ def test_the_set_is_the_first_images_of_its_split(watched_config):
 def score_by_hand(checkpoint: Path, dataset: str, images: int) -> dict[str, float]:
     model = caft.load_model(checkpoint).eval()
     rows = rows_of_the_split(dataset)[:images]
-    pixels = torch.stack([eval_image(row["image"], 32) for row in rows])
+    pixels = torch.stack([eval_image(row["image"], 32, "squash") for row in rows])
     chunks = []
     for row in rows:
         long = [caption for caption in row["captions"] if caption["kind"] == "long"]

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import caft
-from caft.captions import even_chunks
 from caft.errors import CheckpointError, ConfigError, DataError
-from caft.transforms import eval_image
+from caft.model import CAFT
 from pipelines import storage
 from pipelines.data.config import SimilarityFilter
 from pipelines.data.filters import longest_caption
@@ -63,16 +62,11 @@ class SimilarityScorer:
 
     @torch.inference_mode()
     def _cosines(self, rows: Sequence[dict[str, Any]]) -> Tensor:
-        model, text = self._model, self._model.config.text
-        pixels = torch.stack([_pixels(row, model.config.image.image_size_px) for row in rows])
-        chunks = [
-            chunk
-            for row in rows
-            for chunk in even_chunks(longest_caption(row["captions"]), text.chunks)
-        ]
-        tokens = model.tokenize(chunks).view(len(rows), text.chunks, -1)  # (B, K, T)
+        model = self._model
+        pixels = torch.stack([_pixels(row, model) for row in rows])
+        tokens = model.tokenize_captions([longest_caption(row["captions"]) for row in rows])
         images = model.encode_image(pixels.to(model.device)).whole  # (B, D)
-        texts = model.encode_text(tokens.to(model.device)).whole  # (B, D)
+        texts = model.encode_text(tokens).whole  # (B, D)
         return F.cosine_similarity(images.float(), texts.float()).cpu()
 
 
@@ -81,8 +75,8 @@ def dissimilar(cosine: float, config: SimilarityFilter) -> str | None:
     return f"cosine {cosine:.4f}" if cosine < config.min_cosine else None
 
 
-def _pixels(row: dict[str, Any], size_px: int) -> Tensor:
+def _pixels(row: dict[str, Any], model: CAFT) -> Tensor:
     try:
-        return eval_image(row["image"], size_px)
+        return model.preprocess(row["image"])
     except DataError as error:
         raise DataError(f"{row['url']}: {error}") from None

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from caft.errors import CheckpointError, ConfigError, DataError
+from caft.preprocessing import decode_as_published
 from caft.scoring import FunctionScorer, Scorer, cosine_scores
-from caft.transforms import decode_image
 
 MAX_REASON_CHARS = 200
 
@@ -109,7 +109,7 @@ class PixelPreprocess:
         pictures = []
         for row in rows:
             try:
-                pictures.append(self._transform(decode_image(row["image"])))
+                pictures.append(self._transform(decode_as_published(row["image"])))
             except DataError as error:
                 raise DataError(f"{row['url']}: {error}") from None
         return {"images": np.stack(pictures)}

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 import caft
-from caft.captions import even_chunks
 from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
-from caft.config import FlatImageConfig, ImageConfig
+from caft.config import FlatImageConfig, ImageConfig, Preprocess
 from caft.errors import DataError
 from caft.model import ImageFeatures
+from caft.preprocessing import eval_image
 from caft.scoring import CAFTScorer
 from caft.superpixels import stored_labels
-from caft.transforms import eval_image, eval_labels
+from caft.transforms import eval_labels
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter
 from pipelines.superpixel_columns import complete_superpixels, pack_superpixels, unpack_superpixels
@@ -38,19 +38,28 @@ class CAFTAdapter(Adapter):
             self.model = caft.load_model(local)
             self.name = self.model.config.name
             if local.is_file():
-                self.fingerprint = sha256_of(local)
+                self.fingerprint = self._as_shown(sha256_of(local))
                 return
             manifest = read_manifest(local)
         digests = "".join(manifest["files"][name]["sha256"] for name in (WEIGHTS, CONFIG))
-        self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
+        self.fingerprint = self._as_shown(hashlib.sha256(digests.encode()).hexdigest())
         self.step = int(manifest.get("step", 0))
         self.run_id = str(manifest.get("mlflow_run_id", ""))
+
+    def _as_shown(self, digest: str) -> str:
+        """A fingerprint of files and of how pictures are shown, which the files of released models
+        need not say. What was measured of squashed pictures keeps its fingerprint."""
+        rule = self.model.config.image.preprocess
+        if rule == "squash":
+            return digest
+        return hashlib.sha256(f"{digest}{rule}".encode()).hexdigest()
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
 
-    def preprocess(self) -> CAFTPreprocess:
-        return CAFTPreprocess(self.model.config.image)
+    def preprocess(self, rule: Preprocess | None = None) -> CAFTPreprocess:
+        image = self.model.config.image
+        return CAFTPreprocess(image, rule or image.preprocess)
 
     def image_features(self, columns: Mapping[str, np.ndarray]) -> ImageFeatures:
         """All that the model knows of preprocessed images."""
@@ -70,10 +79,7 @@ class CAFTAdapter(Adapter):
         return self.scored_features(self.image_features(columns))
 
     def encode_texts(self, captions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        chunks = self.model.config.text.chunks
-        pieces = [piece for sentences in captions for piece in even_chunks(sentences, chunks)]
-        tokens = self.model.tokenize(pieces).view(len(captions), chunks, -1)
-        texts = self.model.encode_text(self.model.pack_texts(tokens).to(self.model.device))
+        texts = self.model.encode_text(self.model.tokenize_captions(captions))
         return {"parts": texts.parts, "whole": texts.whole}
 
     def scorer(self) -> CAFTScorer:
@@ -85,17 +91,22 @@ class CAFTPreprocess:
     """Pixels and superpixels of rows: the part of the work that needs no weights."""
 
     image: ImageConfig | FlatImageConfig
+    rule: Preprocess
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """`images` (n, 3, S, S) uint8 and `superpixels` as `pack_superpixels` gives them."""
+        size_px = self.image.image_size_px
         pixels, stored = [], []
         for row in rows:
             try:
-                pixels.append(eval_image(row["image"], self.image.image_size_px))
-                labels = stored_labels(row.get("superpixels"), self.image)
+                pixels.append(eval_image(row["image"], size_px, self.rule))
+                # Stored maps are of the whole picture: of its centre a third of the superpixels
+                # could be missing, so a crop is given its own.
+                whole = row.get("superpixels") if self.rule == "squash" else None
+                labels = stored_labels(whole, self.image)
             except DataError as error:
                 raise DataError(f"{row['url']}: {error}") from None
-            stored.append(None if labels is None else eval_labels(labels, self.image.image_size_px))
+            stored.append(None if labels is None else eval_labels(labels, size_px))
         images = torch.stack(pixels)  # (n, 3, S, S)
         superpixels = pack_superpixels(images, stored, self.image.superpixels)
         return {"images": images.numpy(), "superpixels": superpixels}

@@ -8,13 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from caft.heat_maps import encode_sentences, heat_maps, segment_hierarchy
+from caft.config import Preprocess
+from caft.heat_maps import (
+    encode_sentences,
+    heat_maps,
+    heat_on,
+    labels_on,
+    segment_hierarchy,
+)
+from caft.metrics import binarise, mask_overlap
 from caft.model import CAFT, ImageFeatures
 from caft.pictures import data_url, draw_borders, draw_heat, draw_hierarchy, to_canvas
-from caft.transforms import eval_image
+from caft.preprocessing import eval_image
 from pipelines.evaluate.benchmark import Region
-from pipelines.evaluate.localisation import heat_overlap
 
 
 def about_model(model: CAFT) -> str:
@@ -51,33 +59,40 @@ def anatomy(
     regions: Sequence[Region],
     sentences: Sequence[str],
     most: int,
+    rule: Preprocess,
 ) -> dict[str, Any]:
-    """One image with its superpixels, its hierarchy of segments and a heat map per sentence.
+    """One image with its superpixels, its hierarchy of segments and a heat map per sentence; what
+    the model was not shown is dark.
 
     Args:
         image: uint8 RGB (H, W, 3).
         regions: sentences with masks, which come first.
         sentences: of the image's captions.
         most: heat maps drawn.
+        rule: by which the model is shown the image.
 
     Returns:
         JSON: `image`, `superpixels` and `levels` as pictures, and `heats` with `text`, `src` and
         `iou`, a fraction, None without a mask; `sentences` is how many there were to draw.
     """
-    pixels = eval_image(image, model.config.image.image_size_px)[None]
-    features = model.encode_image(pixels)
-    superpixels = features.superpixels[0].numpy()
-    levels = [labels[0].numpy() for labels in segment_hierarchy(features)]
-    outlines = superpixels if not levels else levels[0 if model.config.losses.parts else -1]
+    features = model.encode_image(eval_image(image, model.config.image.image_size_px, rule)[None])
     canvas = to_canvas(image)
+
+    def on_canvas(labels: Tensor) -> np.ndarray:
+        return labels_on(canvas, labels[0].numpy(), rule)
+
+    superpixels = on_canvas(features.superpixels)
+    segments = segment_hierarchy(features)
+    levels = [on_canvas(labels) for labels in segments]
+    outlines = superpixels if not levels else levels[0 if model.config.losses.parts else -1]
     texts = _texts(regions, sentences)
     shown, heats = texts[:most], []
     for (text, mask), heat in zip(shown, _heat_maps(model, features, shown), strict=True):
         iou = None
         if mask is not None:
-            intersection, union = heat_overlap(heat, mask)
+            intersection, union = mask_overlap(binarise(heat_on(mask, heat, rule)), mask)
             iou = float(intersection / max(1, union))
-        drawn = draw_heat(canvas, heat, mask, outlines)
+        drawn = draw_heat(canvas, heat_on(canvas, heat, rule), mask, outlines)
         heats.append({"text": text, "src": data_url(drawn), "iou": iou})
     return {
         "image": data_url(canvas),
@@ -86,9 +101,9 @@ def anatomy(
             "text": f"{model.config.image.superpixel_count} {cut_name(model)}",
         },
         "levels": [
-            {"src": data_url(picture), "used": len(np.unique(labels)), "most": most_segments}
+            {"src": data_url(picture), "used": len(labels.unique()), "most": most_segments}
             for picture, labels, most_segments in zip(
-                draw_hierarchy(canvas, levels), levels, model.config.image.segments, strict=True
+                draw_hierarchy(canvas, levels), segments, model.config.image.segments, strict=True
             )
         ],
         "heats": heats,

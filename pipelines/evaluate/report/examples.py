@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from caft.config import Preprocess
 from caft.model import CAFT
 from caft.pictures import data_url, to_canvas
-from caft.transforms import decode_image
+from caft.preprocessing import read_picture
 from pipelines.evaluate.adapters import Adapter
 from pipelines.evaluate.adapters.own import CAFTAdapter
 from pipelines.evaluate.benchmark import Benchmark
@@ -59,7 +60,9 @@ def _of_benchmark(model: CAFT | None, result: Scored, config: ReportConfig) -> d
             *(image for mistake in by_caption.shown for image, _ in mistake.found),
             *(mistake.query for mistake in by_image.shown),
         }
-    images = _read_images(benchmark, wanted)
+    # Other models decode with Pillow, as a crop does.
+    rule = model.config.image.preprocess if model else "crop"
+    images = _read_images(benchmark, wanted, rule)
     gallery = _Gallery(benchmark, {n: data_url(to_canvas(image)) for n, image in images.items()})
     anatomies = [
         {"url": benchmark.urls[n]}
@@ -69,6 +72,7 @@ def _of_benchmark(model: CAFT | None, result: Scored, config: ReportConfig) -> d
             benchmark.regions.get(benchmark.urls[n], ()),
             [sentence for text in gallery.texts(n) for sentence in benchmark.sentences[text]],
             config.sentences,
+            rule,
         )
         for n in shown
         if model
@@ -153,7 +157,9 @@ def _spread(benchmark: Benchmark, count: int) -> list[int]:
     return [positions[place] for place in places]
 
 
-def _read_images(benchmark: Benchmark, positions: Iterable[int]) -> dict[int, np.ndarray]:
+def _read_images(
+    benchmark: Benchmark, positions: Iterable[int], rule: Preprocess
+) -> dict[int, np.ndarray]:
     """Decode the stored images at some positions of a benchmark."""
     wanted = set(positions)
     ends = [piece.first for piece in benchmark.pieces[1:]] + [len(benchmark.urls)]
@@ -161,5 +167,5 @@ def _read_images(benchmark: Benchmark, positions: Iterable[int]) -> dict[int, np
     for piece, end in zip(benchmark.pieces, ends, strict=True):
         here = wanted & set(range(piece.first, end))
         rows = benchmark.rows.read(piece) if here else []
-        images |= {n: decode_image(rows[n - piece.first]["image"]) for n in here}
+        images |= {n: read_picture(rows[n - piece.first]["image"], rule) for n in here}
     return images

@@ -8,6 +8,13 @@ from collections.abc import Iterator
 from pipelines.evaluate.sets.layout import Counts, Entry, PublishedSet, SetFolder, field, json_lines
 
 ALL = "all"
+# As published, and in a folder that was prepared for CAFT's published code.
+DESCRIPTIONS = (
+    "docci_descriptions.jsonlines",
+    "annotations/docci_descriptions.jsonlines",
+    "annotations/docci_descriptions.jsonline",
+    "docci_descriptions.jsonline",
+)
 # Part of ImageInWords: its folder or file, the key of its images, and what their names end with.
 PARTS = {
     "iiw_400": ("IIW-400", "image/key", ".jpg"),
@@ -17,8 +24,8 @@ PARTS = {
 
 
 def read_docci(folder: SetFolder, split: str) -> Iterator[Entry]:
-    """Entries of `docci_descriptions.jsonlines` that are of the split."""
-    for where, entry in json_lines(folder.path("docci_descriptions.jsonlines")):
+    """Entries of the list of descriptions that are of the split."""
+    for where, entry in json_lines(folder.path(*DESCRIPTIONS)):
         if field(where, entry, "split", str) == split:
             image = field(where, entry, "image_file", str)
             yield Entry(image, (field(where, entry, "description", str),))

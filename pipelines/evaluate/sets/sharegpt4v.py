@@ -3,6 +3,7 @@ A reader of published sets; the list of 1.2 million entries is read as far as is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -20,7 +21,10 @@ from pipelines.evaluate.sets.layout import (
 
 LIST = "share-captioner_coco_lcs_sam_1246k_1107.json"
 FIRST = "first"
-SAM = "sam/"
+# The list of the first 10,000 alone that comes with CAFT's published code, and images as it names
+# them beside those of the whole list: by the archive of SA-1B that each is in.
+FIRST_10K = "share4v_sam_10k.json"
+SAM = re.compile(r"sam/|sa_\d+/")
 
 
 def reader(count: int) -> Callable[[SetFolder, str], Iterator[Entry]]:
@@ -33,12 +37,12 @@ def reader(count: int) -> Callable[[SetFolder, str], Iterator[Entry]]:
 
 
 def _entries(folder: SetFolder) -> Iterator[Entry]:
-    path = folder.path(LIST)
+    path = folder.path(LIST, FIRST_10K)
     with paths.open_stream(path) as stream:
         for number, entry in list_entries(stream, path):
             where = f"{path}: entry {number}"
             image = field(where, entry, "image", str)
-            if not image.startswith(SAM):
+            if not SAM.match(image):
                 continue
             turns = list(items(where, field(where, entry, "conversations", list)))
             if len(turns) < 2:
@@ -52,7 +56,8 @@ def _published(count: int) -> PublishedSet:
         {FIRST: Counts(count, count)},
         images=("",),
         source=f"https://huggingface.co/datasets/Lin-Chen/ShareGPT4V ({LIST}); images from SA-1B, "
-        "https://ai.meta.com/datasets/segment-anything-downloads/, as sam/images/*.jpg",
+        "https://ai.meta.com/datasets/segment-anything-downloads/, as sam/images/*.jpg or "
+        "sa_000048/images/*.jpg",
     )
 
 

@@ -3,6 +3,7 @@ A reader of published sets."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pipelines import storage
@@ -19,6 +20,8 @@ from pipelines.evaluate.sets.layout import (
 )
 
 TEXT = ".txt"
+IMAGES = ("image", "images")  # as published; as CAFT's published code has it
+IMAGE_FOLDER = re.compile(rf"^({'|'.join(IMAGES)})/")
 
 
 def read(folder: SetFolder, split: str) -> Iterator[Entry]:
@@ -31,10 +34,11 @@ def read(folder: SetFolder, split: str) -> Iterator[Entry]:
         path = storage.join(folder.root, lists[0])
         for where, entry in items(path, read_json(path)):
             image = field(where, entry, "image", str)
-            yield Entry(image.removeprefix("image/"), (field(where, entry, "caption", str),))
+            yield Entry(IMAGE_FOLDER.sub("", image), (field(where, entry, "caption", str),))
         return
     folder.path("caption")
-    stems = {name.rpartition(".")[0]: name for name in storage.list_files(folder.path("image"))}
+    images = storage.list_files(folder.path(*IMAGES))
+    stems = {name.rpartition(".")[0]: name for name in images}
     for name in sorted(names, key=lambda name: (len(name), name)):
         stem, path = name.removesuffix(TEXT), storage.join(texts, name)
         caption = read_text(path).strip()
@@ -46,6 +50,6 @@ def read(folder: SetFolder, split: str) -> Iterator[Entry]:
 URBAN_1K = PublishedSet(
     read,
     {"test": Counts(1000, 1000)},
-    images=("image",),
+    images=IMAGES,
     source="https://huggingface.co/datasets/BeichenZhang/Urban1k (Urban1k.zip)",
 )
