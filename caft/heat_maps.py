@@ -20,7 +20,9 @@ UNSEEN = -1  # the segment of pixels that the model was not shown
 
 
 @overload
-def localize(model: CAFT, image: Picture, sentences: Texts) -> np.ndarray: ...
+def localize(  # type: ignore[overload-overlap]
+    model: CAFT, image: Picture, sentences: Texts
+) -> np.ndarray: ...
 @overload
 def localize(model: CAFT, image: Sequence[Picture], sentences: Texts) -> list[np.ndarray]: ...
 @torch.no_grad()
@@ -54,7 +56,9 @@ def localize(model: CAFT, image: Any, sentences: Texts) -> Any:
 
 
 @overload
-def hierarchy(model: CAFT, image: Picture) -> list[np.ndarray]: ...
+def hierarchy(  # type: ignore[overload-overlap]
+    model: CAFT, image: Picture
+) -> list[np.ndarray]: ...
 @overload
 def hierarchy(model: CAFT, image: Sequence[Picture]) -> list[list[np.ndarray]]: ...
 @torch.no_grad()

@@ -1,11 +1,11 @@
-"""The one check at the library's doors: pictures, batches of them, texts and token ids, in the forms
+"""The one check at the library's doors: pictures, batches of them, texts and token ids, in forms
 that PyTorch users pass. Forward and compiled or exported graphs never come through here."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def image_batch(images: Pictures, preprocess: Callable[[Picture], Tensor], size_
         batch = images if several is not None else images[None]
         return _check_tensor(batch, one=several is None)
     if several is None:
-        return _one_image(images, preprocess)[None]
+        return _one_image(cast(Picture, images), preprocess)[None]
     if not several:
         return torch.empty(0, 3, size_px, size_px, dtype=torch.uint8)
     found = []

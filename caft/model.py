@@ -179,7 +179,8 @@ class CAFT(nn.Module):
             size_px = self.config.image.image_size_px
             images = inputs.image_batch(images, self.preprocess, size_px).to(self.device)
             if superpixels is not None and not isinstance(self.image_encoder, FlatImageEncoder):
-                rows, columns = cell_grid(*images.shape[2:], self.config.image.superpixels.cell_px)
+                height, width = images.shape[2:]
+                rows, columns = cell_grid(height, width, self.config.image.superpixels.cell_px)
                 superpixels = inputs.label_maps(superpixels, images, rows * columns)
             if not len(images):
                 return self._without_rows(
@@ -258,11 +259,11 @@ class CAFT(nn.Module):
         if isinstance(tokens, Tensor) and inputs.in_graph():
             return self._encode_texts(self.part_text_encoder.padded(tokens), len(tokens))
         text = self.config.text
-        if not isinstance(tokens, Tensor | np.ndarray) or tokens.dtype == object:
+        if isinstance(tokens, np.ndarray) and tokens.dtype.kind not in "OUS":
+            tokens = torch.from_numpy(tokens)
+        if not isinstance(tokens, Tensor):
             tokens = self.tokenize_captions(tokens)
-        ids = inputs.token_ids(
-            torch.as_tensor(tokens), text.vocab_size, text.context_length, text.chunks
-        )
+        ids = inputs.token_ids(tokens, text.vocab_size, text.context_length, text.chunks)
         if not len(ids):
             parts = max(text.chunks, ids.shape[1])
             return self._without_rows(self.encode_text, ids.new_zeros(1, parts, 1))
@@ -287,7 +288,8 @@ class CAFT(nn.Module):
     def _without_rows(self, encode: Callable[[Tensor], FeaturesT], one: Tensor) -> FeaturesT:
         """The features of an empty batch: those of a batch of one, without their row."""
         training = self.training
-        features = self.eval() and encode(one)
+        self.eval()
+        features = encode(one)
         self.train(training)
         for field in fields(features):
             value = getattr(features, field.name)

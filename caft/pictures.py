@@ -54,7 +54,9 @@ LMS_TO_RGB = np.asarray(
 
 
 @overload
-def draw_panel(model: CAFT, image: Picture, sentences: Texts = ()) -> np.ndarray: ...
+def draw_panel(  # type: ignore[overload-overlap]
+    model: CAFT, image: Picture, sentences: Texts = ()
+) -> np.ndarray: ...
 @overload
 def draw_panel(
     model: CAFT, image: Sequence[Picture], sentences: Texts = ()
