@@ -15,8 +15,8 @@ from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest, sto
 from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError, StorageError
 from pipelines import storage
+from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
 from pipelines.train.config import CheckpointConfig
-from pipelines.train.layout import CHECKPOINTS, STEP, UNSENT
 
 # Keys of a model's configuration that do not shape it.
 NO_ARCHITECTURE = ("name", "unit_queries", "text.sentences")
@@ -70,6 +70,10 @@ class CheckpointStore:
                 return step
         return None
 
+    def manifest(self, step: int) -> dict[str, Any]:
+        """Of the checkpoint of `step`, which has one."""
+        return storage.read_json(storage.join(self.path(step), MANIFEST))
+
     def unsent(self, step: int) -> list[str]:
         """What the tracking server had not got of the run when the checkpoint of `step` was saved;
         nothing where there is none."""
@@ -109,9 +113,9 @@ class CheckpointStore:
     def _metrics(self, step: int) -> dict[str, float]:
         """Of its manifest, where that is not damaged, and those found later."""
         try:
-            manifest = storage.read_json(storage.join(self.path(step), MANIFEST))
+            manifest = self.manifest(step)
         except StorageError:
-            manifest = None
+            manifest = {}
         stored = manifest.get("metrics") if isinstance(manifest, dict) else None
         known = stored.items() if isinstance(stored, dict) else ()
         numbers = {name: value for name, value in known if isinstance(value, int | float)}

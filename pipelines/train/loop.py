@@ -13,6 +13,8 @@ import torch.distributed as dist
 from caft.config import ModelConfig
 from caft.model import create_model
 from pipelines import storage
+from pipelines.behaviours import numbers
+from pipelines.run_layout import FINAL
 from pipelines.tracking import Tracker
 from pipelines.train.checkpoint_store import CheckpointStore
 from pipelines.train.config import TrainConfig
@@ -21,14 +23,13 @@ from pipelines.train.engine import start_engine
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.held_out import HeldOutSet
 from pipelines.train.ingest import Loader, iter_batches
-from pipelines.train.layout import FINAL
 from pipelines.train.notice_board import Notice
 from pipelines.train.notices import Notices
 from pipelines.train.plan import EpochPlan
 from pipelines.train.profiling import Profiler
 from pipelines.train.run_log import RunLog
 from pipelines.train.schedule import learning_rate
-from pipelines.train.start import find_start, load_start
+from pipelines.train.start import BEHAVIOURS, find_start, load_start
 from pipelines.train.subset import Subset
 from pipelines.train.telemetry import Telemetry, losses_of
 
@@ -58,6 +59,7 @@ class TrainJob:
             "dataset_fingerprint": self.dataset_fingerprint,
             "mlflow_run_id": self.run_id,
             "global_batch": self.config.global_batch,
+            "behaviours": numbers(BEHAVIOURS),
         }
 
 
