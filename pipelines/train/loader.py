@@ -85,10 +85,11 @@ class Loader:
             return train_image(
                 rows.images[n],
                 self.model.image.image_size_px,
-                self.ingest.crop_min_scale,
+                self.ingest.crop.min_scale,
                 rng,
                 stored_labels(rows.superpixels[n], self.model.image),
                 self.ingest.flip_probability,
+                self.ingest.crop.ratio,
             )
         except DataError as error:
             raise DataError(f"{self.dataset}: key {rows.keys[n]}: {error}") from None
