@@ -69,6 +69,10 @@ class CheckpointStore:
                 return step
         return None
 
+    def manifest(self, step: int) -> dict[str, Any]:
+        """Of the checkpoint of `step`, which has one."""
+        return storage.read_json(storage.join(self.path(step), MANIFEST))
+
     def unsent(self, step: int) -> list[str]:
         """What the tracking server had not got of the run when the checkpoint of `step` was saved;
         nothing where there is none."""
@@ -106,8 +110,7 @@ class CheckpointStore:
         return sorted(scored, key=lambda step: (scored[step], -step))[: config.keep_best]
 
     def _metrics(self, step: int) -> dict[str, float]:
-        manifest = storage.read_json(storage.join(self.path(step), MANIFEST))
-        return {**manifest.get("metrics", {}), **self.scores(step)}
+        return {**self.manifest(step).get("metrics", {}), **self.scores(step)}
 
     def _sealed(self, step: int) -> bool:
         return storage.exists(storage.join(self.path(step), MANIFEST))
