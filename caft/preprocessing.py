@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from caft.config import Preprocess
+from caft.config import PictureRule
 from caft.errors import DataError
 from caft.transforms import decode_image, resize_square, to_tensor
 
@@ -30,7 +30,7 @@ class Placement:
     left: int
 
 
-def eval_image(picture: Picture, size_px: int, preprocess: Preprocess) -> Tensor:
+def eval_image(picture: Picture, size_px: int, preprocess: PictureRule) -> Tensor:
     """The square of a picture that a model is shown, uint8 (3, size, size).
 
     Args:
@@ -42,13 +42,17 @@ def eval_image(picture: Picture, size_px: int, preprocess: Preprocess) -> Tensor
     Raises:
         DataError: as `read_picture`.
     """
-    pixels = read_picture(picture, preprocess)
+    return to_tensor(squared(read_picture(picture, preprocess), size_px, preprocess))
+
+
+def squared(pixels: np.ndarray, size_px: int, preprocess: PictureRule) -> np.ndarray:
+    """A picture (H, W, 3) as the square (size, size, 3) that `eval_image` shows."""
     if preprocess == "squash":
-        return to_tensor(resize_square(pixels, size_px))
-    return to_tensor(_centre_crop(pixels, size_px))
+        return resize_square(pixels, size_px)
+    return _centre_crop(pixels, size_px)
 
 
-def read_picture(picture: Picture, preprocess: Preprocess) -> np.ndarray:
+def read_picture(picture: Picture, preprocess: PictureRule) -> np.ndarray:
     """Any form of a picture as uint8 RGB (H, W, 3).
 
     A file is decoded as models of this rule have always seen it: under 'crop' as Pillow's
@@ -106,7 +110,7 @@ def decode_as_published(data: bytes) -> np.ndarray:
 
 
 def to_picture(
-    values: np.ndarray, height: int, width: int, preprocess: Preprocess, unseen: float
+    values: np.ndarray, height: int, width: int, preprocess: PictureRule, unseen: float
 ) -> np.ndarray:
     """A map (S, S) over the model's square as one over the picture (height, width), by the nearest
     value; where the model saw nothing it is `unseen`."""
@@ -120,7 +124,7 @@ def to_picture(
     return fitted
 
 
-def placement(height: int, width: int, size_px: int, preprocess: Preprocess) -> Placement:
+def placement(height: int, width: int, size_px: int, preprocess: PictureRule) -> Placement:
     """Where the model's square lies on a picture of this size."""
     if preprocess == "squash":
         return Placement(size_px, size_px, 0, 0)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from caft.config import PictureRule
 from caft.masks import decode_rle
 from caft.model import CAFT, ImageFeatures
 from pipelines.data.dataset import Dataset
@@ -59,9 +60,15 @@ class Measure(Protocol):
     columns: int
 
     def rows(
-        self, model: CAFT, features: ImageFeatures, url: str, label_map: bytes | None
+        self,
+        model: CAFT,
+        features: ImageFeatures,
+        url: str,
+        label_map: bytes | None,
+        rule: PictureRule,
     ) -> np.ndarray:
-        """Counts int64 (n, columns) of the one image in `features`."""
+        """Counts int64 (n, columns) of the one image in `features`, which the model was shown by
+        `rule`."""
         ...
 
     def scores(self, rows: np.ndarray) -> dict[str, float]:
@@ -97,4 +104,5 @@ class Benchmark:
     regions: Regions
     fingerprint: str  # of all that is read
     measure: Measure | None = None
+    preprocess: PictureRule | None = None  # by which every model is shown the images; None: its own
     classes: Classes | None = None

@@ -67,6 +67,7 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
         regions,
         _fingerprint(present, settings),
         measure,
+        config.preprocess or ("squash" if measure else None),
     )
 
 
