@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from caft.captions import Rule
 from caft.errors import ConfigError
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
@@ -198,7 +199,7 @@ class TextConfig(Config):
     whole_layers: int = Field(4, gt=0)
     whole_heads: int = Field(8, gt=0)
     chunks: int = Field(4, gt=0, description="chunks of a caption that feed the whole-text encoder")
-    sentences: Literal["default", "reference"] = Field(
+    sentences: Rule = Field(
         "default",
         description="rule of `split_sentences` that the captions of training were split by; the "
         "train stage takes it from the dataset",

@@ -32,8 +32,8 @@ from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
 from pipelines.data.plan import Plan, make_plan, url_duplicates
 from pipelines.data.sources import check_source, detect_kind, source_identity
 from pipelines.data.stats import publish
-from pipelines.metrics import report_rows
 from pipelines.progress import Progress
+from pipelines.prometheus import report_rows
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
