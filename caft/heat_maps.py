@@ -74,7 +74,7 @@ def heat_on(picture: np.ndarray, heat: np.ndarray, rule: PictureRule) -> np.ndar
 
 def labels_on(picture: np.ndarray, labels: np.ndarray, rule: PictureRule) -> np.ndarray:
     """As `heat_on` for a label map, with -1 where the model saw nothing."""
-    return to_picture(labels, picture.shape[0], picture.shape[1], rule, UNSEEN)
+    return to_picture(labels.astype(np.int32), picture.shape[0], picture.shape[1], rule, UNSEEN)
 
 
 @torch.no_grad()

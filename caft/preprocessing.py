@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -22,7 +23,7 @@ MOST_RESIZED_PX = 2**25  # of a resized picture before it is cropped: 100 MB
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model's square lies: its upper left corner on the picture at (height, width)."""
+    """Where a crop lies: its upper left corner on the picture resized to (height, width)."""
 
     height: int
     width: int
@@ -114,8 +115,10 @@ def to_picture(
 ) -> np.ndarray:
     """A map (S, S) over the model's square as one over the picture (height, width), by the nearest
     value; where the model saw nothing it is `unseen`."""
+    if preprocess == "squash":
+        return cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST)
     size_px = values.shape[0]
-    place = placement(height, width, size_px, preprocess)
+    place = placement(height, width, size_px)
     y = np.arange(height) * place.height // height - place.top
     x = np.arange(width) * place.width // width - place.left
     fitted = values[y.clip(0, size_px - 1)[:, None], x.clip(0, size_px - 1)]
@@ -124,10 +127,8 @@ def to_picture(
     return fitted
 
 
-def placement(height: int, width: int, size_px: int, preprocess: PictureRule) -> Placement:
-    """Where the model's square lies on a picture of this size."""
-    if preprocess == "squash":
-        return Placement(size_px, size_px, 0, 0)
+def placement(height: int, width: int, size_px: int) -> Placement:
+    """Where the square of a crop lies on a picture of this size."""
     short = min(height, width)
     tall, wide = size_px * height // short, size_px * width // short
     return Placement(tall, wide, round((tall - size_px) / 2), round((wide - size_px) / 2))
@@ -135,7 +136,7 @@ def placement(height: int, width: int, size_px: int, preprocess: PictureRule) ->
 
 def _centre_crop(pixels: np.ndarray, size_px: int) -> np.ndarray:
     height, width = pixels.shape[:2]
-    place = placement(height, width, size_px, "crop")
+    place = placement(height, width, size_px)
     image = Image.fromarray(pixels)
     bicubic = Image.Resampling.BICUBIC
     if place.height * place.width <= MOST_RESIZED_PX:
