@@ -94,8 +94,8 @@ def _how_to_load(model: CAFT) -> str:
 import caft
 
 model = caft.load_model("path/to/this/folder")
-images = model.encode_image(uint8_images)  # (B, 3, H, W)
-texts = model.encode_text(captions)  # a list of texts
+images = model.encode_image(["photo.jpg"])  # files, Pillow images, uint8 arrays or tensors
+texts = model.encode_text(["A dog sleeps on a red sofa. A lamp stands behind it."])
 scores = model.score(images, texts)  # (images, texts)"""
     note = "The weights are safetensors: nothing in this folder is run when it is loaded."
     return f"## How to load it\n\n{fenced(code, 'python')}\n\n{note}"
