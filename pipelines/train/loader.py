@@ -25,8 +25,7 @@ from caft.transforms import train_image
 from pipelines import storage
 from pipelines.superpixel_columns import pack_superpixels
 from pipelines.train.config import IngestConfig
-from pipelines.train.plan import Piece
-from pipelines.train.subset import Subset
+from pipelines.train.plan import Piece, Subset
 
 COLUMNS = ["key", "image", "captions", "superpixels", "split"]
 MAY_BE_MISSING = "superpixels"  # the model then computes them all

@@ -18,8 +18,7 @@ from pipelines.data.dataset import CAPTIONS, DATASET_SCHEMA, Dataset, FileEntry
 from pipelines.train.config import IngestConfig, SubsetConfig
 from pipelines.train.ingest import _collate, index_row_groups
 from pipelines.train.loader import Loader, caption_lists, read_rows
-from pipelines.train.plan import Piece, Window
-from pipelines.train.subset import open_subset
+from pipelines.train.plan import Piece, Window, open_subset
 
 LABELS = np.arange(36).reshape(6, 6).repeat(10, 0).repeat(10, 1)
 COLOURS = np.random.default_rng(0).integers(0, 256, (36, 3), dtype=np.uint8)
