@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caft.config import Preprocess
+from caft.config import PictureRule
 from caft.inputs import Texts, picture_pixels, split_batch, text_list
 from caft.model import CAFT, ImageFeatures
 from caft.preprocessing import Picture, to_picture
@@ -90,15 +90,15 @@ def encode_one(model: CAFT, image: Picture) -> ImageFeatures:
     return model.encode_image(model.preprocess(image)[None].to(model.device))
 
 
-def heat_on(picture: np.ndarray, heat: np.ndarray, rule: Preprocess) -> np.ndarray:
+def heat_on(picture: np.ndarray, heat: np.ndarray, rule: PictureRule) -> np.ndarray:
     """A heat map (h, w) at model resolution over the picture or mask (H, W, ...) it is about:
     (H, W), NaN where the model, which was shown the picture by `rule`, saw nothing."""
     return to_picture(heat, picture.shape[0], picture.shape[1], rule, np.nan)
 
 
-def labels_on(picture: np.ndarray, labels: np.ndarray, rule: Preprocess) -> np.ndarray:
+def labels_on(picture: np.ndarray, labels: np.ndarray, rule: PictureRule) -> np.ndarray:
     """As `heat_on` for a label map, with -1 where the model saw nothing."""
-    return to_picture(labels, picture.shape[0], picture.shape[1], rule, UNSEEN)
+    return to_picture(labels.astype(np.int32), picture.shape[0], picture.shape[1], rule, UNSEEN)
 
 
 @torch.no_grad()

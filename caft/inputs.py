@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from caft.config import Preprocess
+from caft.config import PictureRule
 from caft.errors import DataError
 from caft.preprocessing import Picture, read_picture
 from caft.transforms import denormalise, normalise
@@ -76,7 +76,7 @@ def split_batch(images: Any) -> list[Any] | None:
     return list(images) if stacked or objects else None
 
 
-def picture_pixels(image: Picture, rule: Preprocess) -> np.ndarray:
+def picture_pixels(image: Picture, rule: PictureRule) -> np.ndarray:
     """One picture in any form as uint8 RGB (H, W, 3); normalised floats are turned back."""
     if isinstance(image, np.ndarray) and image.dtype.kind == "f":
         image = _float_array(image)

@@ -27,7 +27,7 @@ def loaded_by(module: str) -> set[str]:
         ("pipelines.submit", {"torch", "mlflow", "deepspeed"}),
         ("pipelines.data.__main__", {"torch", "mlflow", "deepspeed"}),
         ("pipelines.data.chunk", {"torch", "mlflow", "deepspeed"}),
-        ("pipelines.train.notice_board", {"torch", "mlflow", "deepspeed"}),
+        ("pipelines.train.signal_board", {"torch", "mlflow", "deepspeed"}),
     ],
 )
 def test_a_process_loads_what_it_needs(module, without):

@@ -15,6 +15,10 @@ from caft.config import ImageConfig
 from caft.model import CAFT
 
 PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
+SHOWN = {
+    "crop": "the central square, the short side resized",
+    "squash": "the whole picture, resized to a square",
+}
 SPLITTERS = {"default": "default splitter of CAFT", "reference": "published splitter"}
 TAGS = ["caft", "image-text-retrieval", "long-captions", "contrastive-learning"]
 UNKNOWN_LICENSE = {"license": "other", "license_name": "see-model-card"}
@@ -76,7 +80,7 @@ def _what_it_is(model: CAFT) -> str:
         "image, and the whole caption with the whole image.",
         "",
         f"- {parameters / 1e6:,.1f}M parameters, embeddings of {model.config.embed_dim} numbers",
-        f"- images of {image.image_size_px} px",
+        f"- images of {image.image_size_px} px: {SHOWN[image.preprocess]}",
     ]
     if isinstance(image, ImageConfig):
         segments = ", ".join(map(str, image.segments))
