@@ -19,16 +19,15 @@ from caft.config import to_yaml
 from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.evaluate.benchmark import Benchmark
-from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.embed import Encoder, protocol
-from pipelines.evaluate.finished import EXAMPLES, METRICS, read_output
+from pipelines.evaluate.opening import MissingSet, open_benchmark
+from pipelines.evaluate.outputs import EXAMPLES, METRICS, read_output
 from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
-from pipelines.evaluate.sets.opening import MissingSet
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus
 

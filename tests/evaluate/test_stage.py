@@ -19,8 +19,8 @@ from caft.metrics import binarise, centre_box, mask_iou, retrieval_recall
 from caft.transforms import decode_image
 from pipelines import storage
 from pipelines.config import stage_main
-from pipelines.evaluate.benchmarks import open_benchmark, read_piece
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.opening import open_benchmark, read_piece
 from pipelines.evaluate.stage import run
 
 
