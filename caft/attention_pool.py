@@ -3,6 +3,8 @@ Shared by the part loss, the blended score and the sentence heat maps (model sec
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,7 +33,9 @@ class AttentionPool(nn.Module):
         self.to_v = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
         for linear in (self.to_q, self.to_k, self.to_v):
-            nn.init.xavier_uniform_(linear.weight)
+            # Xavier's bound of the three as one (3W, W) matrix, in which they were published.
+            bound = math.sqrt(6 / (3 * width + width))
+            nn.init.uniform_(linear.weight, -bound, bound)
             nn.init.zeros_(linear.bias)
         nn.init.zeros_(self.proj.bias)
 

@@ -10,17 +10,20 @@ import numpy as np
 
 MIN_LONG_SENTENCES = 3  # a long caption with fewer says no more than a short one
 MAX_CHUNK_SENTENCES = 3
+FALLBACK_SENTENCES = 8  # that take the place of a long caption where no caption is long
 JOINER = ". "
 
 
 def sample_parts(
     captions: Sequence[Mapping[str, Any]], rng: np.random.Generator, chunks: int, extra: int
 ) -> list[str]:
-    """Draw `chunks + extra` sub-captions of one image.
+    """Draw `chunks + extra` sub-captions of one image, as the published training does.
 
-    The first `chunks` cut one long caption in order and feed parts and whole; the others merge
-    1 to 3 random sentences of the other captions and feed the part losses alone. Where no long
-    caption has three sentences, all are single random sentences of everything there is.
+    The first `chunks` cut one long caption in order and feed parts and whole. Each of the others
+    merges 1 to 3 random sentences of the other captions and feeds the part losses alone; they are
+    drawn independently of each other. Where no long caption has three sentences, up to eight
+    random sentences of all captions, in the order in which they stand, take the place of the long
+    one, and the others are drawn from all captions.
 
     Args:
         captions: the dataset's `captions` column: `kind` and `sentences` of each caption.
@@ -33,14 +36,18 @@ def sample_parts(
         for n, caption in enumerate(captions)
         if caption["kind"] == "long" and len(caption["sentences"]) >= MIN_LONG_SENTENCES
     ]
-    if not long:
-        everything = [s for caption in captions for s in caption["sentences"]]
-        return _fill(everything, chunks + extra, rng)
-    chosen = long[rng.integers(len(long))]
-    sentences = list(captions[chosen]["sentences"])
-    others = [s for n, c in enumerate(captions) if n != chosen for s in c["sentences"]]
-    parts = random_chunks(sentences, chunks, rng)
-    return parts + _merged(others or sentences, extra, rng)
+    if long:
+        chosen = long[rng.integers(len(long))]
+        sentences = list(captions[chosen]["sentences"])
+        others = [s for n, c in enumerate(captions) if n != chosen for s in c["sentences"]]
+        pool = others or sentences
+    else:
+        pool = [s for caption in captions for s in caption["sentences"]]
+        if not pool:
+            raise ValueError("a row without a sentence cannot be sampled")
+        kept = np.sort(rng.permutation(len(pool))[:FALLBACK_SENTENCES])
+        sentences = [pool[n] for n in kept]
+    return random_chunks(sentences, chunks, rng) + _merged(pool, extra, rng)
 
 
 def random_chunks(sentences: Sequence[str], chunks: int, rng: np.random.Generator) -> list[str]:
@@ -53,36 +60,36 @@ def random_chunks(sentences: Sequence[str], chunks: int, rng: np.random.Generato
     if count <= chunks:
         repeats = rng.integers(count, size=chunks - count)
         return [*sentences, *(sentences[n] for n in repeats)]
+    drawn = rng.random(chunks).tolist()
     parts, start = [], 0
-    for place in range(chunks):
+    for place, number in enumerate(drawn):
         left, later = count - start, chunks - place - 1
         if later == 0:
             size = left
-        elif left >= MAX_CHUNK_SENTENCES * (later + 1):
-            size = MAX_CHUNK_SENTENCES
         else:
-            smallest = max(1, left - MAX_CHUNK_SENTENCES * later)
-            size = int(rng.integers(smallest, min(MAX_CHUNK_SENTENCES, left - later) + 1))
+            smallest = min(MAX_CHUNK_SENTENCES, max(1, left - MAX_CHUNK_SENTENCES * later))
+            largest = min(MAX_CHUNK_SENTENCES, left - later)
+            size = smallest + int(number * (largest - smallest + 1))
         parts.append(JOINER.join(sentences[start : start + size]))
         start += size
     return parts
 
 
 def _merged(sentences: Sequence[str], parts: int, rng: np.random.Generator) -> list[str]:
-    """Each part joins 1 to 3 sentences, drawn without replacement while enough are left."""
-    drawn = []
-    pool = list(rng.permutation(len(sentences)))
-    for size in rng.integers(1, MAX_CHUNK_SENTENCES + 1, size=parts):
-        if len(pool) < size:
-            pool = list(rng.permutation(len(sentences)))
-        taken, pool = pool[:size], pool[size:]
-        drawn.append(JOINER.join(sentences[n] for n in taken))
-    return drawn
-
-
-def _fill(sentences: Sequence[str], parts: int, rng: np.random.Generator) -> list[str]:
-    if not sentences:
-        raise ValueError("a row without a sentence cannot be sampled")
-    order = list(rng.permutation(len(sentences)))[:parts]
-    order += list(rng.integers(len(sentences), size=parts - len(order)))
-    return [sentences[n] for n in order]
+    """Parts of 1 to 3 sentences, independent of each other. Those of one part are different
+    sentences, unless there are fewer than it takes."""
+    merged = []
+    # One call for all parts: a size and three places each, uniform in [0, 1).
+    for size, *places in rng.random((parts, 1 + MAX_CHUNK_SENTENCES)).tolist():
+        places = places[: 1 + int(size * MAX_CHUNK_SENTENCES)]
+        taken: list[int] = []
+        left = len(sentences)
+        for place in places:
+            n = int(place * left)
+            if len(places) <= len(sentences):
+                left -= 1  # n counts the sentences that are not taken yet
+                for earlier in sorted(taken):
+                    n += n >= earlier
+            taken.append(n)
+        merged.append(JOINER.join([sentences[n] for n in taken]))
+    return merged

@@ -52,7 +52,9 @@ class SuperpixelConfig(Config):
     cell_px: int = Field(16, gt=0, description="mean superpixel edge: one superpixel per cell")
     iterations: int = Field(20, gt=0, description="passes of SEEDS over an image")
     weights: str = Field(
-        "sfcn", description="of SFCN in a new model: a .safetensors file, or one in caft/assets"
+        "sfcn",
+        description="of SFCN in a new model: one shipped in caft/assets, a .safetensors file, or "
+        "the published SpixelNet's .tar",
     )
     unnormalise_with: Literal["clip", "imagenet"] = Field(
         "clip",
@@ -211,6 +213,14 @@ class TextConfig(Config):
         return self
 
 
+class LossWeights(Config):
+    """The factor of each term in the total that training minimises."""
+
+    part_text_conditioned: float = Field(1.0, ge=0, allow_inf_nan=False)
+    part_multi_positive: float = Field(1.0, ge=0, allow_inf_nan=False)
+    whole: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+
 class LossConfig(Config):
     """Which losses train the model. What no loss reads is not part of the model."""
 
@@ -218,6 +228,7 @@ class LossConfig(Config):
     whole: Literal["sigmoid", "softmax", "none"] = Field(
         "sigmoid", description="'softmax' is CLIP's cross-entropy on the whole global batch"
     )
+    weights: LossWeights = LossWeights()
 
     @property
     def has_whole(self) -> bool:
@@ -227,6 +238,16 @@ class LossConfig(Config):
     def _consistent(self) -> LossConfig:
         if not self.parts and not self.has_whole:
             raise ValueError("parts false and whole 'none' leave no loss to train with")
+        left_out = {
+            "part_text_conditioned": not self.parts,
+            "part_multi_positive": not self.parts,
+            "whole": not self.has_whole,
+        }
+        for name, weight in self.weights:
+            if left_out.get(name) and weight != 1:
+                raise ValueError(f"weights.{name} {weight:g}: this configuration has no such loss")
+        if not any(weight for name, weight in self.weights if not left_out.get(name)):
+            raise ValueError("weights: every loss weighs 0, so there is nothing to train with")
         return self
 
 

@@ -15,6 +15,7 @@ SMALLEST = 1e-30  # keeps tokens that are all the same from dividing by zero
 DISTANCE_STEPS = 2.0**38  # in which distances are told apart, of the largest one from the mean
 GROUP_NORM_EPS = 1e-6
 MLP_NORM_EPS = 1e-5
+GROUP_BIAS_STD = 0.01  # at the start
 
 
 class GraphPool(nn.Module):
@@ -27,7 +28,8 @@ class GraphPool(nn.Module):
         self.segments = segments
         self.group_norm = nn.LayerNorm(width, eps=GROUP_NORM_EPS)
         self.group_attn = SelfAttention(width, heads)
-        self.group_bias = nn.Parameter(torch.zeros(width))
+        self.group_bias = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.group_bias, std=GROUP_BIAS_STD)
         hidden = int(width * mlp_ratio)
         self.expand = nn.Sequential(
             nn.LayerNorm(width, eps=MLP_NORM_EPS), nn.Linear(width, hidden), nn.GELU()

@@ -19,6 +19,7 @@ from caft.superpixels import cell_grid, pool_superpixels
 
 NORM_EPS = 1e-6
 POSITION_BASE = 10_000.0
+CLS_STD = 0.02  # at the start
 
 
 class ImageTokens(NamedTuple):
@@ -60,7 +61,7 @@ class ImageEncoder(nn.Module):
         )
         self.norm_fine = nn.LayerNorm(config.width, eps=NORM_EPS) if with_fine else None
         self.norm_coarse = nn.LayerNorm(config.width, eps=NORM_EPS)
-        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.cls_token, std=CLS_STD)
         self.apply(init_linear)
 
     def forward(

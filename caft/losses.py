@@ -11,19 +11,40 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
+    from caft.config import LossWeights
     from caft.model import CAFT, ImageFeatures, TextFeatures
 
 
 class CAFTLoss(NamedTuple):
-    """Scalars; `total` is their plain sum. A loss that the configuration leaves out is zero."""
+    """The terms of a loss and their total, scalars all of them.
 
-    part_text_conditioned: Tensor
-    part_multi_positive: Tensor
-    whole: Tensor
+    `part_text_conditioned`, `part_multi_positive` and `whole` are attributes too, and zero where
+    the configuration leaves them out.
+    """
+
+    terms: dict[str, Tensor]  # that the configuration trains, by name, not weighted
+    total: Tensor  # the sum of weighted terms: what training differentiates
 
     @property
-    def total(self) -> Tensor:
-        return self.part_text_conditioned + self.part_multi_positive + self.whole
+    def part_text_conditioned(self) -> Tensor:
+        return self._term("part_text_conditioned")
+
+    @property
+    def part_multi_positive(self) -> Tensor:
+        return self._term("part_multi_positive")
+
+    @property
+    def whole(self) -> Tensor:
+        return self._term("whole")
+
+    def _term(self, name: str) -> Tensor:
+        return self.terms.get(name, torch.zeros_like(self.total))
+
+
+def weighted_loss(terms: dict[str, Tensor], weights: LossWeights) -> CAFTLoss:
+    """Terms by name with their weighted sum; `weights` has a field of each name."""
+    weighted = [getattr(weights, name) * term for name, term in terms.items()]
+    return CAFTLoss(terms, sum(weighted[1:], start=weighted[0]))
 
 
 def caft_loss(
@@ -41,8 +62,10 @@ def caft_loss(
     Block a of `block_size` images meets every block b of captions; positives are where a = b.
     Each term is divided by the column count of its block, summed over b and averaged over a.
     Summed over workers that share the images, it does not depend on how many workers there are.
-    The model's configuration says which terms there are. Of them the softmax alone knows no
-    blocks: like CLIP's, it compares every image with every caption of the batch.
+    The model's configuration says which terms there are and what they weigh. Another term is added
+    here, to `terms`, and its weight to `LossWeights`: whatever logs or totals losses reads their
+    names from the result. The softmax alone knows no blocks: like CLIP's, it compares every image
+    with every caption of the batch.
 
     Memory grows with B x block_size: what a pair of blocks pools is dropped once its loss is
     known, and made again in backward.
@@ -68,20 +91,22 @@ def caft_loss(
         raise ValueError(f"a batch of {count} is not a multiple of block_size {block}")
     device = text_features.parts.device
     image = torch.arange(first_image, first_image + len(image_features.whole), device=device)
-    conditioned = multi_positive = whole = torch.zeros((), device=device)
+    terms = {}
     if losses.parts:
         if negatives is None:
             negatives = draw_negatives(count, parts, seed, block)
         negatives = own_block(negatives, count, block).to(device)
-        conditioned, multi_positive = _part_losses(
+        terms["part_text_conditioned"], terms["part_multi_positive"] = _part_losses(
             image_features, text_features.parts, model, negatives, image, block
         )
     if losses.whole == "sigmoid":
-        whole = _whole_loss(image_features.whole, text_features.whole, model, image)
+        terms["whole"] = _whole_loss(image_features.whole, text_features.whole, model, image)
     elif losses.whole == "softmax":
         others = image_features.whole if all_whole_images is None else all_whole_images
-        whole = _softmax_loss(image_features.whole, others, text_features.whole, model, image)
-    return CAFTLoss(conditioned, multi_positive, whole)
+        terms["whole"] = _softmax_loss(
+            image_features.whole, others, text_features.whole, model, image
+        )
+    return weighted_loss(terms, losses.weights)
 
 
 def draw_negatives(count: int, parts: int, seed: int, block: int) -> Tensor:

@@ -336,8 +336,9 @@ def create_model(name_or_config: str | Path | Mapping[str, Any] | ModelConfig) -
     config = load_model_config(name_or_config)
     model = CAFT(config)
     if model.superpixel_network is not None:
-        weights = read_sfcn_weights(config.image.superpixels)
-        load_sfcn_weights(model.superpixel_network, weights, config.image.superpixels.weights)
+        superpixels = config.image.superpixels
+        source = f"superpixels.weights: {superpixels.weights}"
+        load_sfcn_weights(model.superpixel_network, read_sfcn_weights(superpixels), source)
     return model
 
 

@@ -87,6 +87,15 @@ def test_a_model_that_cannot_be_built_is_refused():
         ({"image": {"encoder": "flat", "heads": 5}}, r": image: heads 5 does not divide width 768"),
         ({"losses": {"whole": "none"}}, r"coarse half .* without a loss.*image\.encoder flat"),
         ({"losses": {"whole": "none", "parts": False}}, r"losses: .*leave no loss"),
+        (
+            {"losses": {"parts": False, "weights": {"whole": 0}}},
+            r"losses: weights: every loss weigh",
+        ),
+        ({"losses": {"weights": {"wole": 2}}}, r"losses\.weights\.wole: unknown key"),
+        (
+            {"losses": {"parts": False, "weights": {"part_multi_positive": 2}}},
+            r"losses: weights\.part_multi_positive 2: this configuration has no such loss",
+        ),
         ({"base": "caft_huge"}, r"model 'caft_huge': no such recipe"),
         ({"base": "caft_b", "losses": {"prts": False}}, r": losses\.prts: unknown key"),
     ],

@@ -1,5 +1,6 @@
 """The superpixel network: reference numbers, frozen for real, in and out of checkpoints."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,67 @@ def test_weights_that_are_not_there_or_no_weights(tmp_path):
     save_file({"a": torch.zeros(1)}, other)
     with pytest.raises(CheckpointError, match=r"other\.safetensors: no weights of a superpixel"):
         caft.create_model(sfcn_config(str(other)))
+
+
+def save_published(path: Path, state: dict, legacy: bool = False) -> str:
+    """A file as the published training leaves it, in either of PyTorch's formats."""
+    content = {
+        "epoch": 1, "arch": "SpixelNet1l_bn", "state_dict": state, "best_EPE": 0.5,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 5e-5}]}, "dataset": "BSD500",
+    }  # fmt: skip
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return str(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_published_file_is_read_as_it_is(weights_file, tmp_path, prefix, legacy):
+    ours = load_file(weights_file)
+    state = {prefix + name: value for name, value in ours.items()}
+    for n in (1, 2, 3):
+        state[f"{prefix}pred_mask{n}.weight"] = torch.zeros(9, 16, 3, 3)
+    path = save_published(tmp_path / "SpixelNet_bsd_ckpt.tar", state, legacy)
+    images = random_images(2, 96)
+    model = caft.create_model(sfcn_config(path))
+    for name, value in model.superpixel_network.state_dict().items():
+        assert torch.equal(value, ours[name]), name
+    as_safetensors = caft.create_model(sfcn_config(weights_file))
+    assert torch.equal(model.superpixel_labels(images), as_safetensors.superpixel_labels(images))
+
+
+class Runs:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def test_other_files_than_the_published_one_are_refused_in_a_line(weights_file, tmp_path, capsys):
+    ours = load_file(weights_file)
+    good = Path(save_published(tmp_path / "good.tar", ours)).read_bytes()
+    (tmp_path / "page.tar").write_text("<!DOCTYPE html><html><body>Quota exceeded</body></html>")
+    (tmp_path / "half.tar").write_bytes(good[: len(good) // 2])
+    (tmp_path / "empty.tar").write_bytes(b"")
+    with tarfile.open(tmp_path / "archive.tar", "w") as archive:
+        archive.add(weights_file, "weights.safetensors")
+    torch.save({"state_dict": ours, "extra": Runs()}, tmp_path / "program.tar")
+    save_published(tmp_path / "shapes.tar", ours | {"pred_mask0.weight": torch.zeros(9, 8, 3, 3)})
+    save_published(tmp_path / "other.tar", {"layer.weight": torch.zeros(2)})
+    save_published(tmp_path / "nothing.tar", {})
+    for name, reason in {
+        "page": "cannot be read as a PyTorch file",
+        "half": "cannot be read as a PyTorch file",
+        "empty": "cannot be read as a PyTorch file",
+        "archive": "cannot be read as a PyTorch file",
+        "program": "would call",
+        "shapes": r"'pred_mask0.weight' is \(9, 8, 3, 3\), not \(9, 16, 3, 3\)",
+        "other": "no weights of a superpixel network",
+        "nothing": "no weights",
+    }.items():
+        with pytest.raises((ConfigError, CheckpointError), match=reason) as caught:
+            caft.create_model(sfcn_config(str(tmp_path / f"{name}.tar")))
+        assert f"{name}.tar" in str(caught.value)
+        assert "superpixels.weights" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
 
 
 def test_cells_of_another_size_are_refused():

@@ -20,6 +20,8 @@ WIDTHS = (16, 32, 64, 128, 256)
 NEIGHBOURS = 9  # row by row, the own cell in the middle
 RGB_MEAN = (0.411, 0.432, 0.45)  # of RGB in 0 .. 1; what the published weights expect
 SLOPE = 0.1
+TORCH_SUFFIXES = (".tar", ".pt", ".pth", ".bin")  # others are safetensors
+WRAPPER_PREFIX = "module."  # of a network saved inside its data-parallel wrapper
 # Heads at lower resolutions, which only the published training used.
 AUXILIARY_HEADS = ("pred_mask1.", "pred_mask2.", "pred_mask3.")
 
@@ -103,8 +105,11 @@ def cell_neighbours(rows: int, columns: int, device: torch.device) -> Tensor:
 def read_sfcn_weights(config: SuperpixelConfig) -> dict[str, Tensor]:
     """The weights that a configuration names for a new model.
 
+    They are a .safetensors file, or one as PyTorch saves it, such as the `.tar` of the published
+    SpixelNet, whose weights are read without running what else a pickle may hold.
+
     Raises:
-        ConfigError: no such file, and none of that name is shipped; or it is no safetensors file.
+        ConfigError: no such file, and none of that name is shipped; or it cannot be read so.
     """
     shipped = ASSET_DIR / f"{config.weights}.safetensors"
     path = shipped if shipped.exists() else Path(config.weights)
@@ -115,11 +120,23 @@ def read_sfcn_weights(config: SuperpixelConfig) -> dict[str, Tensor]:
             "python -m caft.superpixels fit makes one"
         )
     try:
+        if path.suffix in TORCH_SUFFIXES:
+            return _read_torch_file(path)
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ConfigError(
             f"superpixels.weights: {path}: cannot be read as safetensors: {error}"
         ) from None
+
+
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    from caft.checkpoint.released import read_released  # the reader of models, which hold this one
+
+    try:
+        weights = read_released(path)
+    except CheckpointError as error:
+        raise ConfigError(f"superpixels.weights: {error}") from None
+    return {key.removeprefix(WRAPPER_PREFIX): value for key, value in weights.items()}
 
 
 def open_sfcn(config: SuperpixelConfig) -> SFCN:
@@ -130,7 +147,8 @@ def open_sfcn(config: SuperpixelConfig) -> SFCN:
         CheckpointError: as `load_sfcn_weights`.
     """
     network = SFCN(frozen=True)
-    load_sfcn_weights(network, read_sfcn_weights(config), config.weights)
+    source = f"superpixels.weights: {config.weights}"
+    load_sfcn_weights(network, read_sfcn_weights(config), source)
     return network
 
 

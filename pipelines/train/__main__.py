@@ -13,8 +13,9 @@ from caft.checkpoint import MANIFEST
 from caft.config import ModelConfig, TextConfig, load_model_config, to_yaml
 from caft.errors import ConfigError, DataError
 from caft.model import CAFT
-from caft.superpixels.network import read_sfcn_weights
+from caft.superpixels.network import open_sfcn
 from pipelines import storage
+from pipelines.behaviours import numbers
 from pipelines.cluster import connect
 from pipelines.config import stage_main
 from pipelines.data.dataset import Dataset, open_dataset
@@ -30,7 +31,7 @@ from pipelines.train.layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import cooldown_steps
-from pipelines.train.start import check_start
+from pipelines.train.start import BEHAVIOURS, check_start, check_unfinished
 from pipelines.train.subset import open_subset
 
 # Ray Train would print what workers print a second time.
@@ -61,15 +62,16 @@ def run(config: TrainConfig) -> None:
         CheckpointError: the output holds checkpoints of another model, or what `start_from` names
             does not serve.
         StorageError: the output has no room for two checkpoints.
-        ConfigError: the output holds a run of another configuration, the superpixel network has no
-            weights, the cool-down is longer than the run, or deepspeed.file says otherwise.
+        ConfigError: the output holds a run of another configuration, or an unfinished one of a
+            version that trains otherwise; the superpixel network has no weights, the cool-down is
+            longer than the run, or deepspeed.file says otherwise.
     """
     config = resolve_deepspeed(config)
     if config.deepspeed.file is not None:
         check_settings(config)
     model = load_model_config(config.model)
     if model.image.superpixels.method == "sfcn":
-        read_sfcn_weights(model.image.superpixels)  # missing ones are known before Ray starts
+        open_sfcn(model.image.superpixels)  # weights that do not serve are known before Ray starts
     dataset = open_dataset(config.dataset)
     model = _reading_as(dataset, model)
     output = storage.usable_path(config.output, "output").rstrip("/")
@@ -81,6 +83,7 @@ def run(config: TrainConfig) -> None:
         _require_same_run(result["identity"], identity, output)
         print(f"train: finished before, at step {result['step']:,}: {final}", flush=True)
         return
+    check_unfinished(output)
     groups = index_row_groups(dataset, config.split)
     subset = open_subset(dataset, config.split, config.subset)
     if subset is not None:
@@ -107,9 +110,12 @@ def run(config: TrainConfig) -> None:
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}
     name = output.rsplit("/", 1)[-1]
     with Tracker.start(config.tracking, "train", name, config, links, run_id) as tracker:
-        storage.write_json(
-            storage.join(output, RUN), {"identity": identity, "run_id": tracker.run_id}
-        )
+        begun = {
+            "identity": identity,
+            "run_id": tracker.run_id,
+            "behaviours": numbers(BEHAVIOURS),
+        }
+        storage.write_json(storage.join(output, RUN), begun)
         storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
         tracker.set_tags({"model": model.name, "dataset_fingerprint": dataset.fingerprint})
         print(

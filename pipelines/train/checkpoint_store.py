@@ -70,6 +70,10 @@ class CheckpointStore:
                 return step
         return None
 
+    def manifest(self, step: int) -> dict[str, Any]:
+        """Of the checkpoint of `step`, which has one."""
+        return storage.read_json(storage.join(self.path(step), MANIFEST))
+
     def unsent(self, step: int) -> list[str]:
         """What the tracking server had not got of the run when the checkpoint of `step` was saved;
         nothing where there is none."""

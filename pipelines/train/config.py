@@ -223,8 +223,8 @@ class TrainConfig(StageConfig):
     batch_norm_images: int | None = Field(
         None,
         gt=0,
-        description="images per block of batch statistics; None: the largest divisor of "
-        "global_batch up to 32",
+        description="images per block of batch statistics, at most global_batch of them; None: the "
+        "largest divisor of global_batch up to 32",
     )
     seed: int = 0
     log_every_steps: int = Field(20, gt=0)
@@ -310,7 +310,7 @@ class TrainConfig(StageConfig):
     def batch_norm_block(self) -> int:
         """Images whose statistics batch normalisation takes together."""
         if self.batch_norm_images is not None:
-            return self.batch_norm_images
+            return min(self.batch_norm_images, self.global_batch)
         most = min(MOST_BATCH_NORM_IMAGES, self.global_batch)
         return next(n for n in range(most, 0, -1) if self.global_batch % n == 0)
 

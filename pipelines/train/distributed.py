@@ -18,8 +18,6 @@ from caft.losses import CAFTLoss, caft_loss
 from caft.model import CAFT, ImageFeatures, TextFeatures
 from caft.packing import PackedTexts
 
-PART_TERMS = ("part_text_conditioned", "part_multi_positive")
-
 
 class TrainingModel(nn.Module):
     """CAFT and its loss as one module, so that DeepSpeed sees every parameter's use.

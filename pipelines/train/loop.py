@@ -13,6 +13,7 @@ import torch.distributed as dist
 from caft.config import ModelConfig
 from caft.model import create_model
 from pipelines import storage
+from pipelines.behaviours import numbers
 from pipelines.tracking import Tracker
 from pipelines.train.checkpoint_store import CheckpointStore
 from pipelines.train.config import TrainConfig
@@ -28,7 +29,7 @@ from pipelines.train.plan import EpochPlan
 from pipelines.train.profiling import Profiler
 from pipelines.train.run_log import RunLog
 from pipelines.train.schedule import learning_rate
-from pipelines.train.start import find_start, load_start
+from pipelines.train.start import BEHAVIOURS, find_start, load_start
 from pipelines.train.subset import Subset
 from pipelines.train.telemetry import Telemetry, losses_of
 
@@ -58,6 +59,7 @@ class TrainJob:
             "dataset_fingerprint": self.dataset_fingerprint,
             "mlflow_run_id": self.run_id,
             "global_batch": self.config.global_batch,
+            "behaviours": numbers(BEHAVIOURS),
         }
 
 

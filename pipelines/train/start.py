@@ -15,8 +15,13 @@ from caft.config import ModelConfig
 from caft.errors import CheckpointError, ConfigError
 from caft.model import CAFT
 from pipelines import storage
+from pipelines.behaviours import first_change
 from pipelines.train.checkpoint_store import CheckpointStore, require_same_model
 from pipelines.train.config import StartConfig, TrainConfig
+from pipelines.train.layout import RUN
+
+BEHAVIOURS = ("caption_sampling", "initial_values")  # that decide what a run learns
+AFTER_A_STEP = BEHAVIOURS[:1]  # weights are in the checkpoint
 
 
 def check_start(
@@ -48,8 +53,34 @@ def check_start(
             f"({manifest.get('dataset')}); set start_from.accept_other_dataset=true if it may"
         )
     if start.state:
+        if change := first_change(manifest.get("behaviours", {}), AFTER_A_STEP):
+            raise CheckpointError(
+                f"start_from.checkpoint: {path}: {change}, so going on from its step would mix "
+                "both; set start_from.state=false, or go on with the version that made it"
+            )
         _require_same_position(manifest, config, total_steps, path)
     return config.model_copy(update={"start_from": start.model_copy(update={"checkpoint": path})})
+
+
+def check_unfinished(output: str) -> None:
+    """Let nothing go on that was begun by a version which trains otherwise.
+
+    Raises:
+        ConfigError: the output holds such a run, unfinished; the behaviour is named.
+    """
+    store, run = CheckpointStore(output), storage.join(output, RUN)
+    step, matters = store.newest_step(), BEHAVIOURS
+    if step:
+        begun, matters = store.manifest(step), AFTER_A_STEP
+    elif storage.exists(run):
+        begun = storage.read_json(run)
+    else:
+        return
+    if change := first_change(begun.get("behaviours", {}), matters):
+        raise ConfigError(
+            f"output: {output} holds an unfinished run of another version: {change}, so going on "
+            "would mix both; finish it with that version or choose another output"
+        )
 
 
 def _require_same_position(

@@ -14,11 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from caft.config import LossConfig
 from caft.cost import Workload, flops
 from caft.losses import CAFTLoss
 from pipelines.train.config import TrainConfig
-from pipelines.train.distributed import PART_TERMS, TrainingModel
+from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
 from pipelines.train.peak import device_peak
 
@@ -44,7 +43,6 @@ class Telemetry:
     ) -> None:
         self._config, self._model, self._device = config, trained.model, device
         self._steps_per_epoch = steps_per_epoch
-        self._terms = loss_terms(trained.model.config.losses)
         self.peak = device_peak(device, config.deepspeed.precision)
         self._alone = _Stopwatch(device)
         trained.before_exchange = self._alone.stop
@@ -82,11 +80,11 @@ class Telemetry:
             skipped: a boolean scalar: whether the weights were left as they are, because the step
                 was not finite. Its losses then have no place in a mean.
         """
-        losses = torch.stack([getattr(loss, term).detach() for term in self._terms])
-        row = torch.cat([losses, losses.new_ones(1)])
+        losses = loss.terms | {"total": loss.total}
+        row = torch.stack([*(value.detach() for value in losses.values()), loss.total.new_ones(())])
         if skipped is not None:
             row = torch.where(skipped.to(self._device, non_blocking=True), 0.0, row)
-        self._losses += row
+        self._losses, self._names = row + self._losses, tuple(losses)
         self._steps += 1
         if gradient_norm is not None:
             self._norms.append(torch.as_tensor(gradient_norm, device=self._device).float())
@@ -126,7 +124,7 @@ class Telemetry:
         ]
 
     def _exchange(self, own: list[float]) -> dict[str, np.ndarray]:
-        """Sums of loss terms, APPLIED and the values of SHARED by name, (workers,) each."""
+        """Sums of losses, APPLIED and the values of SHARED by name, (workers,) each."""
         told = torch.tensor(own, dtype=torch.float64).to(self._device)
         row = torch.cat([self._losses.double(), told])
         rows = [row]
@@ -134,14 +132,13 @@ class Telemetry:
             rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
             dist.all_gather(rows, row)
         columns = torch.stack(rows).cpu().numpy().T
-        return dict(zip((*self._terms, APPLIED, *SHARED), columns, strict=True))
+        return dict(zip((*self._names, APPLIED, *SHARED), columns, strict=True))
 
     def _loss_means(self, workers: dict[str, np.ndarray]) -> dict[str, float]:
         """Workers' shares of a loss add up to the loss of the global batch. NaN if all steps were
         skipped."""
         applied = float(workers[APPLIED][0]) or math.nan
-        means = {f"loss/{t}": float(workers[t].sum()) / applied for t in self._terms}
-        return means | {"loss/total": sum(means.values())}
+        return {f"loss/{name}": float(workers[name].sum()) / applied for name in self._names}
 
     def _rates(self, workers: dict[str, np.ndarray]) -> dict[str, float]:
         seconds = float(workers["seconds"].mean())
@@ -195,15 +192,11 @@ class Telemetry:
 
     def _restart(self) -> None:
         self._since = time.perf_counter()
-        self._losses = torch.zeros(len(self._terms) + 1, device=self._device)  # and their steps
+        self._losses = torch.zeros((), device=self._device)  # sums of _names, and of their steps
+        self._names: tuple[str, ...] = ()
         self._norms: list[Tensor] = []
         self._steps, self._waited_s = 0, 0.0
         self._images, self._tokens, self._texts, self._parts = 0, 0, 0, 0
-
-
-def loss_terms(losses: LossConfig) -> tuple[str, ...]:
-    """The terms of `CAFTLoss` that a configuration trains."""
-    return PART_TERMS * losses.parts + ("whole",) * losses.has_whole
 
 
 def losses_of(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -1,10 +1,14 @@
 """The train stage's configuration: what does not go together is said before anything starts."""
 
+from pathlib import Path
+
 import pytest
 
 from caft.config import load_config
 from caft.errors import ConfigError
 from pipelines.train.config import TrainConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def config_of(*overrides: str) -> TrainConfig:
@@ -73,6 +77,27 @@ def test_the_block_of_batch_norm_follows_from_the_global_batch_alone(global_batc
     for workers in (1, 2, 4):
         config = config_of(*overrides, f"scaling.num_workers={workers}")
         assert config.batch_norm_block == block
+
+
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "configs/train").glob("caft_b_*.yaml")))
+def test_published_recipes_normalise_over_the_256_images_of_a_loss_block(recipe):
+    """Also in a smaller batch, on many workers and in micro-batches, or a line says what to set."""
+
+    def config(*overrides):
+        return load_config(TrainConfig, recipe, overrides)
+
+    assert config().batch_norm_block == config().block_size == 256
+    for fits in (
+        ["scaling.compile=true"],
+        ["scaling.num_workers=1", "scaling.micro_batch=256"],
+        ["scaling.num_workers=64"],  # blocks span workers
+    ):
+        assert config(*fits).batch_norm_block == 256
+    assert config("global_batch=64").batch_norm_block == 64
+    for misfit in (["scaling.micro_batch=32"], ["scaling.num_workers=16", "scaling.compile=true"]):
+        with pytest.raises(ConfigError, match="batch_norm_images 256"):
+            config(*misfit)
+        assert config(*misfit, "batch_norm_images=32").batch_norm_block == 32
 
 
 def test_micro_batches_that_fit_are_taken():

@@ -108,7 +108,8 @@ def test_one_worker_alone_measures_its_own_steps(name):
         negatives = draw_negatives(4, batch.tokens.shape[1], n, 4)
         loss = trained(batch.images, batch.superpixels, model.pack_texts(batch.tokens), negatives)
         telemetry.add(loss, torch.tensor(3.0))
-        bad = CAFTLoss(*(term * torch.nan for term in loss))
+        nan = {name: term * torch.nan for name, term in loss.terms.items()}
+        bad = CAFTLoss(nan, loss.total * torch.nan)
         telemetry.add(bad, torch.tensor(torch.inf), skipped=torch.tensor(True))
         losses.append(loss)
     metrics = telemetry.take(step=2, lr=0.1)

@@ -1,0 +1,36 @@
+"""What the code does where no configuration key decides it, with a number for each such behaviour.
+Stages store the numbers with what they make, and continue nothing that was begun under others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+BEFORE = 1  # of a behaviour that stored numbers do not name: older than its first change
+
+
+class Behaviour(NamedTuple):
+    number: int  # raised by one whenever results change though no key does
+    what: str
+
+
+BEHAVIOURS = {
+    # 2: extras are drawn independently; without a long caption, eight sentences take its place.
+    "caption_sampling": Behaviour(2, "how sub-captions are drawn from the captions of a row"),
+    # 2: image cls token, the pools' group biases, the attention pool's q, k and v.
+    "initial_values": Behaviour(2, "the random values that a new model starts with"),
+}
+
+
+def numbers(names: Iterable[str]) -> dict[str, int]:
+    """The numbers of today, to be stored with an output that these behaviours decide."""
+    return {name: BEHAVIOURS[name].number for name in names}
+
+
+def first_change(stored: Mapping[str, int], names: Iterable[str]) -> str | None:
+    """Which of the behaviours differs from the stored numbers, in words; None: all are the same."""
+    for name in names:
+        then, now = stored.get(name, BEFORE), BEHAVIOURS[name]
+        if then != now.number:
+            return f"{name} ({now.what}) is {then} there and {now.number} in this version"
+    return None
