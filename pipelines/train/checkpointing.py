@@ -17,11 +17,11 @@ from caft.checkpoint import TRAINING_STATE, save_tensors, save_weights, write_ma
 from caft.model import CAFT
 from pipelines.train.average import WeightAverage
 from pipelines.train.host_copies import HostCopies
-from pipelines.train.layout import UNSENT
+from pipelines.train.layout import AVERAGE, UNSENT
 from pipelines.train.loss_scale import loss_scale_state, restore_loss_scale
 from pipelines.train.sharding import set_moments, updates_made, whole_moments, whole_weights
 
-OPTIMIZER, AVERAGE, POSITION = "optimizer.safetensors", "average.safetensors", "position.json"
+OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
 
 @dataclass(frozen=True)

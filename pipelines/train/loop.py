@@ -21,6 +21,7 @@ from pipelines.train.distributed import TrainingModel
 from pipelines.train.engine import start_engine
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.held_out import HeldOutSet
+from pipelines.train.identity import BEHAVIOURS
 from pipelines.train.ingest import Loader, iter_batches
 from pipelines.train.layout import FINAL
 from pipelines.train.notice_board import Notice
@@ -29,7 +30,7 @@ from pipelines.train.plan import EpochPlan
 from pipelines.train.profiling import Profiler
 from pipelines.train.run_log import RunLog
 from pipelines.train.schedule import learning_rate
-from pipelines.train.start import BEHAVIOURS, find_start, load_start
+from pipelines.train.start import find_start, load_start
 from pipelines.train.subset import Subset
 from pipelines.train.telemetry import Telemetry, losses_of
 

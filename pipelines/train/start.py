@@ -18,16 +18,13 @@ from pipelines import storage
 from pipelines.behaviours import first_change
 from pipelines.train.checkpoint_store import CheckpointStore, require_same_model
 from pipelines.train.config import StartConfig, TrainConfig
-from pipelines.train.layout import RUN
-
-BEHAVIOURS = ("caption_sampling", "initial_values")  # that decide what a run learns
-AFTER_A_STEP = BEHAVIOURS[:1]  # weights are in the checkpoint
+from pipelines.train.identity import AFTER_A_STEP
 
 
 def check_start(
     config: TrainConfig, model: ModelConfig, dataset_fingerprint: str, total_steps: int
-) -> TrainConfig:
-    """`config` with an absolute `start_from.checkpoint`, once that is known to serve.
+) -> None:
+    """Whether what `start_from` names serves, an absolute path.
 
     Raises:
         CheckpointError: nothing there, damaged, of another model or dataset, or without the state
@@ -36,8 +33,8 @@ def check_start(
     """
     start = config.start_from
     if start is None:
-        return config
-    path = storage.usable_path(start.checkpoint, "start_from.checkpoint")
+        return
+    path = start.checkpoint
     with storage.opened(path) as local:
         require_same_model(caft.load_model(local).config, model, path)
         manifest = read_manifest(local, verify=True) if (local / MANIFEST).exists() else {}
@@ -59,28 +56,6 @@ def check_start(
                 "both; set start_from.state=false, or go on with the version that made it"
             )
         _require_same_position(manifest, config, total_steps, path)
-    return config.model_copy(update={"start_from": start.model_copy(update={"checkpoint": path})})
-
-
-def check_unfinished(output: str) -> None:
-    """Let nothing go on that was begun by a version which trains otherwise.
-
-    Raises:
-        ConfigError: the output holds such a run, unfinished; the behaviour is named.
-    """
-    store, run = CheckpointStore(output), storage.join(output, RUN)
-    step, matters = store.newest_step(), BEHAVIOURS
-    if step:
-        begun, matters = store.manifest(step), AFTER_A_STEP
-    elif storage.exists(run):
-        begun = storage.read_json(run)
-    else:
-        return
-    if change := first_change(begun.get("behaviours", {}), matters):
-        raise ConfigError(
-            f"output: {output} holds an unfinished run of another version: {change}, so going on "
-            "would mix both; finish it with that version or choose another output"
-        )
 
 
 def _require_same_position(
