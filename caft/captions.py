@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+Rule = Literal["default", "reference"]  # by which a text is split into sentences
+
 REFERENCE_MIN_CHARS = 3  # training data of the reference drops shorter pieces
 JOINER = ". "
 MAX_CHUNK_SENTENCES = 3
@@ -129,9 +131,7 @@ _BULLET = re.compile(
 _WORD_CHARACTER = re.compile(r"\w")
 
 
-def split_sentences(
-    text: str, mode: Literal["default", "reference"] = "default", min_chars: int = 1
-) -> list[str]:
+def split_sentences(text: str, mode: Rule = "default", min_chars: int = 1) -> list[str]:
     """Sentences of a caption, in order, without a final full stop.
 
     `default` keeps abbreviations, decimals, initials, ellipses and URLs whole, and what stands in
@@ -152,9 +152,7 @@ def split_sentences(
     return [piece for piece in pieces if piece and len(piece) >= min_chars]
 
 
-def caption_sentences(
-    caption: str | Sequence[str], mode: Literal["default", "reference"] = "default"
-) -> list[str]:
+def caption_sentences(caption: str | Sequence[str], mode: Rule = "default") -> list[str]:
     """Sentences of a caption, by a rule of `split_sentences`.
 
     Args:

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from caft.captions import Rule
 from caft.documents import parse_yaml, read_text
 from caft.errors import ConfigError
 from caft.old_keys import renewed
@@ -202,7 +203,7 @@ class TextConfig(Config):
     whole_layers: int = Field(4, gt=0)
     whole_heads: int = Field(8, gt=0)
     chunks: int = Field(4, gt=0, description="chunks of a caption that feed the whole-text encoder")
-    sentences: Literal["default", "reference"] = Field(
+    sentences: Rule = Field(
         "default",
         description="rule of `split_sentences` that the captions of training were split by; the "
         "train stage takes it from the dataset",

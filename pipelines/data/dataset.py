@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
+from caft.captions import Rule
 from caft.errors import DataError, StorageError
 from pipelines import storage
 from pipelines.data.write import count_rows
@@ -75,7 +76,7 @@ class Dataset:
         return sum(entry.rows for entry in self.files)
 
     @property
-    def split_mode(self) -> Literal["default", "reference"]:
+    def split_mode(self) -> Rule:
         """The rule of `split_sentences` that its captions were split by."""
         captions = self.manifest.get("config", {}).get("captions", {})
         return "reference" if captions.get("split_mode") == "reference" else "default"

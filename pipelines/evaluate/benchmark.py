@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
+from caft.captions import Rule, caption_sentences
 from caft.masks import decode_rle
 from caft.model import CAFT, ImageFeatures
 from pipelines.data.dataset import Dataset
@@ -27,6 +29,7 @@ class Region:
         return decode_rle(self.rle)
 
 
+Caption = str | tuple[str, ...]  # a text as it was written, or the sentences that a dataset holds
 Regions = Mapping[str, tuple[Region, ...]]  # by image URL
 
 
@@ -92,9 +95,15 @@ class Benchmark:
     rows: Rows
     pieces: tuple[Piece, ...]
     urls: tuple[str, ...]
-    sentences: tuple[tuple[str, ...], ...]  # of each caption
+    captions: tuple[Caption, ...]
     text_to_image: tuple[int, ...]  # position of the image that each caption belongs to
     regions: Regions
     fingerprint: str  # of all that is read
     measure: Measure | None = None
     classes: Classes | None = None
+    rule: Rule | None = None  # captions are split by it; None: as each model was trained
+
+    @cached_property
+    def sentences(self) -> tuple[tuple[str, ...], ...]:
+        """Of each caption, by the same rule for every model: what controls change, and lengths."""
+        return tuple(tuple(caption_sentences(c, self.rule or "default")) for c in self.captions)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
+from caft.captions import Rule
 from caft.config import Config
 from pipelines import storage
 from pipelines.config import StageConfig
@@ -47,8 +48,9 @@ class PublishedConfig(Config):
     images: tuple[str, ...] = Field(
         (), description="folders to look for its images in, in place of the set's own below root"
     )
-    sentences: Literal["default", "reference"] = Field(
-        "default", description="how captions are cut; 'reference' is the rule of published numbers"
+    sentences: Rule | None = Field(
+        None,
+        description="rule that captions are split by; None: the one each model was trained with",
     )
     templates: Templates = Field(
         ("a photo of a {}.",), description="of classes, where the set has a class for each pixel"

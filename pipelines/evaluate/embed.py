@@ -15,12 +15,13 @@ import ray
 import torch
 from torch import Tensor
 
+from caft.captions import JOINER, Rule, caption_sentences
 from caft.errors import CAFTError, CheckpointError, ClusterError
 from pipelines import storage
 from pipelines.cluster import connect
 from pipelines.evaluate.adapters import Adapter, Preprocess, open_adapter
 from pipelines.evaluate.adapters.own import CAFTAdapter
-from pipelines.evaluate.benchmark import Benchmark, Measure, Piece, Rows
+from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Piece, Rows
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.features import (
     FeatureWriter,
@@ -34,7 +35,7 @@ from pipelines.progress import Progress
 CAPTIONS_PER_TASK = 256
 MEASURED, LABEL_MAP = "measured", "label_map"
 
-Captions = Sequence[Sequence[str]]
+Texts = Sequence[Sequence[str]]  # as `Adapter.encode_texts` takes them
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,20 @@ class Encoder:
         joined = torch.from_numpy(np.concatenate(measured).reshape(-1, columns))
         return writer.finish({MEASURED: joined})
 
-    def texts(self, versions: Sequence[Captions], label: str) -> Iterator[dict[str, Tensor]]:
+    def texts(
+        self, versions: Sequence[Sequence[Caption]], label: str, rule: Rule | None = None
+    ) -> Iterator[dict[str, Tensor]]:
         """Features of each version of a benchmark's captions; the model is started once for all,
         and reads equal captions once.
+
+        Args:
+            rule: that captions are split by; None: the model's own.
 
         Raises:
             CheckpointError: the model gives features that are not numbers.
         """
-        unique = list(dict.fromkeys(tuple(c) for captions in versions for c in captions))
+        read = [[self._as_read(caption, rule) for caption in captions] for captions in versions]
+        unique = list(dict.fromkeys(text for texts in read for text in texts))
         place = {caption: n for n, caption in enumerate(unique)}
         text = json.dumps(unique, ensure_ascii=False)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -101,11 +108,18 @@ class Encoder:
         folder = storage.join(self.features, key)
         stored = open_features(folder) or self._encode_texts(unique, folder, label)
         features = stored.all()
-        for captions in versions:
-            index = torch.tensor([place[tuple(caption)] for caption in captions])
+        for texts in read:
+            index = torch.tensor([place[text] for text in texts])
             yield {name: tensor[index] for name, tensor in features.items()}
 
-    def _encode_texts(self, captions: Captions, folder: str, label: str) -> StoredFeatures:
+    def _as_read(self, caption: Caption, rule: Rule | None) -> tuple[str, ...]:
+        """A caption as the model's `encode_texts` takes it."""
+        own = self.adapter.sentences
+        if own is None:
+            return (caption if isinstance(caption, str) else JOINER.join(caption),)
+        return tuple(caption_sentences(caption, rule or own))
+
+    def _encode_texts(self, captions: Texts, folder: str, label: str) -> StoredFeatures:
         starts = range(0, len(captions), CAPTIONS_PER_TASK)
         items = [
             {"captions": json.dumps(captions[start : start + CAPTIONS_PER_TASK])}

@@ -38,7 +38,7 @@ def require_same_evaluation(output: str, config: EvaluateConfig, inputs: Mapping
     """Refuse an output of another evaluation; one that is empty holds none.
 
     Args:
-        inputs: as `inputs_of` gives them.
+        inputs: as `inputs_of` gives them; those that are not given are not compared.
 
     Raises:
         ConfigError: naming the first key that differs, its old and its new value.
@@ -51,7 +51,9 @@ def require_same_evaluation(output: str, config: EvaluateConfig, inputs: Mapping
     known = _inputs(output)
     if known is not None:
         fix = "give what it was made of, or choose another output"
-        require_same(output, HOLDS, first_difference(known, inputs), fix)
+        require_same(
+            output, HOLDS, first_difference({k: known.get(k) for k in inputs}, inputs), fix
+        )
 
 
 def _inputs(output: str) -> dict[str, Any] | None:

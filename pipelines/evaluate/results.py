@@ -65,9 +65,9 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     metrics = {"images": float(images.count)} | measured(benchmark, images)
     if benchmark.classes:
         metrics |= classified(encoder, ranker, benchmark, images)
-    if not benchmark.sentences:
+    if not benchmark.captions:
         return BenchmarkResults(metrics, {}, {}, {}, {}, None)
-    (texts,) = encoder.texts([benchmark.sentences], benchmark.name)
+    (texts,) = encoder.texts([benchmark.captions], benchmark.name, benchmark.rule)
     names = _kind_names(ranker.scorer.components)
     kinds = _kinds(config.alpha, names)
     if config.top_k is not None:
@@ -92,7 +92,8 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     changed = list(variants(config.controls, benchmark.sentences, owner, config.seed))
     controls = {}
     if changed:
-        versions = encoder.texts([variant.captions for variant in changed], benchmark.name)
+        captions = [variant.captions for variant in changed]
+        versions = encoder.texts(captions, benchmark.name, benchmark.rule)
         for variant, texts in zip(changed, versions, strict=True):
             ranked = ranker.rank(images, texts, owner, [own], f"{label} {variant.name}")[own.name]
             share = variant.changed_share(benchmark.sentences)
@@ -208,7 +209,8 @@ def classified(
     label = f"evaluate {encoder.adapter.name} {benchmark.name}"
     labels, prompts = benchmark.classes.labels, benchmark.classes.prompts
     captions = [(text,) for texts in prompts for text in texts]
-    (found,) = encoder.texts([captions], benchmark.name)
+    # The default rule keeps each as it is: a class may be called "St. Bernard".
+    (found,) = encoder.texts([captions], benchmark.name, "default")
     classes = {name: class_features(tensor, len(prompts)) for name, tensor in found.items()}
     kinds = _kinds(encoder.config.alpha, _kind_names(ranker.scorer.components))
     ranks = ranker.classify(images, classes, labels, kinds, label)

@@ -77,7 +77,7 @@ def run(config: EvaluateConfig) -> None:
     beside = storage.join(output.rpartition("/")[0], FEATURES)
     features = storage.usable_path(config.features or beside, "features")
     config = config.model_copy(update={"output": output, "features": features})
-    benchmarks = _open_all(config)
+    benchmarks = open_benchmarks(config)
     evaluations = [
         Evaluation(
             checkpoint,
@@ -105,7 +105,7 @@ def run(config: EvaluateConfig) -> None:
     _print_results(config, evaluations, results)
 
 
-def _open_all(config: EvaluateConfig) -> list[Benchmark]:
+def open_benchmarks(config: EvaluateConfig) -> list[Benchmark]:
     """All benchmarks; without the published sets that are missing, where that is allowed."""
     opened, missing = [], []
     for n, benchmark in enumerate(config.located()):

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import torch
 
 from caft.checkpoint import MANIFEST
-from caft.config import ModelConfig, TextConfig, load_model_config, to_yaml
-from caft.errors import ConfigError, DataError
+from caft.config import ModelConfig, load_model_config, to_yaml
+from caft.errors import DataError
 from caft.model import CAFT
 from caft.superpixels.network import open_sfcn
 from pipelines import storage
 from pipelines.cluster import connect
 from pipelines.config import stage_main
-from pipelines.data.dataset import Dataset, open_dataset
+from pipelines.data.dataset import open_dataset
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.checkpoint_store import CheckpointStore
@@ -31,7 +31,7 @@ from pipelines.train.layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import cooldown_steps
-from pipelines.train.start import check_start
+from pipelines.train.start import check_start, reading_as
 from pipelines.train.subset import open_subset
 
 # Ray Train would print what workers print a second time.
@@ -57,7 +57,7 @@ def run(config: TrainConfig) -> None:
     if model.image.superpixels.method == "sfcn":
         open_sfcn(model.image.superpixels)  # weights that do not serve are known before Ray starts
     dataset = open_dataset(config.dataset)
-    model = _reading_as(dataset, model)
+    model = reading_as(dataset, model)
     output = storage.usable_path(config.output, "output").rstrip("/")
     config = config.model_copy(update={"output": output})
     final = storage.join(output, FINAL)
@@ -131,21 +131,6 @@ def _checkpoint_bytes(model: ModelConfig, config: TrainConfig) -> int:
         whole = CAFT(model)
     weights = sum(tensor.nbytes for tensor in whole.state_dict().values())
     return weights * (4 if config.average else 3)
-
-
-def _reading_as(dataset: Dataset, model: ModelConfig) -> ModelConfig:
-    """The model that splits captions as the dataset's were split: it is scored as it was trained.
-
-    Raises:
-        ConfigError: the model asks for another rule.
-    """
-    rule, asked = dataset.split_mode, model.text.sentences
-    if asked != rule and asked != TextConfig().sentences:
-        raise ConfigError(
-            f"model.text.sentences: '{asked}', but the captions of {dataset.path} were split by "
-            f"'{rule}'; leave the key out, or build the dataset with captions.split_mode={asked}"
-        )
-    return model.model_copy(update={"text": model.text.model_copy(update={"sentences": rule})})
 
 
 def main(argv: Sequence[str]) -> int:

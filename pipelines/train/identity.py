@@ -23,8 +23,8 @@ from pipelines.train.checkpoint_store import CheckpointStore, model_difference
 from pipelines.train.config import TrainConfig
 from pipelines.train.layout import CONFIG_COPY, FINAL, RESULT, RUN
 
-BEHAVIOURS = ("caption_sampling", "initial_values")  # that decide what a run learns
-AFTER_A_STEP = BEHAVIOURS[:1]  # weights are in the checkpoint
+AFTER_A_STEP: tuple[str, ...] = ("caption_sampling",)  # behaviours that decide what is learned
+BEHAVIOURS = (*AFTER_A_STEP, "initial_values")  # and those that are in a checkpoint's weights
 # What may differ when a run is resumed: it changes the speed, not the result.
 FREE_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("tracking", "progress_every_s", "scaling", "checkpoint"), True),

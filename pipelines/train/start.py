@@ -11,11 +11,12 @@ from typing import Any
 
 import caft
 from caft.checkpoint import MANIFEST, TRAINING_STATE, WEIGHTS, load_weights, read_manifest
-from caft.config import ModelConfig
+from caft.config import ModelConfig, TextConfig
 from caft.errors import CheckpointError, ConfigError
 from caft.model import CAFT
 from pipelines import storage
 from pipelines.behaviours import first_change
+from pipelines.data.dataset import Dataset
 from pipelines.train.checkpoint_store import CheckpointStore, require_same_model
 from pipelines.train.config import StartConfig, TrainConfig
 from pipelines.train.identity import AFTER_A_STEP
@@ -73,6 +74,21 @@ def _require_same_position(
             f"epochs: this run ends at step {total_steps:,}, and start_from.checkpoint is at step "
             f"{manifest['step']:,} already; raise epochs or name an earlier checkpoint"
         )
+
+
+def reading_as(dataset: Dataset, model: ModelConfig) -> ModelConfig:
+    """The model that splits captions as the dataset's were split: it is scored as it was trained.
+
+    Raises:
+        ConfigError: the model asks for another rule.
+    """
+    rule, asked = dataset.split_mode, model.text.sentences
+    if asked != rule and asked != TextConfig().sentences:
+        raise ConfigError(
+            f"model.text.sentences: '{asked}', but the captions of {dataset.path} were split by "
+            f"'{rule}'; leave the key out, or build the dataset with captions.split_mode={asked}"
+        )
+    return model.model_copy(update={"text": model.text.model_copy(update={"sentences": rule})})
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Telemetry:
     ) -> None:
         self._config, self._model, self._device = config, trained.model, device
         self._steps_per_epoch = steps_per_epoch
+        self._names: tuple[str, ...] = ()  # of the loss's terms and its total, once it is known
         self.peak = device_peak(device, config.deepspeed.precision)
         self._alone = _Stopwatch(device)
         trained.before_exchange = self._alone.stop
@@ -84,7 +85,8 @@ class Telemetry:
         row = torch.stack([*(value.detach() for value in losses.values()), loss.total.new_ones(())])
         if skipped is not None:
             row = torch.where(skipped.to(self._device, non_blocking=True), 0.0, row)
-        self._losses, self._names = row + self._losses, tuple(losses)
+        self._losses += row
+        self._names = tuple(losses)
         self._steps += 1
         if gradient_norm is not None:
             self._norms.append(torch.as_tensor(gradient_norm, device=self._device).float())
@@ -192,8 +194,7 @@ class Telemetry:
 
     def _restart(self) -> None:
         self._since = time.perf_counter()
-        self._losses = torch.zeros((), device=self._device)  # sums of _names, and of their steps
-        self._names: tuple[str, ...] = ()
+        self._losses: Any = 0.0  # sums of what _names name, and the number of steps in them
         self._norms: list[Tensor] = []
         self._steps, self._waited_s = 0, 0.0
         self._images, self._tokens, self._texts, self._parts = 0, 0, 0, 0

@@ -118,7 +118,7 @@ def small_evaluation(sample, dataset_folder, make_checkpoint, tmp_path_factory):
     benchmark = open_benchmark(config.benchmarks[0], "test")
     hostile = replace(
         benchmark,
-        sentences=tuple((*HOSTILE, *sentences) for sentences in benchmark.sentences),
+        captions=tuple((*HOSTILE, *sentences) for sentences in benchmark.sentences),
         urls=tuple(url + HOSTILE_END for url in benchmark.urls),
         regions={u + end: r for u, r in benchmark.regions.items() for end in ("", HOSTILE_END)},
     )

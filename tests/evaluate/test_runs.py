@@ -152,7 +152,7 @@ def test_several_captions_of_an_image_are_scored_as_such(settings, monkeypatch):
     count = len(benchmark.urls)
     doubled = replace(
         benchmark,
-        sentences=benchmark.sentences + benchmark.sentences[: count // 2],
+        captions=benchmark.captions + benchmark.captions[: count // 2],
         text_to_image=(*range(count), *range(count // 2)),
     )
     monkeypatch.setattr("pipelines.evaluate.stage.open_benchmark", lambda *_: doubled)

@@ -36,7 +36,7 @@ class Server:
         self.submitted.append(name)
         self._open += 1
         self.most = max(self.most, self._open)
-        output = next(a for a in arguments if a.startswith("output=")).removeprefix("output=")
+        output = json.loads(next(a for a in arguments if a[:7] == "output=")[7:])
         job = f"{name}#{len(self.submitted)}"
         self._jobs[job] = (stage, Path(output), name)
         return job

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caft.captions import Rule
 from caft.errors import CheckpointError, ConfigError, DataError
 from caft.preprocessing import decode_as_published
 from caft.scoring import FunctionScorer, Scorer, cosine_scores
@@ -29,6 +30,8 @@ class Adapter(Protocol):
 
     name: str  # what tables and MLflow call it
     fingerprint: str  # changes whenever its features would: of weights, sizes and preprocessing
+    # Rule that captions are split by before `encode_texts`; None: each is a text as it was written.
+    sentences: Rule | None = "default"
     step: int = 0  # of training, where it is known
     run_id: str = ""  # MLflow run of its training, where it is known
 
@@ -43,7 +46,8 @@ class Adapter(Protocol):
         ...
 
     def encode_texts(self, captions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """Features of captions, each a list of sentences; the names may differ from the images'."""
+        """Features of captions, each a list of sentences, or of one text where the model reads
+        whole texts; the names may differ from the images'."""
         ...
 
     def scorer(self) -> Scorer:

@@ -24,6 +24,8 @@ class OpenCLIPAdapter(Adapter):
         CheckpointError: it knows no such model or weights.
     """
 
+    sentences = None
+
     def __init__(self, name: str) -> None:
         try:
             import open_clip

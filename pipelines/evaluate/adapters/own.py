@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import caft
+from caft.captions import even_chunks
 from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
 from caft.config import FlatImageConfig, ImageConfig, Preprocess
 from caft.errors import DataError
@@ -37,22 +38,25 @@ class CAFTAdapter(Adapter):
         with storage.opened(path) as local:
             self.model = caft.load_model(local)
             self.name = self.model.config.name
+            self.sentences = self.model.config.text.sentences
             if local.is_file():
-                self.fingerprint = self._as_shown(sha256_of(local))
+                self.fingerprint = self._as_read(sha256_of(local))
                 return
             manifest = read_manifest(local)
         digests = "".join(manifest["files"][name]["sha256"] for name in (WEIGHTS, CONFIG))
-        self.fingerprint = self._as_shown(hashlib.sha256(digests.encode()).hexdigest())
+        self.fingerprint = self._as_read(hashlib.sha256(digests.encode()).hexdigest())
         self.step = int(manifest.get("step", 0))
         self.run_id = str(manifest.get("mlflow_run_id", ""))
 
-    def _as_shown(self, digest: str) -> str:
-        """A fingerprint of files and of how pictures are shown, which the files of released models
-        need not say. What was measured of squashed pictures keeps its fingerprint."""
-        rule = self.model.config.image.preprocess
-        if rule == "squash":
+    def _as_read(self, digest: str) -> str:
+        """A fingerprint of files and of how pictures are shown, captions split and parts scored,
+        which the files of released models need not say. What was measured before there was a
+        choice keeps its fingerprint."""
+        config = self.model.config
+        rules = (config.image.preprocess, config.text.sentences, config.unit_queries)
+        if rules == ("squash", "default", False):
             return digest
-        return hashlib.sha256(f"{digest}{rule}".encode()).hexdigest()
+        return hashlib.sha256(f"{digest}{rules}".encode()).hexdigest()
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
@@ -79,7 +83,9 @@ class CAFTAdapter(Adapter):
         return self.scored_features(self.image_features(columns))
 
     def encode_texts(self, captions: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        texts = self.model.encode_text(self.model.tokenize_captions(captions))
+        chunks = self.model.config.text.chunks
+        pieces = [piece for sentences in captions for piece in even_chunks(sentences, chunks)]
+        texts = self.model.encode_text(self.model.tokenize(pieces).view(len(captions), chunks, -1))
         return {"parts": texts.parts, "whole": texts.whole}
 
     def scorer(self) -> CAFTScorer:

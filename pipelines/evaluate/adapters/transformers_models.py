@@ -24,6 +24,8 @@ class TransformersAdapter(Adapter):
         CheckpointError: nothing that can be loaded under that name, or no model of FAMILIES.
     """
 
+    sentences = None
+
     def __init__(self, name: str) -> None:
         try:
             from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from caft.captions import JOINER, caption_sentences
 from caft.config import Preprocess
 from caft.model import CAFT
 from caft.pictures import data_url, to_canvas
@@ -70,7 +71,13 @@ def _of_benchmark(model: CAFT | None, result: Scored, config: ReportConfig) -> d
             model,
             images[n],
             benchmark.regions.get(benchmark.urls[n], ()),
-            [sentence for text in gallery.texts(n) for sentence in benchmark.sentences[text]],
+            [
+                sentence
+                for text in gallery.texts(n)
+                for sentence in caption_sentences(
+                    benchmark.captions[text], benchmark.rule or model.config.text.sentences
+                )
+            ],
             config.sentences,
             rule,
         )
@@ -129,7 +136,8 @@ class _Gallery:
         return {"src": self.pictures[image], "url": self.benchmark.urls[image]}
 
     def _caption(self, text: int) -> str:
-        whole = ". ".join(self.benchmark.sentences[text]) + "."
+        caption = self.benchmark.captions[text]
+        whole = caption if isinstance(caption, str) else f"{JOINER.join(caption)}."
         if len(whole) <= MAX_CAPTION_CHARS:
             return whole
         return whole[:MAX_CAPTION_CHARS].rpartition(" ")[0] + " …"

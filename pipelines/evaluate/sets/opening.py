@@ -37,20 +37,19 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
         )
     if stock.problems:
         print(f"evaluate: {config.name} is partial: {'; '.join(stock.problems)}", flush=True)
-    sentences = []
+    captions = []
     text_to_image = []
     for position, found in enumerate(present):
         for caption in found.entry.captions:
-            cut = split_sentences(caption, config.sentences)
-            if not cut:
+            if not split_sentences(caption):
                 raise MissingSet(f"{field} '{config.name}': {found.image.path}: empty caption")
-            sentences.append(tuple(cut))
+            captions.append(caption)
             text_to_image.append(position)
     regions = {found.image.path: found.entry.regions for found in present if found.entry.regions}
     label_maps = tuple(found.label_map.path for found in present if found.label_map)
     rows = ImageFiles(config.root, tuple(found.image.path for found in present), label_maps)
     measure: Measure | None = RegionMeasure(regions) if regions else None
-    settings = [config.set, stock.split, config.sentences]
+    settings = [config.set, stock.split]
     if stock.classes:
         prompts = class_prompts(stock.classes, config.templates)
         measure = SegmentationMeasure(prompts)
@@ -62,11 +61,12 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
         rows,
         rows.pieces,
         rows.images,
-        tuple(sentences),
+        tuple(captions),
         tuple(text_to_image),
         regions,
         _fingerprint(present, settings),
         measure,
+        rule=config.sentences,
     )
 
 
