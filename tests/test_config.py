@@ -123,7 +123,9 @@ def test_overrides_reach_into_a_model_that_is_named_by_its_recipe():
     assert (changed.model.losses.parts, changed.model.text.layers) == (False, 3)
     with pytest.raises(ConfigError) as caught:
         load_config(TrainConfig, path, ["model.losses.prts=false"])
-    assert str(caught.value) == f"{path}: model.losses.prts: unknown key"
+    assert (
+        str(caught.value) == f"{path}: model.losses.prts: unknown key; the nearest one is 'parts'"
+    )
 
 
 def test_command_line_prints_the_resolved_configuration_and_one_line_errors():

@@ -188,8 +188,9 @@ def _claim_output(config: DataConfig) -> None:
         then = known.get("sources", sources)
         require_same(output, holds, first_difference(then, sources, "sources"))
     if not finished:
-        storage.write_bytes(copy, to_yaml(config).encode())
+        # The copy last: it says that the output was begun.
         storage.write_json(path, {"sources": sources, "behaviours": numbers(BEHAVIOURS)})
+        storage.write_bytes(copy, to_yaml(config).encode())
 
 
 def _digest(config: DataConfig) -> str:

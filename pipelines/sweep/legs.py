@@ -53,8 +53,8 @@ def legs_of(config: SweepConfig, setting: Setting, points: Sequence[Point]) -> l
         new.setdefault(base, []).append(step)
         if first:
             saved.add(step)
-    for base, steps in new.items():
-        found[f"trunk-{setting.name}-{len(found)}"] = (base, tuple(steps))
+    for base, added in new.items():
+        found[f"trunk-{setting.name}-{len(found)}"] = (base, tuple(added))
     legs: list[Leg] = []
     needed = set(wanted)
     for name, (base, steps) in sorted(found.items(), key=lambda leg: -leg[1][0]):
