@@ -14,6 +14,7 @@ from caft import __version__
 from caft.config import to_yaml
 from caft.documents import parse_yaml
 from caft.errors import ConfigError, DataError
+from caft.superpixels.network import open_sfcn
 from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.data.chunk import process_chunk
@@ -40,8 +41,8 @@ from pipelines.identity import (
     require_same,
     require_same_behaviour,
 )
-from pipelines.metrics import report_rows
 from pipelines.progress import Progress
+from pipelines.prometheus import report_rows
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
@@ -211,9 +212,11 @@ def check(config: DataConfig) -> None:
     """Look at everything that a run will read, so that a wrong path fails at once.
 
     Raises:
-        ConfigError, DataError: what is wrong, and how to mend it.
+        ConfigError, DataError, CheckpointError: what is wrong, and how to fix it.
     """
     check_filters(config.filters)
+    if config.superpixels is not None and config.superpixels.segmenter.method == "sfcn":
+        open_sfcn(config.superpixels.segmenter)
     similarity = config.filters.similarity
     if similarity and not storage.exists(similarity.checkpoint):
         raise ConfigError(

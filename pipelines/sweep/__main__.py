@@ -17,7 +17,7 @@ from caft.errors import DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
-from pipelines.jobs import Jobs, on_local_cluster
+from pipelines.submit.jobs import Jobs, on_local_cluster
 from pipelines.sweep.asked import require_same_tasks
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.fit import FIT, fit_laws

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from caft.documents import parse_yaml
 from caft.errors import DataError
 from pipelines import storage
+from pipelines.run_layout import CONFIG_COPY, STEP
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point, Setting
-from pipelines.train.layout import CONFIG_COPY, STEP
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from caft.errors import DataError
 from caft.model import CAFT
 from caft.superpixels.network import open_sfcn
 from pipelines import storage
-from pipelines.cluster import connect
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
+from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.checkpoint_store import CheckpointStore
@@ -27,12 +27,12 @@ from pipelines.train.final import restore_final
 from pipelines.train.held_out import open_held_out
 from pipelines.train.identity import begun, known_run_id, require_same_run, require_same_training
 from pipelines.train.ingest import index_row_groups
-from pipelines.train.layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import cooldown_steps
 from pipelines.train.start import check_start, reading_as
 from pipelines.train.subset import open_subset
+from pipelines.workers import connect
 
 # Ray Train would print what workers print a second time.
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}

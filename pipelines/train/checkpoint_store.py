@@ -16,8 +16,8 @@ from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError, StorageError
 from pipelines import storage
 from pipelines.identity import Difference, first_difference
+from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
 from pipelines.train.config import CheckpointConfig
-from pipelines.train.layout import CHECKPOINTS, STEP, UNSENT
 
 # Keys of a model's configuration that do not shape it.
 NO_ARCHITECTURE = ("name", "unit_queries", "text.sentences")

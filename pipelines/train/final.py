@@ -9,8 +9,8 @@ import caft
 from caft.checkpoint import TRAINING_STATE, read_manifest, save_weights, write_manifest
 from caft.errors import CheckpointError
 from pipelines import storage
+from pipelines.run_layout import AVERAGE, FINAL
 from pipelines.train.checkpoint_store import CheckpointStore, publish
-from pipelines.train.layout import AVERAGE, FINAL
 
 
 def restore_final(output: str, step: int) -> None:

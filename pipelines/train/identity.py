@@ -19,9 +19,9 @@ from pipelines.identity import (
     require_same,
     require_same_behaviour,
 )
+from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.checkpoint_store import CheckpointStore, model_difference
 from pipelines.train.config import TrainConfig
-from pipelines.train.layout import CONFIG_COPY, FINAL, RESULT, RUN
 
 AFTER_A_STEP: tuple[str, ...] = ("caption_sampling",)  # behaviours that decide what is learned
 BEHAVIOURS = (*AFTER_A_STEP, "initial_values")  # and those that are in a checkpoint's weights

@@ -11,7 +11,7 @@ from caft.config import load_config, load_model_config, to_yaml
 from caft.errors import ClusterError, ConfigError, DataError
 from pipelines.config import TrackingConfig
 from pipelines.data.dataset import Dataset
-from pipelines.jobs import Outcome
+from pipelines.submit.jobs import Outcome
 from pipelines.sweep import run as run_module
 from pipelines.sweep.asked import require_same_tasks
 from pipelines.sweep.points import all_points
@@ -265,7 +265,5 @@ def test_what_was_done_with_another_recipe_or_dataset_is_refused_by_the_key(tmp_
         require_same_tasks(tasks)
     changed = study_config(tmp_path, train=str(recipe), train_set=set_, cooldown_fraction=0.5)
     monkeypatch.setattr(Dataset, "fingerprint", "the rows")
-    with pytest.raises(
-        ConfigError, match=r"optimizer\.cooldown_steps: .* a training made with"
-    ):
+    with pytest.raises(ConfigError, match=r"optimizer\.cooldown_steps: .* a training made with"):
         require_same_tasks(all_tasks(changed, all_points(changed), TrackingConfig(), 6400))
