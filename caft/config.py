@@ -29,7 +29,7 @@ from caft.problems import described
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
 
-Preprocess = Annotated[
+PictureRule = Annotated[
     Literal["crop", "squash"],
     Field(
         description="how a picture is brought to the image size in evaluation: 'crop', its centre, "
@@ -83,7 +83,7 @@ class ImageConfig(Config):
     image_size_px: int = Field(224, gt=0)
     # Before there was this key all pictures were squashed, so a stored configuration that lacks it
     # means that; the published recipes name the crop.
-    preprocess: Preprocess = "squash"
+    preprocess: PictureRule = "squash"
     stem_widths: tuple[int, ...] = (96, 192, 384, 768)
     stem_strides: tuple[int, ...] = (2, 2, 2, 1)
     width: int = Field(768, gt=0)
@@ -136,7 +136,7 @@ class FlatImageConfig(Config):
 
     encoder: Literal["flat"] = "flat"
     image_size_px: int = Field(224, gt=0)
-    preprocess: Preprocess = "squash"  # as in ImageConfig
+    preprocess: PictureRule = "squash"  # as in ImageConfig
     patch_px: int = Field(16, gt=0)
     width: int = Field(768, gt=0)
     heads: int = Field(12, gt=0)

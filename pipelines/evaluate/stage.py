@@ -20,7 +20,7 @@ from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.embed import Encoder
+from pipelines.evaluate.embed import Encoder, protocol
 from pipelines.evaluate.finished import EXAMPLES, METRICS, read_output
 from pipelines.evaluate.identity import CONFIG_COPY, RUN, inputs_of, require_same_evaluation
 from pipelines.evaluate.report.examples import Scored, gather_examples
@@ -190,6 +190,7 @@ def _evaluate_one(
                 "path": benchmark.rows.place,
                 "split": benchmark.split,
                 "fingerprint": benchmark.fingerprint,
+                "pictures": protocol(adapter, benchmark),
             }
             for benchmark in benchmarks
         },

@@ -15,7 +15,7 @@ from pipelines.evaluate.stage import open_benchmarks
 from pipelines.run_layout import CONFIG_COPY as TRAIN_COPY
 from pipelines.sweep.tasks import Task
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import resolve_deepspeed
+from pipelines.train.deepspeed.config import resolve_deepspeed
 from pipelines.train.identity import require_same_run, require_same_training
 from pipelines.train.start import reading_as
 

@@ -10,7 +10,7 @@ from caft.checkpoint import TRAINING_STATE, read_manifest, save_weights, write_m
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.run_layout import AVERAGE, FINAL
-from pipelines.train.checkpoint_store import CheckpointStore, publish
+from pipelines.train.checkpoints.store import CheckpointStore, publish
 
 
 def restore_final(output: str, step: int) -> None:

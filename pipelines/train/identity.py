@@ -20,7 +20,7 @@ from pipelines.identity import (
     require_same_behaviour,
 )
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
-from pipelines.train.checkpoint_store import CheckpointStore, model_difference
+from pipelines.train.checkpoints.store import CheckpointStore, model_difference
 from pipelines.train.config import TrainConfig
 
 AFTER_A_STEP: tuple[str, ...] = ("caption_sampling",)  # behaviours that decide what is learned

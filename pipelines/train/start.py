@@ -17,7 +17,7 @@ from caft.model import CAFT
 from pipelines import storage
 from pipelines.behaviours import first_change
 from pipelines.data.dataset import Dataset
-from pipelines.train.checkpoint_store import CheckpointStore, require_same_model
+from pipelines.train.checkpoints.store import CheckpointStore, require_same_model
 from pipelines.train.config import StartConfig, TrainConfig
 from pipelines.train.identity import AFTER_A_STEP
 

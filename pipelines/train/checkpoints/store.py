@@ -114,9 +114,9 @@ class CheckpointStore:
     def _metrics(self, step: int) -> dict[str, float]:
         """Of its manifest, where that is not damaged, and those found later."""
         try:
-            manifest = storage.read_json(storage.join(self.path(step), MANIFEST))
+            manifest = self.manifest(step)
         except StorageError:
-            manifest = None
+            manifest = {}
         stored = manifest.get("metrics") if isinstance(manifest, dict) else None
         known = stored.items() if isinstance(stored, dict) else ()
         numbers = {name: value for name, value in known if isinstance(value, int | float)}

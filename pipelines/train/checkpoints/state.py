@@ -16,10 +16,15 @@ from torch import Tensor
 from caft.checkpoint import TRAINING_STATE, save_tensors, save_weights, write_manifest
 from caft.model import CAFT
 from pipelines.run_layout import AVERAGE, UNSENT
-from pipelines.train.average import WeightAverage
-from pipelines.train.host_copies import HostCopies
-from pipelines.train.loss_scale import loss_scale_state, restore_loss_scale
-from pipelines.train.sharding import set_moments, updates_made, whole_moments, whole_weights
+from pipelines.train.deepspeed.loss_scale import loss_scale_state, restore_loss_scale
+from pipelines.train.deepspeed.sharding import (
+    HostCopies,
+    WeightAverage,
+    set_moments,
+    updates_made,
+    whole_moments,
+    whole_weights,
+)
 
 OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
