@@ -3,7 +3,7 @@ Read by every schema, so that old files mean what they meant or are refused by t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,9 +16,11 @@ class Moved:
 
     Attributes:
         key: the new one, dotted, within the same section.
+        read: the new key's value, from that of the old one.
     """
 
     key: str
+    read: Callable[[Any], Any] = lambda value: value
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,12 @@ class Before:
 
 
 # By the schema's name, then by the old key.
-OLD_KEYS: Mapping[str, Mapping[str, Moved | Removed]] = {}
+OLD_KEYS: Mapping[str, Mapping[str, Moved | Removed]] = {
+    # Such crops kept the picture's shape.
+    "IngestConfig": {
+        "crop_min_scale": Moved("crop", lambda scale: {"min_scale": scale, "ratio": None})
+    },
+}
 
 
 def renewed(schema: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def renewed(schema: str, raw: Mapping[str, Any]) -> dict[str, Any]:
             node = node[section]
         if leaf in node:
             raise ValueError(f"{old}: is {change.key} now, and both are given; leave {old} out")
-        node[leaf] = value
+        node[leaf] = change.read(value)
     return result
 
 

@@ -12,7 +12,7 @@ from caft.errors import ClusterError, ConfigError, DataError
 from pipelines.config import TrackingConfig
 from pipelines.data.dataset import Dataset
 from pipelines.submit.jobs import Outcome
-from pipelines.sweep import run as run_module
+from pipelines.sweep import schedule as schedule_module
 from pipelines.sweep.asked import require_same_tasks
 from pipelines.sweep.points import all_points
 from pipelines.sweep.results import collect, errors_of
@@ -76,7 +76,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(run_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(schedule_module, "LOOK_EVERY_S", 0.0)
 
 
 def scheduler(config, server: Server, concurrency: int = 2, finished=lambda point: None):
