@@ -45,7 +45,8 @@ def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> CAF
 
     Args:
         config: for released files alone, which hold none: the released configuration
-            (`embed_dim`, `vision_cfg`, ...). None: a CAFT-B, in the sizes that the weights have.
+            (`embed_dim`, `vision_cfg`, ...). None: that in `NAME.json` beside `NAME.pt`, else a
+            CAFT-B, in the sizes that the weights have.
 
     Raises:
         CheckpointError: nothing there, a folder without its manifest (training did not finish
