@@ -1,4 +1,4 @@
-"""From JPEG files and captions to the published code's own scores, by the library and by the stage."""
+"""From JPEG files and captions to the published code's own scores: library, scorer and stage."""
 
 import json
 import shutil
