@@ -1,4 +1,4 @@
-"""What pretraining CAFT-B takes by the published recipes: samples, training FLOP, hours, dollars.
+"""What pretraining CAFT-B takes by the recipes in configs/train/: samples, FLOP, hours, dollars.
 
 Arithmetic, not a measurement: FLOP as `python -m caft.model describe` counts them, and hours at a
 stated rate and use of it. `train/mfu` of a run says what your devices reach.
@@ -35,12 +35,13 @@ def main() -> None:
     for name, pairs in PAIRS.items():
         config = load_config(TrainConfig, RECIPES / f"caft_b_{name}.yaml")
         cost = flops(load_model_config("caft_b"), Workload(global_batch=config.global_batch))
-        samples = pairs * config.epochs
+        steps = round(config.epochs * (pairs // config.global_batch))  # of an epoch, whole ones
+        samples = steps * config.global_batch
         flop = samples * cost.training
         hours = flop / (args.mfu * args.peak_tflops * TERA) / HOUR_S
         print(
             f"| `caft_b_{name}` | {pairs:,} | {samples / 1e6:,.0f} M "
-            f"| {samples / config.global_batch:,.0f} | {flop / EXA:,.1f} | {hours:,.0f} "
+            f"| {steps:,} | {flop / EXA:,.1f} | {hours:,.0f} "
             f"| {hours * args.dollars_per_hour:,.0f} |"
         )
 

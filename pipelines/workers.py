@@ -4,6 +4,7 @@ The steps of a stage call it; what they hand over and get back is JSON."""
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,7 +14,6 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCras
 
 from caft import errors
 from caft.errors import CAFTError, ClusterError
-from pipelines.cluster import connect
 
 # Ray Data's own limit is none, with which an item that ends every process would never be given up.
 RETRIES = 4
@@ -82,3 +82,15 @@ def _first_words(error: RayError) -> str:
     if isinstance(error, WorkerCrashedError | NodeDiedError | OutOfMemoryError):
         return f"its process ended {RETRIES + 1} times; see the workers' logs ({text[:200]})"
     return text[-300:]
+
+
+def connect(worker_environment: dict[str, str] | None = None) -> None:
+    """Join the cluster that RAY_ADDRESS names, as it does in a Ray job; without it start a local
+    one that ends with this process. Does nothing where Ray runs already.
+
+    Ray's own choice without an address is the last cluster that was started on this machine, even
+    if it is gone; the stage would then wait for minutes, and in vain.
+    """
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address=address, runtime_env={"env_vars": worker_environment or {}})

@@ -13,7 +13,7 @@ from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 from ray.util.metrics import Gauge
 
 from pipelines.data.dataset import open_dataset
-from pipelines.metrics import GAUGES, OF_TRAINING, PREFIX, report_rows, report_training
+from pipelines.prometheus import GAUGES, OF_TRAINING, PREFIX, report_rows, report_training
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "caft.json").read_text(encoding="utf-8"))

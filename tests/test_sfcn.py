@@ -207,6 +207,8 @@ def test_other_files_than_the_published_one_are_refused_in_a_line(weights_file, 
         archive.add(weights_file, "weights.safetensors")
     torch.save({"state_dict": ours, "extra": Runs()}, tmp_path / "program.tar")
     save_published(tmp_path / "shapes.tar", ours | {"pred_mask0.weight": torch.zeros(9, 8, 3, 3)})
+    integers = {name: value.int() for name, value in ours.items()}
+    save_published(tmp_path / "integers.tar", integers)
     save_published(tmp_path / "other.tar", {"layer.weight": torch.zeros(2)})
     save_published(tmp_path / "nothing.tar", {})
     for name, reason in {
@@ -216,6 +218,7 @@ def test_other_files_than_the_published_one_are_refused_in_a_line(weights_file, 
         "archive": "cannot be read as a PyTorch file",
         "program": "would call",
         "shapes": r"'pred_mask0.weight' is \(9, 8, 3, 3\), not \(9, 16, 3, 3\)",
+        "integers": "is int32, not a float",
         "other": "no weights of a superpixel network",
         "nothing": "no weights",
     }.items():

@@ -156,7 +156,7 @@ def load_sfcn_weights(network: SFCN, weights: Mapping[str, Tensor], source: str)
     """Copy weights under their published names, in any float type, into `network`.
 
     Raises:
-        CheckpointError: a key is missing, surplus or of another shape; `source` is named.
+        CheckpointError: a key is missing, surplus, of another shape or no float; `source` is named.
     """
     ours = network.state_dict()
     theirs = {k: v for k, v in weights.items() if not k.startswith(AUXILIARY_HEADS)}
@@ -166,6 +166,11 @@ def load_sfcn_weights(network: SFCN, weights: Mapping[str, Tensor], source: str)
         f"'{name}' is {tuple(theirs[name].shape)}, not {tuple(ours[name].shape)}"
         for name in ours.keys() & theirs.keys()
         if ours[name].shape != theirs[name].shape
+    ]
+    problems += [
+        f"'{name}' is {str(theirs[name].dtype).removeprefix('torch.')}, not a float"
+        for name in ours.keys() & theirs.keys()
+        if ours[name].is_floating_point() and not theirs[name].is_floating_point()
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:3])

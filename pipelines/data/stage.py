@@ -13,6 +13,7 @@ from typing import Any
 from caft import __version__
 from caft.config import to_yaml
 from caft.errors import ConfigError, DataError
+from caft.superpixels.network import open_sfcn
 from pipelines import storage
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig, SourceConfig
@@ -32,8 +33,8 @@ from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
 from pipelines.data.plan import Plan, make_plan, url_duplicates
 from pipelines.data.sources import check_source, detect_kind, source_identity
 from pipelines.data.stats import publish
-from pipelines.metrics import report_rows
 from pipelines.progress import Progress
+from pipelines.prometheus import report_rows
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
@@ -198,9 +199,11 @@ def check(config: DataConfig) -> None:
     """Look at everything that a run will read, so that a wrong path fails at once.
 
     Raises:
-        ConfigError, DataError: what is wrong, and how to mend it.
+        ConfigError, DataError, CheckpointError: what is wrong, and how to fix it.
     """
     check_filters(config.filters)
+    if config.superpixels is not None and config.superpixels.segmenter.method == "sfcn":
+        open_sfcn(config.superpixels.segmenter)
     similarity = config.filters.similarity
     if similarity and not storage.exists(similarity.checkpoint):
         raise ConfigError(

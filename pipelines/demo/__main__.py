@@ -14,7 +14,8 @@ from pathlib import Path
 from caft.errors import CAFTError, ClusterError
 from pipelines.config import TrackingConfig
 from pipelines.demo.sample import LISTS, REGIONS, write_sample
-from pipelines.local_cluster import (
+from pipelines.runs import experiment_page
+from pipelines.submit.local_cluster import (
     LOOPBACK,
     REPOSITORY,
     LocalCluster,
@@ -22,7 +23,6 @@ from pipelines.local_cluster import (
     Processes,
     require_free,
 )
-from pipelines.runs import experiment_page
 
 CONFIGS = REPOSITORY / "configs"
 LOGICAL_CPUS = 4  # two trainers and two decoders share whatever cores there are

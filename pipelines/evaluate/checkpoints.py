@@ -11,7 +11,7 @@ from caft.checkpoint import MANIFEST
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter, is_path, open_adapter
-from pipelines.train.layout import CHECKPOINTS, FINAL, STEP
+from pipelines.run_layout import CHECKPOINTS, FINAL, STEP
 
 
 @dataclass(frozen=True)

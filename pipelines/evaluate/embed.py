@@ -18,7 +18,6 @@ from torch import Tensor
 from caft.captions import JOINER, Rule, caption_sentences
 from caft.errors import CAFTError, CheckpointError, ClusterError
 from pipelines import storage
-from pipelines.cluster import connect
 from pipelines.evaluate.adapters import Adapter, Preprocess, open_adapter
 from pipelines.evaluate.adapters.own import CAFTAdapter
 from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Piece, Rows
@@ -31,6 +30,7 @@ from pipelines.evaluate.features import (
 )
 from pipelines.evaluate.localisation import one_image
 from pipelines.progress import Progress
+from pipelines.workers import connect
 
 CAPTIONS_PER_TASK = 256
 MEASURED, LABEL_MAP = "measured", "label_map"

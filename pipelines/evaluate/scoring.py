@@ -30,10 +30,9 @@ from caft.retrieval import (
     tile_tallies,
 )
 from caft.scoring import Features, Scorer
-from pipelines.cluster import connect
 from pipelines.evaluate.features import StoredFeatures
 from pipelines.progress import Progress
-from pipelines.workers import RETRIES, cluster_cpus
+from pipelines.workers import RETRIES, cluster_cpus, connect
 
 IN_FLIGHT_PER_WORKER = 2  # so that none waits while the next block is read
 

@@ -17,7 +17,7 @@ from caft.errors import ConfigError, DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
-from pipelines.jobs import Jobs, on_local_cluster
+from pipelines.submit.jobs import Jobs, on_local_cluster
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.fit import FIT, fit_laws
 from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from caft.errors import ClusterError
 from pipelines import storage
-from pipelines.jobs import Jobs, Outcome
 from pipelines.progress import Progress
+from pipelines.submit.jobs import Jobs, Outcome
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.state import Store

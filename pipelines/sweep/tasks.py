@@ -1,5 +1,5 @@
 """A study as jobs: trunks at a constant rate, cool-downs that branch off them, evaluations.
-What each runs and waits for; run.py decides when, pipelines/jobs.py how."""
+What each runs and waits for; run.py decides when, pipelines/submit/jobs.py how."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.config import TrackingConfig
+from pipelines.run_layout import FINAL
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point, Setting
 from pipelines.train.checkpoint_store import CheckpointStore
-from pipelines.train.layout import FINAL
 
 TRAIN_RESULT, EVALUATE_RESULT = "train.json", "metrics.json"
 

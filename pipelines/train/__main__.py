@@ -16,9 +16,9 @@ from caft.model import CAFT
 from caft.superpixels.network import open_sfcn
 from pipelines import storage
 from pipelines.behaviours import numbers
-from pipelines.cluster import connect
 from pipelines.config import stage_main
 from pipelines.data.dataset import Dataset, open_dataset
+from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.checkpoint_store import CheckpointStore
@@ -27,12 +27,12 @@ from pipelines.train.deepspeed_config import resolve_deepspeed
 from pipelines.train.engine import check_settings
 from pipelines.train.held_out import open_held_out
 from pipelines.train.ingest import index_row_groups
-from pipelines.train.layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan
 from pipelines.train.schedule import cooldown_steps
 from pipelines.train.start import BEHAVIOURS, check_start, check_unfinished
 from pipelines.train.subset import open_subset
+from pipelines.workers import connect
 
 # Ray Train would print what workers print a second time.
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}

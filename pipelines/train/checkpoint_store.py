@@ -15,8 +15,8 @@ from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest, sto
 from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError
 from pipelines import storage
+from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
 from pipelines.train.config import CheckpointConfig
-from pipelines.train.layout import CHECKPOINTS, STEP, UNSENT
 
 # Keys of a model's configuration that do not shape it.
 NO_ARCHITECTURE = ("name", "unit_queries", "text.sentences")

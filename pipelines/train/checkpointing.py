@@ -15,9 +15,9 @@ from torch import Tensor
 
 from caft.checkpoint import TRAINING_STATE, save_weights, write_manifest
 from caft.model import CAFT
+from pipelines.run_layout import UNSENT
 from pipelines.train.average import WeightAverage
 from pipelines.train.host_copies import HostCopies
-from pipelines.train.layout import UNSENT
 from pipelines.train.loss_scale import loss_scale_state, restore_loss_scale
 from pipelines.train.sharding import set_moments, updates_made, whole_moments, whole_weights
 

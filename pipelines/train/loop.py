@@ -14,6 +14,7 @@ from caft.config import ModelConfig
 from caft.model import create_model
 from pipelines import storage
 from pipelines.behaviours import numbers
+from pipelines.run_layout import FINAL
 from pipelines.tracking import Tracker
 from pipelines.train.checkpoint_store import CheckpointStore
 from pipelines.train.config import TrainConfig
@@ -22,7 +23,6 @@ from pipelines.train.engine import start_engine
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.held_out import HeldOutSet
 from pipelines.train.ingest import Loader, iter_batches
-from pipelines.train.layout import FINAL
 from pipelines.train.notice_board import Notice
 from pipelines.train.notices import Notices
 from pipelines.train.plan import EpochPlan

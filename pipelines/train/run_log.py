@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
-from pipelines.metrics import report_training
 from pipelines.progress import Progress
+from pipelines.prometheus import report_training
 from pipelines.tracking import Tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.peak import TERA, Peak

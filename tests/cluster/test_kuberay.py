@@ -25,8 +25,8 @@ from manifests import (
 from mlflow.cli import cli as mlflow_cli
 
 from caft.config import load_config
-from pipelines.chain import SCHEMAS
-from pipelines.kuberay import TOKEN_KEY
+from pipelines.submit.chain import SCHEMAS
+from pipelines.submit.kuberay import TOKEN_KEY
 from pipelines.train.config import TrainConfig
 
 SCHEMAS_OF_KUBERAY = Path(__file__).resolve().parents[3] / "shared" / "data" / "kuberay"

@@ -8,8 +8,8 @@ from manifests import REPOSITORY
 from ray.dashboard.modules.job.cli import job_cli_group
 from ray.scripts.scripts import cli as ray_cli
 
-from pipelines.chain import Step, connect_steps, parse_step, read_chain
-from pipelines.submit import STAGES, parse
+from pipelines.submit.__main__ import STAGES, parse
+from pipelines.submit.chain import Step, connect_steps, parse_step, read_chain
 
 README = REPOSITORY / "cluster" / "README.md"
 

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from stage_support import S3_BUCKET, s3_environment
 
-from caft.config import to_yaml
+from caft.config import load_config, to_yaml
 from caft.errors import ConfigError, DataError, StorageError
 from pipelines import storage
+from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, open_dataset
 from pipelines.data.reasons import REASONS
 from pipelines.data.stage import run, summary
@@ -24,6 +25,16 @@ from pipelines.demo.sample import FAULTS
 def rejects_of(folder):
     files = sorted(Path(folder, "rejects").glob("*.parquet"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def test_a_superpixel_network_that_does_not_serve_is_known_before_anything_is_read(tmp_path):
+    overrides = [
+        f"output={tmp_path}/out", "sources=[{name: a, path: none.csv}]",
+        "superpixels.segmenter={method: sfcn, weights: nowhere}",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"superpixels\.weights: 'nowhere' is no file"):
+        run(load_config(DataConfig, None, overrides))
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_row_is_kept_or_rejected_for_the_right_reason(dataset_folder, sample):

@@ -15,7 +15,7 @@ import pytest
 
 from caft.errors import ClusterError
 from pipelines.demo.server import make_server
-from pipelines.local_cluster import LocalCluster, Ports, Processes, require_free
+from pipelines.submit.local_cluster import LocalCluster, Ports, Processes, require_free
 
 JOB = b'{"entrypoint": "true"}'
 

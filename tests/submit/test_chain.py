@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caft.errors import ConfigError
-from pipelines.chain import (
+from pipelines.submit.chain import (
     STAGES,
     THEN,
     Step,

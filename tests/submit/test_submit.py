@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from caft.errors import ConfigError
-from pipelines.local_cluster import LOOPBACK, REPOSITORY, LocalCluster, Ports, Processes
-from pipelines.submit import job_environment, main
+from pipelines.submit.__main__ import job_environment, main
+from pipelines.submit.local_cluster import LOOPBACK, REPOSITORY, LocalCluster, Ports, Processes
 
 RECIPE = "configs/data/demo.yaml"
 

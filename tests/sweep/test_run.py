@@ -9,7 +9,7 @@ from sweep_support import study_config
 
 from caft.errors import ClusterError, ConfigError, DataError
 from pipelines.config import TrackingConfig
-from pipelines.jobs import Outcome
+from pipelines.submit.jobs import Outcome
 from pipelines.sweep import run as run_module
 from pipelines.sweep.points import all_points
 from pipelines.sweep.results import collect, errors_of

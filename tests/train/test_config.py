@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from caft.config import load_config
+from caft.config import load_config, load_model_config
 from caft.errors import ConfigError
 from pipelines.train.config import TrainConfig
 
@@ -98,6 +98,44 @@ def test_published_recipes_normalise_over_the_256_images_of_a_loss_block(recipe)
         with pytest.raises(ConfigError, match="batch_norm_images 256"):
             config(*misfit)
         assert config(*misfit, "batch_norm_images=32").batch_norm_block == 32
+
+
+@pytest.mark.parametrize(
+    ("size", "lr", "decay", "eps", "clip", "pairs", "steps"),
+    [
+        ("3m", 5e-4, 0.5, 1e-8, None, 2_823_423, 44_096),
+        ("12m", 5e-4, 0.5, 1e-8, 1.0, 10_012_845, 156_448),
+        ("15m", 1.67e-4, 0.5, 1e-6, 1.0, 14_066_050, 219_776),
+        ("30m", 5e-4, 0.2, 1e-6, None, 26_902_318, 420_320),
+    ],
+)
+def test_recipes_of_caft_b_are_the_published_ones(size, lr, decay, eps, clip, pairs, steps):
+    """And the page about them has these numbers."""
+    config = load_config(TrainConfig, REPOSITORY / f"configs/train/caft_b_{size}.yaml")
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.eps) == (lr, decay, eps)
+    assert (optimizer.grad_clip, optimizer.betas, optimizer.warmup_steps) == (
+        clip,
+        (0.9, 0.98),
+        2000,
+    )
+    assert (optimizer.schedule, optimizer.min_lr) == ("cosine", 0)
+    assert (config.epochs, config.global_batch, config.block_size, config.seed) == (
+        32,
+        2048,
+        256,
+        0,
+    )
+    assert (config.ingest.extra_parts, config.ingest.flip_probability) == (4, 0)
+    assert (config.average, config.subset, config.start_from) == (None, None, None)
+    model = load_model_config(config.model)
+    assert model.init_logit_bias == -10
+    assert set(dict(model.losses.weights).values()) == {1}
+    assert (model.losses.parts, model.losses.whole, model.text.chunks) == (True, "sigmoid", 4)
+    assert round(config.epochs * (pairs // config.global_batch)) == steps
+    page = (REPOSITORY / "docs/published.md").read_text(encoding="utf-8")
+    assert f"{pairs:,}" in page
+    assert f"{steps:,}" in page
 
 
 def test_micro_batches_that_fit_are_taken():

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from caft.errors import ClusterError
-from pipelines.local_cluster import LOOPBACK
+from pipelines.submit.local_cluster import LOOPBACK
 
 DASHBOARD = 8265
 TOKEN_KEY = "auth_token"  # in the secret that KubeRay's operator makes for each cluster

@@ -25,7 +25,7 @@ START_WITHIN_S = 90.0
 STOP_WITHIN_S = 20.0
 LEAVE_WITHIN_S = 5.0
 LOOPBACK = "127.0.0.1"
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

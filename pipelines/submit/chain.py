@@ -1,5 +1,5 @@
 """Stages one after the other, outputs of one as inputs of the next, in a single process or job.
-`python -m pipelines.chain STAGE CONFIG [key=value ...] [--then STAGE CONFIG [key=value ...]] ...`
+`python -m pipelines.submit.chain STAGE CONFIG [key=value ...] [--then STAGE CONFIG ...] ...`
 
 Every stage knows what it has finished, so the same chain goes on from the first unfinished one."""
 
@@ -20,9 +20,9 @@ from pipelines import storage
 from pipelines.config import StageConfig, command
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.run_layout import FINAL
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
-from pipelines.train.layout import FINAL
 
 StageName = Literal["data", "train", "evaluate", "sweep"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -119,7 +119,7 @@ def chain_arguments(steps: Sequence[Step]) -> list[str]:
     """After `python -m`: one stage itself, or several in a chain."""
     if len(steps) == 1:
         return [f"pipelines.{steps[0].stage}", *steps[0].arguments]
-    words = ["pipelines.chain"]
+    words = ["pipelines.submit.chain"]
     for n, step in enumerate(steps):
         words += [*([THEN] if n else []), step.stage, step.config, *step.overrides]
     return words

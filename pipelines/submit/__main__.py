@@ -15,11 +15,18 @@ from datetime import datetime
 from pathlib import Path
 
 from caft.errors import ClusterError, ConfigError
-from pipelines import kuberay, storage
-from pipelines.chain import STAGES, Step, chain_arguments, connect_steps, parse_step, read_chain
+from pipelines import storage
 from pipelines.config import command
-from pipelines.jobs import Jobs, on_local_cluster
-from pipelines.package import pack
+from pipelines.submit import kuberay
+from pipelines.submit.chain import (
+    STAGES,
+    Step,
+    chain_arguments,
+    connect_steps,
+    parse_step,
+    read_chain,
+)
+from pipelines.submit.jobs import Jobs, on_local_cluster, pack
 from pipelines.tracking import SECRET_WORDS
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
