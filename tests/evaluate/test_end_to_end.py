@@ -63,9 +63,8 @@ def test_the_tiled_scorer_gives_the_published_scores(released, inputs, expected)
     adapter = open_adapter(str(released))
     rows = [{"url": n, "image": (PICTURES / n).read_bytes()} for n in inputs["images"]]
     images = adapter.encode_images(adapter.preprocess()(rows))
-    texts = adapter.encode_texts(
-        [caption_sentences(c, adapter.sentences) for c in inputs["captions"]]
-    )
+    captions = [caption_sentences(caption, adapter.sentences) for caption in inputs["captions"]]
+    texts = adapter.encode_texts(captions)
     scorer = adapter.scorer()
     tile = scorer.tile(
         scorer.prepare_images(images), scorer.prepare_texts(texts), scorer.components
@@ -75,7 +74,7 @@ def test_the_tiled_scorer_gives_the_published_scores(released, inputs, expected)
 
 
 def test_the_stage_ranks_by_the_published_scores(
-    settings, released, inputs, expected, tmp_path, ray_cluster
+    released, inputs, expected, tracking, tmp_path, ray_cluster
 ):
     root = tmp_path / "Urban1k"
     for folder in ("images", "caption"):
@@ -83,10 +82,13 @@ def test_the_stage_ranks_by_the_published_scores(
     for n, (image, caption) in enumerate(zip(inputs["images"], inputs["captions"], strict=True)):
         shutil.copy(PICTURES / image, root / "images" / f"{n}.jpg")
         (root / "caption" / f"{n}.txt").write_text(caption)
-    settings["checkpoint"] = str(released)
-    settings["benchmarks"] = [
-        {"name": "urban_1k", "set": "urban_1k", "root": str(root), "partial": True}
-    ]
+    settings = {
+        "checkpoint": str(released),
+        "output": str(tmp_path / "output"),
+        "benchmarks": [{"name": "urban_1k", "set": "urban_1k", "root": str(root), "partial": True}],
+        "tracking": tracking.model_dump(),
+        "report": {"images": 1, "retrievals": 1},
+    }
     results = json.loads((start(settings) / "metrics.json").read_text())["benchmarks"]["urban_1k"]
     for kind, name in (("whole", "score_whole"), ("blended", "score_blend_0_3")):
         for key, value in retrieval_recall(expected[name], torch.arange(6)).items():
