@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from caft.captions import Rule
+from caft.documents import parse_yaml, read_text
 from caft.errors import ConfigError
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
@@ -30,7 +31,7 @@ SHOWN = reprlib.Repr()
 SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 200, 200
 
 
-Preprocess = Annotated[
+PictureRule = Annotated[
     Literal["crop", "squash"],
     Field(
         description="how a picture is brought to the image size in evaluation: 'crop', its centre, "
@@ -79,7 +80,7 @@ class ImageConfig(Config):
     image_size_px: int = Field(224, gt=0)
     # Before there was this key all pictures were squashed, so a stored configuration that lacks it
     # means that; the published recipes name the crop.
-    preprocess: Preprocess = "squash"
+    preprocess: PictureRule = "squash"
     stem_widths: tuple[int, ...] = (96, 192, 384, 768)
     stem_strides: tuple[int, ...] = (2, 2, 2, 1)
     width: int = Field(768, gt=0)
@@ -132,7 +133,7 @@ class FlatImageConfig(Config):
 
     encoder: Literal["flat"] = "flat"
     image_size_px: int = Field(224, gt=0)
-    preprocess: Preprocess = "squash"  # as in ImageConfig
+    preprocess: PictureRule = "squash"  # as in ImageConfig
     patch_px: int = Field(16, gt=0)
     width: int = Field(768, gt=0)
     heads: int = Field(12, gt=0)
@@ -351,13 +352,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; raises ConfigError naming the file otherwise."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(read_text(path, ConfigError), str(path), ConfigError)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -373,6 +370,8 @@ def validate(schema: type[ConfigT], raw: Mapping[str, Any], source: str) -> Conf
         problems = [_describe(problem) for problem in error.errors()]
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" * (len(problems) > 3))
         raise ConfigError(f"{source}: {shown}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: base: names a file that is based on itself") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -393,10 +392,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             node = node.setdefault(parent, {})
         else:
             node = _item(node, parent, override)
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from None
+    shown = " ".join(override[:200].split())
+    parsed = parse_yaml(value, f"override '{shown}'", ConfigError)
     if isinstance(node, dict):
         node[leaf] = parsed
     else:

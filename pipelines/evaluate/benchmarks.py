@@ -96,6 +96,7 @@ def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
         regions,
         fingerprint,
         RegionMeasure(regions) if regions else None,
+        config.preprocess or ("squash" if regions else None),
     )
 
 

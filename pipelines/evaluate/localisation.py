@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
+from caft.config import PictureRule
 from caft.heat_maps import encode_sentences, heat_maps
 from caft.metrics import binarise, centre_box, mask_overlap, overlap_scores, peak_overlap
 from caft.model import CAFT, ImageFeatures
+from caft.preprocessing import to_picture
 from pipelines.evaluate.benchmark import Region, Regions
 
 
@@ -23,9 +24,14 @@ class RegionMeasure:
     columns = 6
 
     def rows(
-        self, model: CAFT, features: ImageFeatures, url: str, label_map: bytes | None
+        self,
+        model: CAFT,
+        features: ImageFeatures,
+        url: str,
+        label_map: bytes | None,
+        rule: PictureRule,
     ) -> np.ndarray:
-        return region_overlaps(model, features, self.regions.get(url, ()))
+        return region_overlaps(model, features, self.regions.get(url, ()), rule)
 
     def scores(self, rows: np.ndarray) -> dict[str, float]:
         """`miou`, `oiou`, `precision_50` and `pointing` of R regions, and what the centre box has
@@ -40,7 +46,9 @@ class RegionMeasure:
         }
 
 
-def region_overlaps(model: CAFT, features: ImageFeatures, regions: Sequence[Region]) -> np.ndarray:
+def region_overlaps(
+    model: CAFT, features: ImageFeatures, regions: Sequence[Region], rule: PictureRule
+) -> np.ndarray:
     """Pixels shared with each region's mask and pixels in either, of the sentence's heat map and
     of the centre box; then the map's highest pixels inside the mask and all of them: int64 (R, 6).
     `features` are of one image."""
@@ -50,21 +58,24 @@ def region_overlaps(model: CAFT, features: ImageFeatures, regions: Sequence[Regi
     rows = []
     for heat, region in zip(heats, regions, strict=True):
         mask = region.mask
-        fitted = fit_to(mask, heat)
+        fitted = _over(mask, heat, rule)
         box = mask_overlap(centre_box(*mask.shape), mask)
         rows.append([*mask_overlap(binarise(fitted), mask), *box, *peak_overlap(fitted, mask)])
     return np.asarray(rows, dtype=np.int64)
 
 
-def heat_overlap(heat: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection and union, in the mask's pixels, of a heat map of any size with a mask."""
-    return mask_overlap(binarise(fit_to(mask, heat)), mask)
+def heat_overlap(
+    heat: np.ndarray, mask: np.ndarray, rule: PictureRule
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intersection and union, in the mask's pixels, of a heat map of any size with a mask over the
+    whole picture, which the model was shown by `rule`."""
+    return mask_overlap(binarise(_over(mask, heat, rule)), mask)
 
 
-def fit_to(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A map (h, w) at the size of a mask (H, W), without new values."""
-    height, width = mask.shape
-    return cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST)
+def _over(mask: np.ndarray, heat: np.ndarray, rule: PictureRule) -> np.ndarray:
+    """A heat map (h, w) at the size of a mask (H, W); least where the model saw nothing, so that
+    it points at nothing there."""
+    return to_picture(heat, mask.shape[0], mask.shape[1], rule, heat.min())
 
 
 def one_image(features: ImageFeatures, n: int) -> ImageFeatures:

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from caft.config import PictureRule
 from caft.errors import DataError
-from caft.heat_maps import encode_sentences, heat_maps, segment_hierarchy
+from caft.heat_maps import UNSEEN, encode_sentences, heat_maps, labels_on, segment_hierarchy
 from caft.metrics import achievable_segmentation_accuracy
 from caft.metrics.classification import class_features
 from caft.model import CAFT, ImageFeatures
-from pipelines.evaluate.localisation import fit_to
 
 
 class SegmentationMeasure:
@@ -35,7 +35,12 @@ class SegmentationMeasure:
         self._features: Tensor | None = None
 
     def rows(
-        self, model: CAFT, features: ImageFeatures, url: str, label_map: bytes | None
+        self,
+        model: CAFT,
+        features: ImageFeatures,
+        url: str,
+        label_map: bytes | None,
+        rule: PictureRule,
     ) -> np.ndarray:
         truth = read_label_map(label_map or b"", url).astype(np.int32)
         count = len(self._prompts)
@@ -44,15 +49,16 @@ class SegmentationMeasure:
             return np.zeros((0, self.columns), dtype=np.int64)
         own = truth[counted] - 1
         heats = heat_maps(model, features, self._class_features(model))
-        given = fit_to(truth, heats.argmax(axis=0).astype(np.int32))[counted]
+        given = labels_on(truth, heats.argmax(axis=0).astype(np.int32), rule)[counted]
         hits, either = class_overlaps(own, given, count)
         rows = [(int(item), hits[item], either[item]) for item in np.flatnonzero(either)]
         rows.append((count, hits.sum(), len(own)))
         levels = segment_hierarchy(features)
         for labels, segments in zip(levels, model.config.image.segments, strict=True):
-            fitted = fit_to(truth, labels[0].int().cpu().numpy())[counted]
-            right = achievable_segmentation_accuracy(fitted, own) * len(own)
-            rows.append((-segments, round(right), len(own)))
+            fitted = labels_on(truth, labels[0].int().cpu().numpy(), rule)[counted]
+            seen = fitted != UNSEEN  # of the others no segment gets a pixel right
+            share = achievable_segmentation_accuracy(fitted[seen], own[seen]) if seen.any() else 0.0
+            rows.append((-segments, round(share * int(seen.sum())), len(own)))
         return np.asarray(rows, dtype=np.int64)
 
     def scores(self, rows: np.ndarray) -> dict[str, float]:
@@ -84,9 +90,11 @@ class SegmentationMeasure:
 
 def class_overlaps(own: np.ndarray, given: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of intersection and union of each of `count` classes, (count,) each, of n pixels' own
-    and given classes."""
+    and given classes, -1 for no class."""
     hits = np.bincount(own[own == given], minlength=count)
-    return hits, np.bincount(own, minlength=count) + np.bincount(given, minlength=count) - hits
+    return hits, np.bincount(own, minlength=count) + np.bincount(
+        given[given >= 0], minlength=count
+    ) - hits
 
 
 def read_label_map(data: bytes, name: str) -> np.ndarray:

@@ -22,7 +22,7 @@ from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.embed import Encoder
+from pipelines.evaluate.embed import Encoder, protocol
 from pipelines.evaluate.finished import EXAMPLES, METRICS, read_output
 from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
@@ -42,7 +42,12 @@ FREE_FIELDS: dict[str, Any] = {
         ("tracking", "progress_every_s", "checkpoint", "output", "features", "data"), True
     ),
     **dict.fromkeys(("batch_size", "concurrency", "num_gpus_per_actor"), True),
-    "benchmarks": {"__all__": {"dataset", "regions", "root", "images", "labelled", "class_names"}},
+    "benchmarks": {
+        "__all__": {
+            *("dataset", "regions", "root", "images", "labelled", "class_names"),
+            "preprocess",  # which `_identity` adds
+        }
+    },
 }
 REPORT_BYTES = 64 * 2**20  # rough need of disk, to refuse work whose result could not be kept
 
@@ -208,6 +213,7 @@ def _evaluate_one(
                 "path": benchmark.rows.place,
                 "split": benchmark.split,
                 "fingerprint": benchmark.fingerprint,
+                "pictures": protocol(adapter, benchmark),
             }
             for benchmark in benchmarks
         },
@@ -247,6 +253,8 @@ def _identity(
 ) -> str:
     """Digest of everything that decides the result."""
     prints = [checkpoint.fingerprint, *(benchmark.fingerprint for benchmark in benchmarks)]
+    # Only where it is named: what was evaluated before there was the key keeps its identity.
+    prints += [f"{b.name} preprocess={b.preprocess}" for b in config.benchmarks if b.preprocess]
     text = "\n".join([config.model_dump_json(exclude=FREE_FIELDS), *prints])
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -23,7 +23,7 @@ from pipelines.sweep.fit import FIT, fit_laws
 from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv
 from pipelines.sweep.points import Point, all_points, recipe_of
 from pipelines.sweep.results import PointConfig, collect, errors_of
-from pipelines.sweep.run import Scheduler, room_for
+from pipelines.sweep.schedule import Scheduler, room_for
 from pipelines.sweep.state import Store
 from pipelines.sweep.tasks import all_tasks
 from pipelines.tracking import Tracker

@@ -13,7 +13,7 @@ from pipelines.config import TrackingConfig
 from pipelines.run_layout import FINAL
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point, Setting
-from pipelines.train.checkpoint_store import CheckpointStore
+from pipelines.train.checkpoints.store import CheckpointStore
 
 TRAIN_RESULT, EVALUATE_RESULT = "train.json", "metrics.json"
 

@@ -21,17 +21,16 @@ from pipelines.data.dataset import Dataset, open_dataset
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
-from pipelines.train.checkpoint_store import CheckpointStore
+from pipelines.train.checkpoints.store import CheckpointStore
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import resolve_deepspeed
-from pipelines.train.engine import check_settings
+from pipelines.train.deepspeed.config import resolve_deepspeed
+from pipelines.train.deepspeed.engine import check_settings
 from pipelines.train.held_out import open_held_out
 from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import TrainJob
-from pipelines.train.plan import EpochPlan
+from pipelines.train.plan import EpochPlan, open_subset
 from pipelines.train.schedule import cooldown_steps
 from pipelines.train.start import BEHAVIOURS, check_start, check_unfinished
-from pipelines.train.subset import open_subset
 from pipelines.workers import connect
 
 # Ray Train would print what workers print a second time.

@@ -3,6 +3,8 @@ how they are shared, never what is learned."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -20,6 +22,7 @@ def _in_order(workers: int | tuple[int, int]) -> int | tuple[int, int]:
 
 
 WorkerCount = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
+FORMER_CROP = "crop_min_scale"
 MOST_BATCH_NORM_IMAGES = 32  # of the default: enough for statistics, small enough to stay local
 
 
@@ -54,17 +57,51 @@ class OptimizerConfig(Config):
         return self
 
 
+class CropConfig(Config):
+    """The random crop of a picture in training; the defaults are the published ones."""
+
+    min_scale: float = Field(0.9, gt=0, le=1, description="least share of the picture's area")
+    ratio: tuple[float, float] | None = Field(
+        (3 / 4, 4 / 3),
+        description="least and greatest width over height, resized bicubically; null: the "
+        "picture's own shape, resized by averages",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CropConfig:
+        if self.ratio is not None and not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ValueError(
+                f"ratio [{self.ratio[0]:g}, {self.ratio[1]:g}]: width over height is above 0, the "
+                "least comes first"
+            )
+        return self
+
+
 class IngestConfig(Config):
     """How rows reach the workers. Order depends on seed, epoch and these values alone."""
 
     lanes: int = Field(64, gt=0, description="independent readers; a multiple of the workers")
     window_steps: int = Field(16, gt=0, description="steps whose rows are shuffled together")
-    crop_min_scale: float = Field(0.9, gt=0, le=1, description="smallest random-crop area")
+    crop: CropConfig = CropConfig()
     flip_probability: float = Field(
         0.0, ge=0, le=1, description="mirrored samples; captions speak of left and right"
     )
     extra_parts: int = Field(4, ge=0, description="sub-captions beside the chunks (K = both)")
     loaders_per_worker: int = Field(1, gt=0, description="concurrent Ray Data decoding tasks")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_crop(cls, raw: Any) -> Any:
+        """`crop_min_scale`, the key before `crop`: such crops kept the picture's shape."""
+        if not isinstance(raw, Mapping) or FORMER_CROP not in raw:
+            return raw
+        if "crop" in raw:
+            raise ValueError(
+                f"{FORMER_CROP} is the former key of crop: {{min_scale, ratio: null}}; keep one "
+                "of the two"
+            )
+        kept = {key: value for key, value in raw.items() if key != FORMER_CROP}
+        return kept | {"crop": {"min_scale": raw[FORMER_CROP], "ratio": None}}
 
 
 class ScalingConfig(Config):

@@ -17,7 +17,7 @@ from caft.model import CAFT
 from pipelines import storage
 from pipelines.behaviours import first_change
 from pipelines.run_layout import RUN
-from pipelines.train.checkpoint_store import CheckpointStore, require_same_model
+from pipelines.train.checkpoints.store import CheckpointStore, require_same_model
 from pipelines.train.config import StartConfig, TrainConfig
 
 AFTER_A_STEP: tuple[str, ...] = ("caption_sampling",)  # behaviours that decide what is learned

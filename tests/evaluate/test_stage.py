@@ -150,6 +150,38 @@ def test_a_flat_control_is_scored_localised_and_shown(
     assert f"Each heat map is {looked}" in page
 
 
+def test_a_model_of_crops_is_shown_crops_but_for_regions(settings, make_checkpoint, tmp_path):
+    """Regions may lie outside a crop, so benchmarks of regions show the whole picture."""
+    folders = {}
+    for rule in ("crop", "squash"):
+        config = caft.config.load_model_config({"base": "caft_xs", "image": {"preprocess": rule}})
+        torch.manual_seed(0)
+        folders[rule] = make_checkpoint(tmp_path / rule, caft.create_model(config))
+    photographs = settings["benchmarks"][1]
+    plain = {key: value for key, value in photographs.items() if key != "regions"}
+    settings |= {
+        "checkpoint": str(folders["crop"]),
+        "benchmarks": [photographs, plain | {"name": "plain"}],
+    }
+    output = start(settings)
+    results = json.loads((output / "metrics.json").read_text())
+    assert {n: d["pictures"] for n, d in results["datasets"].items()} == {
+        "photographs": "squash",
+        "plain": "crop",
+    }
+    page = (output / "report.html").read_text()
+    assert "the whole picture, resized to a square (preprocess: squash)" in page
+    assert "centre cropped, as published (preprocess: crop)" in page
+    found = results["benchmarks"]
+    squashed = without_ray(settings | {"checkpoint": str(folders["squash"])}, 0, 0.3)
+    for name, value in squashed.items():
+        assert found["photographs"][name] == pytest.approx(value, abs=1e-6), name
+    cropped = without_ray(settings, 0, 0.3)
+    for name in (name for name in cropped if "2" in name):
+        assert found["plain"][name] == pytest.approx(cropped[name], abs=1e-6), name
+    assert "miou" not in found["plain"]
+
+
 def test_a_diverged_checkpoint_is_named(settings, make_checkpoint, tmp_path):
     model = caft.create_model("caft_xs")
     with torch.no_grad():

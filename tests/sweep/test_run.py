@@ -13,7 +13,7 @@ from pipelines.submit.jobs import Outcome
 from pipelines.sweep import run as run_module
 from pipelines.sweep.points import all_points
 from pipelines.sweep.results import collect, errors_of
-from pipelines.sweep.run import Scheduler, room_for
+from pipelines.sweep.schedule import Scheduler, room_for
 from pipelines.sweep.state import Store
 from pipelines.sweep.tasks import all_tasks
 

@@ -27,7 +27,7 @@ from caft.errors import (
 from pipelines import storage
 from pipelines.evaluate.checkpoints import open_checkpoints
 from pipelines.train.__main__ import run
-from pipelines.train.checkpoint_store import CheckpointStore
+from pipelines.train.checkpoints.store import CheckpointStore
 from pipelines.train.config import TrainConfig
 from pipelines.train.start import check_start
 

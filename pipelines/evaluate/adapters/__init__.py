@@ -16,8 +16,9 @@ from torch import Tensor
 
 from caft.captions import Rule
 from caft.checkpoint.released import RELEASED_SUFFIXES, read_released
+from caft.config import PictureRule
 from caft.errors import CheckpointError, ConfigError, DataError
-from caft.preprocessing import decode_as_published
+from caft.preprocessing import decode_as_published, squared
 from caft.scoring import FunctionScorer, Scorer, cosine_scores
 from pipelines import storage
 
@@ -100,7 +101,6 @@ def _from_released(checkpoint: str) -> Adapter:
 
     with storage.opened(checkpoint) as file:
         weights = read_released(file) if file.is_file() else {}
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
         if is_flair(weights):
             return FLAIRAdapter(file, weights)
         if is_long_clip(weights):
@@ -132,16 +132,30 @@ def needs(extra: str, error: Exception) -> ConfigError:
 
 
 class PixelPreprocess:
-    """Rows to one array `images`, by a function of one uint8 RGB picture (H, W, 3)."""
+    """Rows to one array `images`, by a function of one uint8 RGB picture (H, W, 3).
 
-    def __init__(self, transform: Callable[[np.ndarray], np.ndarray]) -> None:
+    Args:
+        rule: by which pictures are made square before; None: they are given as they are.
+    """
+
+    def __init__(
+        self, transform: Callable[[np.ndarray], np.ndarray], rule: PictureRule | None = None
+    ) -> None:
         self._transform = transform
+        self._rule = rule
+
+    def shown_by(self, rule: PictureRule) -> PixelPreprocess:
+        """The same for a benchmark that shows every model its pictures by one rule."""
+        return PixelPreprocess(self._transform, rule)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         pictures = []
         for row in rows:
             try:
-                pictures.append(self._transform(decode_as_published(row["image"])))
+                pixels = decode_as_published(row["image"])
+                if self._rule is not None:
+                    pixels = squared(pixels, min(pixels.shape[:2]), self._rule)
+                pictures.append(self._transform(pixels))
             except DataError as error:
                 raise DataError(f"{row['url']}: {error}") from None
         return {"images": np.stack(pictures)}

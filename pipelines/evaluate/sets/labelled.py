@@ -70,6 +70,7 @@ def open_labelled(config: LabelledConfig, field: str) -> Benchmark:
         (),
         {},
         hashlib.sha256(facts.encode()).hexdigest(),
+        preprocess=config.preprocess,
         classes=Classes(found.labels, prompts),
     )
 

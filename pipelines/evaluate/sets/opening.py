@@ -66,6 +66,7 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
         regions,
         _fingerprint(present, settings),
         measure,
+        preprocess=config.preprocess or ("squash" if measure else None),
         rule=config.sentences,
     )
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest, stored_config
 from caft.config import ModelConfig, read_yaml
-from caft.errors import CheckpointError
+from caft.errors import CheckpointError, StorageError
 from pipelines import storage
 from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
 from pipelines.train.config import CheckpointConfig
@@ -40,7 +40,8 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Of all folders, whole or not, ascending."""
         names = storage.list_folders(self._folder)
-        return [int(name.removeprefix(STEP)) for name in names if name.startswith(STEP)]
+        numbers = [name.removeprefix(STEP) for name in names if name.startswith(STEP)]
+        return [int(number) for number in numbers if number.isdecimal()]
 
     def newest_step(self) -> int:
         """Of the newest checkpoint with a manifest; 0 without any."""
@@ -110,7 +111,15 @@ class CheckpointStore:
         return sorted(scored, key=lambda step: (scored[step], -step))[: config.keep_best]
 
     def _metrics(self, step: int) -> dict[str, float]:
-        return {**self.manifest(step).get("metrics", {}), **self.scores(step)}
+        """Of its manifest, where that is not damaged, and those found later."""
+        try:
+            manifest = self.manifest(step)
+        except StorageError:
+            manifest = {}
+        stored = manifest.get("metrics") if isinstance(manifest, dict) else None
+        known = stored.items() if isinstance(stored, dict) else ()
+        numbers = {name: value for name, value in known if isinstance(value, int | float)}
+        return {**numbers, **self.scores(step)}
 
     def _sealed(self, step: int) -> bool:
         return storage.exists(storage.join(self.path(step), MANIFEST))
