@@ -158,7 +158,7 @@ def test_crops_of_configurations_from_before_the_key_keep_the_picture_s_shape():
     assert (former.ingest.crop.min_scale, former.ingest.crop.ratio) == (0.6, None)
     again = validate(TrainConfig, yaml.safe_load(to_yaml(former)), "stored")
     assert again == former
-    with pytest.raises(ConfigError, match=r"ingest: crop_min_scale: is crop now, and both are given"):
+    with pytest.raises(ConfigError, match=r"crop_min_scale: is crop now, and both are given"):
         load_config(TrainConfig, demo, ["ingest.crop_min_scale=0.5"])
     raw["ingest"]["crop_min_scale"] = 2
     with pytest.raises(ConfigError, match=r"ingest\.crop\.min_scale: .* \(got 2\)"):
