@@ -22,7 +22,7 @@ from scene_files import write_scenes
 from train_loops import INTERVAL, SAVE_EVERY, DeepSpeedLoop, Settings
 
 from caft.config import load_model_config
-from pipelines.train.checkpoint_store import CheckpointStore, publish
+from pipelines.train.checkpoints.store import CheckpointStore, publish
 from pipelines.train.config import CheckpointConfig
 
 BATCHES = {"caft_xs": 32, "caft_b": 4}
@@ -74,7 +74,7 @@ class Saves:
     checkpoint was whole, and that the steps took longer for it."""
 
     def __init__(self, loop: DeepSpeedLoop, output: Path) -> None:
-        from pipelines.train.saver import Saver
+        from pipelines.train.checkpoints.saver import Saver
 
         self._loop, self._output = loop, str(output)
         store = CheckpointStore(self._output)
@@ -104,8 +104,8 @@ class Saves:
         return waited, whole, cost
 
     def waiting(self) -> tuple[float, float, float]:
-        from pipelines.train.checkpointing import take_snapshot
-        from pipelines.train.host_copies import HostCopies
+        from pipelines.train.checkpoints.state import take_snapshot
+        from pipelines.train.deepspeed.sharding import HostCopies
 
         started = time.perf_counter()
         snapshot = take_snapshot(self._loop.engine, self._loop.model, 1, HostCopies())

@@ -1,6 +1,6 @@
 """Bytes that a training step exchanges, and the step time that follows on three networks.
 
-Arithmetic on `pipelines.train.communication`, whose bytes tests/train/test_communication.py holds
+Arithmetic on `communication_model`, whose bytes tests/train/test_communication.py holds
 against those of two real workers. Times are predictions, for the networks and the rate of a GPU
 that are printed with them.
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
+from communication_model import Exchange, Network, Step, step_time
+
 from caft.config import ModelConfig, load_model_config
-from pipelines.train.communication import Exchange, Network, Step, step_time
 
 WORKERS = (8, 64, 256)
 MEGA, GIGA, GIGABIT = 1e6, 1e9, 1e9 / 8

@@ -58,7 +58,13 @@ def measure(folder: str, model_name: str) -> dict[str, float]:
     crops = timed(
         "decode, crop and resize: `train_image`",
         lambda: [
-            transforms.train_image(data, size, settings.crop_min_scale, sample_generator(0, key))[0]
+            transforms.train_image(
+                data,
+                size,
+                settings.crop.min_scale,
+                sample_generator(0, key),
+                ratio=settings.crop.ratio,
+            )[0]
             for key, data in zip(rows.keys, rows.images, strict=True)
         ],
     )
@@ -104,4 +110,4 @@ def _decoded(data: bytes) -> np.ndarray:
 
 
 def _resized(pixels: np.ndarray, size_px: int) -> Any:
-    return transforms._to_tensor(transforms._resize_fast(pixels, size_px))
+    return transforms.resize_bicubic(pixels, size_px)

@@ -24,9 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from caft.caption_sampling import sample_parts
 from caft.tokenizer import load_tokenizer
+from caft.transforms import random_window
 
 SIZE_PX, MIN_SCALE, CHUNKS, EXTRA, CONTEXT = 224, 0.9, 4, 4, 77
 SHUFFLE_BUFFER = 1000  # samples, as WebDataset's examples have it
+RATIO = (3 / 4, 4 / 3)
 IMAGES = "jpg;png;webp"
 Library = Literal["opencv", "pillow"]
 
@@ -129,10 +131,7 @@ def crop_pillow(data: bytes, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    side = np.sqrt(rng.uniform(MIN_SCALE, 1.0))
-    crop_w, crop_h = round(width * side), round(height * side)
-    left = int(rng.integers(0, width - crop_w + 1))
-    top = int(rng.integers(0, height - crop_h + 1))
+    top, left, crop_h, crop_w = random_window(height, width, MIN_SCALE, RATIO, rng)
     return left, top, left + crop_w, top + crop_h
 
 

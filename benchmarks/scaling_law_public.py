@@ -106,8 +106,8 @@ def fronts(study: str, compute: Array, error: Array, ceiling: float) -> Iterator
     best = np.flatnonzero(learned)[pareto_front(compute[learned], error[learned])]
     compute, error = compute[best], error[best]
     logs = np.log(compute)
-    for share in SHARES:
-        below = logs < logs[0] + share * np.ptp(logs)
+    for count in sorted({int((logs < logs[0] + share * np.ptp(logs)).sum()) for share in SHARES}):
+        below = np.arange(len(logs)) < count
         choice = choose_form(
             ["power", "saturating"], {"compute": compute[below]}, error[below],
             replicates=REPLICATES, ceiling=ceiling,

@@ -24,7 +24,7 @@ from train_loops import DeepSpeedLoop, Settings, Windows
 from caft.config import load_model_config
 from caft.cost import Workload, flops
 from pipelines.train.ingest import Batch
-from pipelines.train.peak import device_peak
+from pipelines.train.telemetry import device_peak
 
 WARM_STEPS, STEPS = 3, 10
 DECODED, SCENES = 32, 512

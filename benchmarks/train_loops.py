@@ -154,7 +154,7 @@ class DeepSpeedLoop:
         os.environ["LOCAL_RANK"] = "0"
         if settings.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
-        from pipelines.train.engine import start_engine
+        from pipelines.train.deepspeed.engine import start_engine
 
         store = Path(settings.folder) / f"store-{os.getpid()}"
         backend = "nccl" if settings.device == "cuda" else "gloo"

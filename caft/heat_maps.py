@@ -3,26 +3,36 @@ Reads what the model already computed: assignments between levels and pooling at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, overload
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caft.config import Preprocess
+from caft.config import PictureRule
+from caft.inputs import Texts, picture_pixels, split_batch, text_list
 from caft.model import CAFT, ImageFeatures
-from caft.preprocessing import Picture, read_picture, to_picture
+from caft.preprocessing import Picture, to_picture
 
 UNSEEN = -1  # the segment of pixels that the model was not shown
 
 
+@overload
+def localize(  # type: ignore[overload-overlap]
+    model: CAFT, image: Picture, sentences: Texts
+) -> np.ndarray: ...
+@overload
+def localize(model: CAFT, image: Sequence[Picture], sentences: Texts) -> list[np.ndarray]: ...
 @torch.no_grad()
-def localize(model: CAFT, image: Picture, sentences: list[str]) -> np.ndarray:
+def localize(model: CAFT, image: Any, sentences: Texts) -> Any:
     """Heat maps of sentences on one image.
 
     Args:
-        image: path, encoded bytes, Pillow image or uint8 array (H, W, 3), as `model.preprocess`
-            takes it.
-        sentences: S sentences; each is read as one part.
+        image: path, encoded bytes, Pillow image, uint8 array (H, W, 3), or tensor (3, H, W) of
+            uint8 or normalised floats. A list or stack of images gives a list of results.
+        sentences: S sentences; each is read as one part. A `str` is one sentence.
 
     Returns:
         float32 (S, H, W), in pixels of the image given: at each pixel the attention that the
@@ -32,16 +42,27 @@ def localize(model: CAFT, image: Picture, sentences: list[str]) -> np.ndarray:
         `~np.isnan(heat)` is the mask of what it saw.
 
     Raises:
-        DataError: nothing that can be read as a picture.
+        DataError: nothing that can be read as a picture, or floats that are no normalised pixels.
     """
+    several = split_batch(image)
+    if several is not None:
+        return [localize(model, one, sentences) for one in several]
     rule = model.config.image.preprocess
-    pixels = read_picture(image, rule)
-    maps = heat_maps(model, encode_one(model, pixels), encode_sentences(model, sentences))
+    pixels, texts = picture_pixels(image, rule), text_list(sentences)
+    if not texts:
+        return np.zeros((0, *pixels.shape[:2]), np.float32)
+    maps = heat_maps(model, encode_one(model, pixels), encode_sentences(model, texts))
     return np.stack([heat_on(pixels, heat, rule) for heat in maps])
 
 
+@overload
+def hierarchy(  # type: ignore[overload-overlap]
+    model: CAFT, image: Picture
+) -> list[np.ndarray]: ...
+@overload
+def hierarchy(model: CAFT, image: Sequence[Picture]) -> list[list[np.ndarray]]: ...
 @torch.no_grad()
-def hierarchy(model: CAFT, image: Picture) -> list[np.ndarray]:
+def hierarchy(model: CAFT, image: Any) -> Any:
     """The image cut into segments, from fine to coarse: 64, 32 and 16 of them in CAFT-B.
 
     Args:
@@ -52,10 +73,13 @@ def hierarchy(model: CAFT, image: Picture) -> list[np.ndarray]:
         coarser one. -1 where the model saw nothing, as in `localize`. A flat model has no level.
 
     Raises:
-        DataError: nothing that can be read as a picture.
+        DataError: nothing that can be read as a picture, or floats that are no normalised pixels.
     """
+    several = split_batch(image)
+    if several is not None:
+        return [hierarchy(model, one) for one in several]
     rule = model.config.image.preprocess
-    pixels = read_picture(image, rule)
+    pixels = picture_pixels(image, rule)
     levels = segment_hierarchy(encode_one(model, pixels))
     return [labels_on(pixels, labels[0].int().cpu().numpy(), rule) for labels in levels]
 
@@ -66,15 +90,15 @@ def encode_one(model: CAFT, image: Picture) -> ImageFeatures:
     return model.encode_image(model.preprocess(image)[None].to(model.device))
 
 
-def heat_on(picture: np.ndarray, heat: np.ndarray, rule: Preprocess) -> np.ndarray:
+def heat_on(picture: np.ndarray, heat: np.ndarray, rule: PictureRule) -> np.ndarray:
     """A heat map (h, w) at model resolution over the picture or mask (H, W, ...) it is about:
     (H, W), NaN where the model, which was shown the picture by `rule`, saw nothing."""
     return to_picture(heat, picture.shape[0], picture.shape[1], rule, np.nan)
 
 
-def labels_on(picture: np.ndarray, labels: np.ndarray, rule: Preprocess) -> np.ndarray:
+def labels_on(picture: np.ndarray, labels: np.ndarray, rule: PictureRule) -> np.ndarray:
     """As `heat_on` for a label map, with -1 where the model saw nothing."""
-    return to_picture(labels, picture.shape[0], picture.shape[1], rule, UNSEEN)
+    return to_picture(labels.astype(np.int32), picture.shape[0], picture.shape[1], rule, UNSEEN)
 
 
 @torch.no_grad()

@@ -4,16 +4,19 @@ The whole model in the order data meets it; the losses are in losses.py, trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+import torch.export
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from caft import inputs
 from caft.attention_pool import AttentionPool
 from caft.captions import caption_sentences, even_chunks
 from caft.config import FlatImageConfig, ModelConfig, load_model_config
@@ -21,10 +24,11 @@ from caft.dropout import Draws
 from caft.errors import DataError
 from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
+from caft.inputs import Pictures
 from caft.layers import Blocks, projection
 from caft.packing import PackedTexts
 from caft.preprocessing import Picture, eval_image
-from caft.superpixels import superpixel_labels
+from caft.superpixels import cell_grid, superpixel_labels
 from caft.superpixels.network import SFCN, load_sfcn_weights, read_sfcn_weights
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
 from caft.tokenizer import Tokenizer, load_tokenizer
@@ -63,6 +67,12 @@ class TextFeatures:
     whole: Tensor  # (B, D)
 
 
+# So that graphs which return features can be exported.
+for _features in (ImageFeatures, TextFeatures):
+    torch.export.register_dataclass(_features)
+FeaturesT = TypeVar("FeaturesT", ImageFeatures, TextFeatures)
+
+
 class CAFT(nn.Module):
     """Contrastive model of images and long captions ("Aligning Forest and Trees").
 
@@ -99,6 +109,11 @@ class CAFT(nn.Module):
         )
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; images are brought to it."""
+        return self.part_text_encoder.positions.dtype
+
+    @property
     def device(self) -> torch.device:
         return self.part_text_encoder.positions.device
 
@@ -106,9 +121,14 @@ class CAFT(nn.Module):
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.config.text.tokenizer)
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Token ids (N, T) of N texts, padded to the longest and cut at the context length."""
-        return self.tokenizer(texts, self.config.text.context_length)
+    def tokenize(self, texts: str | Iterable[str]) -> Tensor:
+        """Token ids (N, T) of N texts, padded to the longest and cut at the context length. A `str`
+        is one text.
+
+        Raises:
+            DataError: something that is no text.
+        """
+        return self.tokenizer(inputs.text_list(texts), self.config.text.context_length)
 
     def preprocess(self, picture: Picture) -> Tensor:
         """One picture as this model is to see it: uint8 (3, S, S), for `encode_image`.
@@ -134,26 +154,49 @@ class CAFT(nn.Module):
         return superpixel_labels(images, self.config.image.superpixels, self.superpixel_network)
 
     def encode_image(
-        self, images: Tensor, superpixels: Tensor | None = None, draws: Draws | None = None
+        self,
+        images: Pictures,
+        superpixels: Tensor | None = None,
+        draws: Draws | None = None,
     ) -> ImageFeatures:
         """Encode images.
 
         Args:
-            images: (B, 3, H, W), uint8 RGB or float normalised by `caft.transforms.normalise`.
+            images: (B, 3, H, W), uint8 RGB or float normalised by `caft.transforms.normalise`; or
+                paths, encoded bytes, Pillow images or uint8 arrays (H, W, 3), which pass through
+                `preprocess`. One image, or a list or stack of them.
             superpixels: (B, H, W) integer labels, below the number of cells in such an image.
                 None: as `superpixel_labels` cuts them. A flat encoder has its patches, whatever
                 is given.
             draws: what dropout drops in training; None: torch's generator.
 
         Raises:
-            DataError: the images have fewer superpixels than the model makes segments of them.
+            DataError: nothing that can be read as images; floats on the host that are no
+                normalised pixels, such as those of 0 .. 1; labels of another shape; or fewer
+                superpixels than the model makes segments of them.
         """
+        if not isinstance(images, Tensor) or not inputs.in_graph():
+            size_px = self.config.image.image_size_px
+            images = inputs.image_batch(images, self.preprocess, size_px).to(self.device)
+            if superpixels is not None and not isinstance(self.image_encoder, FlatImageEncoder):
+                height, width = images.shape[2:]
+                rows, columns = cell_grid(height, width, self.config.image.superpixels.cell_px)
+                superpixels = inputs.label_maps(superpixels, images, rows * columns)
+            if not len(images):
+                return self._without_rows(
+                    self._encode_image, images.new_zeros(1, *images.shape[1:])
+                )
+        return self._encode_image(images, superpixels, draws)
+
+    def _encode_image(
+        self, images: Tensor, superpixels: Tensor | None = None, draws: Draws | None = None
+    ) -> ImageFeatures:
         if superpixels is None or isinstance(self.image_encoder, FlatImageEncoder):
             superpixels = self.superpixel_labels(images)
         if images.dtype == torch.uint8:
             images = normalise(images)
         superpixels = superpixels.long()
-        tokens = self.image_encoder(images, superpixels, draws)
+        tokens = self.image_encoder(images.to(self.dtype), superpixels, draws)
         losses = self.config.losses
         if losses.parts:
             fine = tokens.fine @ self.fine_projection
@@ -179,7 +222,7 @@ class CAFT(nn.Module):
             tokens = tokens[:, : self.config.text.chunks]
         return self.part_text_encoder.pack(tokens, row_multiple)
 
-    def tokenize_captions(self, captions: Sequence[str | Sequence[str]]) -> Tensor:
+    def tokenize_captions(self, captions: str | Sequence[str | Sequence[str]]) -> Tensor:
         """Token ids (B, chunks, T) of B captions, split into sentences by the rule that the model
         was trained with and joined to chunks as evaluation does; see `even_chunks`.
 
@@ -190,7 +233,7 @@ class CAFT(nn.Module):
             DataError: a caption without a sentence.
         """
         text = self.config.text
-        pieces: list[str] = []
+        captions, pieces = inputs.caption_list(captions), list[str]()
         for number, caption in enumerate(captions):
             sentences = caption_sentences(caption, text.sentences)
             if not sentences:
@@ -199,26 +242,38 @@ class CAFT(nn.Module):
         tokens = self.tokenize(pieces)
         return tokens.view(len(captions), text.chunks, tokens.shape[-1])
 
-    def encode_text(self, tokens: Tensor | PackedTexts | Sequence[str]) -> TextFeatures:
+    def encode_text(self, tokens: Tensor | PackedTexts | str | Sequence[str]) -> TextFeatures:
         """Encode captions of K sub-captions each, K >= configured chunks.
 
         Args:
             tokens: captions, which are split, chunked and tokenized by the model's own rule; ids
                 (B, K, T) on any device; or ids packed by `pack_texts`: a training loop packs on
-                the host, so that the device never waits for lengths.
+                the host, so that the device never waits for lengths. Graphs that are compiled or
+                exported read ids (B, K, T) padded as they are.
 
         Raises:
-            DataError: a caption without a sentence.
+            DataError: a caption without a sentence, or ids of another shape, type or range.
         """
-        losses, chunks = self.config.losses, self.config.text.chunks
         if isinstance(tokens, PackedTexts):
-            texts = tokens
-        else:
-            if not isinstance(tokens, Tensor):
-                captions = [tokens] if isinstance(tokens, str) else tokens
-                tokens = self.tokenize_captions(captions)
-            texts = self.pack_texts(tokens).to(self.device)
-        embedded = self.part_text_encoder(texts).view(texts.captions, texts.parts, -1)  # (B, K, W)
+            return self._encode_texts(self.part_text_encoder(tokens), tokens.captions)
+        if isinstance(tokens, Tensor) and inputs.in_graph():
+            return self._encode_texts(self.part_text_encoder.padded(tokens), len(tokens))
+        text = self.config.text
+        if isinstance(tokens, np.ndarray) and tokens.dtype.kind not in "OUS":
+            tokens = torch.from_numpy(tokens)
+        if not isinstance(tokens, Tensor):
+            tokens = self.tokenize_captions(tokens)
+        ids = inputs.token_ids(tokens, text.vocab_size, text.context_length, text.chunks)
+        if not len(ids):
+            parts = max(text.chunks, ids.shape[1])
+            return self._without_rows(self.encode_text, ids.new_zeros(1, parts, 1))
+        packed = self.pack_texts(ids).to(self.device)
+        return self._encode_texts(self.part_text_encoder(packed), packed.captions)
+
+    def _encode_texts(self, embedded: Tensor, captions: int) -> TextFeatures:
+        """`embedded` (B*K, W): sub-captions of B captions."""
+        losses, chunks = self.config.losses, self.config.text.chunks
+        embedded = embedded.view(captions, -1, embedded.shape[-1])  # (B, K, W)
         if losses.parts:
             parts = embedded @ self.part_projection
         if losses.has_whole:
@@ -229,6 +284,19 @@ class CAFT(nn.Module):
             whole = parts[:, :chunks].mean(dim=1)
         return TextFeatures(parts, whole)
 
+    @torch.no_grad()
+    def _without_rows(self, encode: Callable[[Tensor], FeaturesT], one: Tensor) -> FeaturesT:
+        """The features of an empty batch: those of a batch of one, without their row."""
+        training = self.training
+        self.eval()
+        features = encode(one)
+        self.train(training)
+        for field in fields(features):
+            value = getattr(features, field.name)
+            empty = [level[:0] for level in value] if isinstance(value, list) else value[:0]
+            setattr(features, field.name, empty)
+        return features
+
     def _join_chunks(self, embedded: Tensor) -> Tensor:
         """Chunk embeddings (B, chunks, W) to whole-caption embeddings (B, W)."""
         if self.config.text.whole == "mean":
@@ -238,26 +306,29 @@ class CAFT(nn.Module):
     def forward(
         self, images: Tensor, tokens: Tensor | PackedTexts, superpixels: Tensor | None = None
     ) -> tuple[ImageFeatures, TextFeatures]:
-        return self.encode_image(images, superpixels), self.encode_text(tokens)
+        if isinstance(tokens, Tensor) and not inputs.in_graph():
+            tokens = self.pack_texts(tokens).to(self.device)
+        return self._encode_image(images, superpixels), self.encode_text(tokens)
 
     def whole_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
         """Whole logits (N_images, N_texts) of a model with a whole loss."""
-        cosine = F.normalize(images.whole, dim=-1) @ F.normalize(texts.whole, dim=-1).T
-        logits = self.whole_log_scale.exp() * cosine
+        image, text = (F.normalize(_wide(side.whole), dim=-1) for side in (images, texts))
+        logits = self.whole_log_scale.exp() * (image @ text.T)
         return logits + self.whole_bias if self.config.losses.whole == "sigmoid" else logits
 
     def part_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
         """Part logits (N_images, N_texts), the mean over each text's chunks, of a model with part
         losses."""
-        parts = texts.parts[:, : self.config.text.chunks].float()  # (T, C, D)
+        parts = texts.parts[:, : self.config.text.chunks].to(self.dtype)  # (T, C, D)
         queries = self.attention_pool.scoring_queries(parts).flatten(0, 1)[None]  # (1, T*C, D)
-        keys, values = self.attention_pool.keys_values(images.fine)
-        target = F.normalize(parts, dim=-1).flatten(0, 1)  # (T*C, D)
+        keys, values = self.attention_pool.keys_values(images.fine.to(self.dtype))
+        target = F.normalize(_wide(parts), dim=-1).flatten(0, 1)  # (T*C, D)
         rows = []
         for n in range(len(images.fine)):  # one image at a time: (1, T*C, D) and no more
             pooled = self.attention_pool(queries, keys[n : n + 1], values[n : n + 1])[0]
-            rows.append((F.normalize(pooled, dim=-1) * target).sum(dim=-1))
-        cosine = torch.stack(rows).view(len(rows), *parts.shape[:2])  # (I, T, C)
+            rows.append((F.normalize(_wide(pooled), dim=-1) * target).sum(dim=-1))
+        cosine = torch.stack(rows) if rows else target.new_zeros(0, len(target))
+        cosine = cosine.view(len(rows), *parts.shape[:2])  # (I, T, C)
         return self.part_log_scale.exp() * cosine.mean(dim=-1) + self.part_bias
 
     @torch.no_grad()
@@ -340,6 +411,11 @@ def create_model(name_or_config: str | Path | Mapping[str, Any] | ModelConfig) -
         source = f"superpixels.weights: {superpixels.weights}"
         load_sfcn_weights(model.superpixel_network, read_sfcn_weights(superpixels), source)
     return model
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least: cosines of half precision would tie."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:

@@ -7,6 +7,7 @@ import base64
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -22,8 +23,9 @@ from caft.heat_maps import (
     labels_on,
     segment_hierarchy,
 )
+from caft.inputs import Texts, picture_pixels, split_batch, text_list
 from caft.model import CAFT
-from caft.preprocessing import Picture, read_picture
+from caft.preprocessing import Picture
 
 TARGET_SIDE_PX = 288  # pictures are brought near this long side
 CRISP_BELOW_PX = 145  # smaller ones are enlarged by whole factors, pixel by pixel
@@ -51,14 +53,21 @@ LMS_TO_RGB = np.asarray(
 )
 
 
+@overload
+def draw_panel(  # type: ignore[overload-overlap]
+    model: CAFT, image: Picture, sentences: Texts = ()
+) -> np.ndarray: ...
+@overload
+def draw_panel(
+    model: CAFT, image: Sequence[Picture], sentences: Texts = ()
+) -> list[np.ndarray]: ...
 @torch.inference_mode()
-def draw_panel(model: CAFT, image: Picture, sentences: Sequence[str] = ()) -> np.ndarray:
+def draw_panel(model: CAFT, image: Any, sentences: Texts = ()) -> Any:
     """All the model sees in an image, in one picture: the image, its superpixels, its segments
     from fine to coarse, and where each sentence looks. What the model was not shown is dark.
 
     Args:
-        image: path, encoded bytes, Pillow image or uint8 array (H, W, 3), as `model.preprocess`
-            takes it.
+        image: as for `caft.localize`; a list or stack of images gives a list of pictures.
 
     Returns:
         uint8 RGB, of a size that depends on the image's shape and the number of sentences.
@@ -66,8 +75,11 @@ def draw_panel(model: CAFT, image: Picture, sentences: Sequence[str] = ()) -> np
     Raises:
         DataError: nothing that can be read as a picture.
     """
+    several = split_batch(image)
+    if several is not None:
+        return [draw_panel(model, one, sentences) for one in several]
     rule = model.config.image.preprocess
-    pixels = read_picture(image, rule)
+    pixels, texts = picture_pixels(image, rule), text_list(sentences)
     features = encode_one(model, pixels)
     canvas = to_canvas(pixels)
     cut = features.superpixels[0].cpu().numpy()
@@ -79,11 +91,11 @@ def draw_panel(model: CAFT, image: Picture, sentences: Sequence[str] = ()) -> np
     for picture, labels in zip(draw_hierarchy(canvas, fitted), levels, strict=True):
         first.append((picture, f"{len(np.unique(labels))} segments"))
     rows = [first]
-    if sentences:
-        heats = heat_maps(model, features, encode_sentences(model, list(sentences)))
+    if texts:
+        heats = heat_maps(model, features, encode_sentences(model, texts))
         drawn = [
             (draw_heat(canvas, heat_on(canvas, heat, rule), None), s)
-            for heat, s in zip(heats, sentences, strict=True)
+            for heat, s in zip(heats, texts, strict=True)
         ]
         rows += [drawn[n : n + PANEL_COLUMNS] for n in range(0, len(drawn), PANEL_COLUMNS)]
     return _sheet(rows)

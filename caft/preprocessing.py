@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from caft.config import Preprocess
+from caft.config import PictureRule
 from caft.errors import DataError
 from caft.transforms import decode_image, resize_square, to_tensor
 
@@ -22,7 +23,7 @@ MOST_RESIZED_PX = 2**25  # of a resized picture before it is cropped: 100 MB
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model's square lies: its upper left corner on the picture at (height, width)."""
+    """Where a crop lies: its upper left corner on the picture resized to (height, width)."""
 
     height: int
     width: int
@@ -30,7 +31,7 @@ class Placement:
     left: int
 
 
-def eval_image(picture: Picture, size_px: int, preprocess: Preprocess) -> Tensor:
+def eval_image(picture: Picture, size_px: int, preprocess: PictureRule) -> Tensor:
     """The square of a picture that a model is shown, uint8 (3, size, size).
 
     Args:
@@ -42,13 +43,17 @@ def eval_image(picture: Picture, size_px: int, preprocess: Preprocess) -> Tensor
     Raises:
         DataError: as `read_picture`.
     """
-    pixels = read_picture(picture, preprocess)
+    return to_tensor(squared(read_picture(picture, preprocess), size_px, preprocess))
+
+
+def squared(pixels: np.ndarray, size_px: int, preprocess: PictureRule) -> np.ndarray:
+    """A picture (H, W, 3) as the square (size, size, 3) that `eval_image` shows."""
     if preprocess == "squash":
-        return to_tensor(resize_square(pixels, size_px))
-    return to_tensor(_centre_crop(pixels, size_px))
+        return resize_square(pixels, size_px)
+    return _centre_crop(pixels, size_px)
 
 
-def read_picture(picture: Picture, preprocess: Preprocess) -> np.ndarray:
+def read_picture(picture: Picture, preprocess: PictureRule) -> np.ndarray:
     """Any form of a picture as uint8 RGB (H, W, 3).
 
     A file is decoded as models of this rule have always seen it: under 'crop' as Pillow's
@@ -106,12 +111,14 @@ def decode_as_published(data: bytes) -> np.ndarray:
 
 
 def to_picture(
-    values: np.ndarray, height: int, width: int, preprocess: Preprocess, unseen: float
+    values: np.ndarray, height: int, width: int, preprocess: PictureRule, unseen: float
 ) -> np.ndarray:
     """A map (S, S) over the model's square as one over the picture (height, width), by the nearest
     value; where the model saw nothing it is `unseen`."""
+    if preprocess == "squash":
+        return cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST)
     size_px = values.shape[0]
-    place = placement(height, width, size_px, preprocess)
+    place = placement(height, width, size_px)
     y = np.arange(height) * place.height // height - place.top
     x = np.arange(width) * place.width // width - place.left
     fitted = values[y.clip(0, size_px - 1)[:, None], x.clip(0, size_px - 1)]
@@ -120,10 +127,8 @@ def to_picture(
     return fitted
 
 
-def placement(height: int, width: int, size_px: int, preprocess: Preprocess) -> Placement:
-    """Where the model's square lies on a picture of this size."""
-    if preprocess == "squash":
-        return Placement(size_px, size_px, 0, 0)
+def placement(height: int, width: int, size_px: int) -> Placement:
+    """Where the square of a crop lies on a picture of this size."""
     short = min(height, width)
     tall, wide = size_px * height // short, size_px * width // short
     return Placement(tall, wide, round((tall - size_px) / 2), round((wide - size_px) / 2))
@@ -131,7 +136,7 @@ def placement(height: int, width: int, size_px: int, preprocess: Preprocess) -> 
 
 def _centre_crop(pixels: np.ndarray, size_px: int) -> np.ndarray:
     height, width = pixels.shape[:2]
-    place = placement(height, width, size_px, "crop")
+    place = placement(height, width, size_px)
     image = Image.fromarray(pixels)
     bicubic = Image.Resampling.BICUBIC
     if place.height * place.width <= MOST_RESIZED_PX:

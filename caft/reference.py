@@ -14,13 +14,13 @@ from torch import Tensor
 from caft.config import ImageConfig, ModelConfig, TextConfig, validate
 from caft.errors import CheckpointError, ConfigError
 from caft.model import CAFT
+from caft.state_dicts import misfit, plain_weights
 
 SUPERPIXEL_PREFIX = "visual.superpixel_generator."
 UNUSED_KEYS = (
     "visual.pe_token",  # a position for cls that stays zero
     *(f"{SUPERPIXEL_PREFIX}pred_mask{n}." for n in (1, 2, 3)),  # heads that only training used
 )
-WRAPPER_PREFIX = "module."  # of a model saved inside its data-parallel wrapper
 
 # Fields that the released configurations hold and this model has no choice in.
 _FIXED_VISION = {
@@ -96,7 +96,8 @@ def from_reference(
     """Build a CAFT from a released state dict and configuration; it is in eval mode.
 
     Args:
-        state_dict: weights under the released key names. Without a superpixel network among
+        state_dict: weights under the released key names, also nested or with the prefixes of
+            wrappers (`caft.state_dicts.plain_weights`). Without a superpixel network among
             them, superpixels come from SEEDS.
         config: the released configuration (`embed_dim`, `vision_cfg`, `text_cfg`, ...).
         reference_quirks: keep dead superpixels, give the superpixel network its colours and
@@ -106,7 +107,7 @@ def from_reference(
         CheckpointError: a key is missing, surplus or of another shape; all of them are named.
         ConfigError: a field of `config` is missing or has a value that this model cannot take.
     """
-    state_dict = _unwrapped(state_dict)
+    state_dict = plain_weights(state_dict)
     has_network = any(key.startswith(SUPERPIXEL_PREFIX) for key in state_dict)
     model = CAFT(reference_config(config, reference_quirks, has_network)).eval()
     load_reference_weights(model, state_dict)
@@ -170,7 +171,7 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         CheckpointError: these are no weights of CAFT, or their blocks do not make CAFT-B's groups.
     """
-    weights = _unwrapped(state_dict)
+    weights = plain_weights(state_dict)
     if not any(key.startswith("visual.pools.") for key in weights):
         first = next(iter(weights), "")
         raise CheckpointError(f"no weights of CAFT: no key 'visual.pools...'; it has '{first}' ...")
@@ -225,7 +226,7 @@ def load_reference_weights(model: CAFT, state_dict: Mapping[str, Tensor]) -> Non
     Raises:
         CheckpointError: keys are missing, surplus or of another shape; all of them are named.
     """
-    weights = _unwrapped(state_dict)
+    weights = plain_weights(state_dict)
     problems, used = [], set()
     for name, slot in model.state_dict().items():
         key = _released_key(name, model.config.image.group_depths)
@@ -234,8 +235,12 @@ def load_reference_weights(model: CAFT, state_dict: Mapping[str, Tensor]) -> Non
             problems.append(f"missing '{key}'")
             continue
         value = weights[key]
-        if match := re.match(r"attention_pool\.to_(.)", name):
-            value = value.chunk(3)[_PACKED_ORDER.index(match[1])]
+        if problem := misfit(key, value, slot):
+            problems.append(problem)
+            continue
+        match = re.match(r"attention_pool\.to_(.)", name)
+        if match and value.dim() and len(value) % len(_PACKED_ORDER) == 0:
+            value = value.chunk(len(_PACKED_ORDER))[_PACKED_ORDER.index(match[1])]
         if not _same_layout(value, slot):
             problems.append(f"'{key}' is {tuple(value.shape)}, not {tuple(slot.shape)}")
             continue
@@ -246,10 +251,6 @@ def load_reference_weights(model: CAFT, state_dict: Mapping[str, Tensor]) -> Non
     if problems:
         # A packed tensor is missed three times but said once.
         raise CheckpointError(f"released weights do not fit: {'; '.join(dict.fromkeys(problems))}")
-
-
-def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(WRAPPER_PREFIX): value for key, value in state_dict.items()}
 
 
 def _superpixels(network: bool, reference_quirks: bool) -> dict[str, Any]:

@@ -40,6 +40,15 @@ class PartTextEncoder(nn.Module):
         hidden = self.token_embedding(texts.tokens) + self.positions[texts.positions]  # (R, L, W)
         return self.norm(self.blocks(hidden, texts.attention_mask(), keep=texts.ends))
 
+    def padded(self, tokens: Tensor) -> Tensor:
+        """As `forward`, of ids (B, K, T) with their padding: of fixed shape, for graphs that are
+        exported; what stands after a text's end is attended to by nothing that is read."""
+        ids = tokens.flatten(0, 1)  # (N, T)
+        hidden = self.token_embedding(ids) + self.positions[: ids.shape[1]]  # (N, T, W)
+        hidden = self.blocks(hidden, causal=True)
+        ends = ids.argmax(dim=-1)[:, None, None].expand(-1, -1, hidden.shape[-1])
+        return self.norm(hidden.gather(1, ends)[:, 0])  # (N, W)
+
 
 class WholeTextEncoder(nn.Module):
     """Joins the chunk embeddings of a caption; the appended cls token is the whole caption."""

@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 import fsspec.core
 import pyarrow.fs as pafs
 
+from caft.documents import parse_json
 from caft.errors import ConfigError, StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
@@ -199,10 +200,7 @@ def write_error(path: str, error: OSError) -> StorageError:
 
 
 def read_json(path: str) -> Any:
-    try:
-        return json.loads(read_bytes(path))
-    except ValueError:
-        raise StorageError(f"{path}: not valid JSON") from None
+    return parse_json(read_bytes(path), path, StorageError)
 
 
 def write_json(path: str, value: Any) -> None:

@@ -319,7 +319,7 @@ def test_conversion_takes_a_configuration_and_refuses_to_overwrite(tmp_path, cap
         ([str(path), str(out)], "out: exists and is no empty folder"),
         ([str(path), str(path)], "fixture.pt: exists and is no empty folder"),
         ([str(path), str(tmp_path / "new")], "give the configuration"),
-        ([str(path), str(tmp_path / "new"), "--config", str(path)], "cannot be read as JSON"),
+        ([str(path), str(tmp_path / "new"), "--config", str(path)], "fixture.pt: cannot be read"),
         ([str(path), str(path / "below"), "--config", str(config)], "below: cannot be written"),
         ([str(out), str(tmp_path / "new"), "--config", str(config)], "has its own configuration"),
         ([str(tmp_path / "no.pt"), str(tmp_path / "new")], "no checkpoint folder"),

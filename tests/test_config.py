@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from caft.config import ModelConfig, load_config, load_model_config, to_yaml
+from caft.config import (
+    ModelConfig,
+    load_config,
+    load_model_config,
+    read_yaml,
+    to_yaml,
+    validate,
+)
 from caft.errors import ConfigError
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
@@ -123,7 +130,9 @@ def test_overrides_reach_into_a_model_that_is_named_by_its_recipe():
     assert (changed.model.losses.parts, changed.model.text.layers) == (False, 3)
     with pytest.raises(ConfigError) as caught:
         load_config(TrainConfig, path, ["model.losses.prts=false"])
-    assert str(caught.value) == f"{path}: model.losses.prts: unknown key"
+    assert (
+        str(caught.value) == f"{path}: model.losses.prts: unknown key; the nearest one is 'parts'"
+    )
 
 
 def test_command_line_prints_the_resolved_configuration_and_one_line_errors():
@@ -136,3 +145,23 @@ def test_command_line_prints_the_resolved_configuration_and_one_line_errors():
     assert wrong.returncode == 2
     assert wrong.stderr.strip().splitlines()[-1].startswith("ConfigError: ")
     assert "sed: unknown key" in wrong.stderr
+
+
+def test_crops_of_configurations_from_before_the_key_keep_the_picture_s_shape():
+    demo = CONFIGS / "train" / "demo.yaml"
+    raw = read_yaml(demo)
+    raw["ingest"].pop("crop")
+    fresh = validate(TrainConfig, raw, "new").ingest.crop
+    assert (fresh.min_scale, fresh.ratio) == (0.9, (3 / 4, 4 / 3))
+    raw["ingest"]["crop_min_scale"] = 0.6
+    former = validate(TrainConfig, raw, "former")
+    assert (former.ingest.crop.min_scale, former.ingest.crop.ratio) == (0.6, None)
+    again = validate(TrainConfig, yaml.safe_load(to_yaml(former)), "stored")
+    assert again == former
+    with pytest.raises(ConfigError, match=r"crop_min_scale: is crop now, and both are given"):
+        load_config(TrainConfig, demo, ["ingest.crop_min_scale=0.5"])
+    raw["ingest"]["crop_min_scale"] = 2
+    with pytest.raises(ConfigError, match=r"ingest\.crop\.min_scale: .* \(got 2\)"):
+        validate(TrainConfig, raw, "former")
+    with pytest.raises(ConfigError, match=r"ingest\.crop: ratio \[1\.5, 1\]: .* least comes first"):
+        load_config(TrainConfig, demo, ["ingest.crop.ratio=[1.5, 1.0]"])

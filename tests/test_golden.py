@@ -186,3 +186,22 @@ def test_every_key_of_a_released_caft_b_is_accounted_for():
         "missing 'visual_proj.attn.in_proj_bias'",
         "surplus 'visual.nobody_knows'",
     ]
+
+
+@pytest.mark.skipif(not (SHARED / "end_to_end").exists(), reason="reference scores are not here")
+def test_files_and_captions_get_the_published_evaluation_s_scores():
+    """From JPEG files and texts alone: picture, superpixels, sentences, chunks and both scores."""
+    folder = SHARED / "end_to_end"
+    weights = load_file(folder / "weights_float16.safetensors")
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    model = caft.from_reference(weights, json.loads((folder / "config.json").read_text()))
+    inputs = json.loads((folder / "inputs.json").read_text())
+    photographs = SHARED.parent / "data" / "coco_cc"
+    paths = [next(photographs.rglob(name)) for name in inputs["images"]]
+    with torch.inference_mode():
+        images = model.encode_image(torch.stack([model.preprocess(path) for path in paths]))
+        texts = model.encode_text(inputs["captions"])
+    expected = load_file(folder / "scores.safetensors")
+    for alpha, name in ((0.0, "score_whole"), (1.0, "score_part"), (0.3, "score_blend_0_3")):
+        found = model.score(images, texts, alpha=alpha)
+        torch.testing.assert_close(found, expected[name], rtol=0, atol=2e-4)

@@ -1,14 +1,19 @@
 """Images and their label maps through the same crops, flips and sizes."""
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from caft.errors import DataError
 from caft.preprocessing import eval_image
-from caft.transforms import decode_image, eval_labels, train_image
+from caft.transforms import decode_image, eval_labels, random_window, train_image
 
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "training_crops.json"
 CELL = 40
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 3), dtype=np.uint8)
 
@@ -112,3 +117,72 @@ def test_a_damaged_jpeg_is_no_image():
 def test_bytes_that_are_no_image():
     with pytest.raises(DataError, match="image of 8 bytes cannot be decoded"):
         decode_image(b"no image")
+
+
+RATIO = (3 / 4, 4 / 3)
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="reference crops are not here")
+def test_crops_have_the_published_areas_shapes_and_places():
+    for size, expected in json.loads(GOLDEN.read_text())["images"].items():
+        width, height = map(int, size.split("x"))
+        rng = np.random.default_rng(0)
+        windows = [random_window(height, width, 0.9, RATIO, rng) for _ in range(20_000)]
+        _, left, crop_h, crop_w = np.array(windows).T
+        room = width - crop_w
+        found = {
+            "width_over_height": crop_w / crop_h,
+            "area_share": crop_w * crop_h / (width * height),
+            "left_share_of_room": np.where(room > 0, left / np.maximum(room, 1), 0.5),
+        }
+        for name, values in found.items():
+            tolerance = 0.02 if name == "left_share_of_room" else 0.003
+            np.testing.assert_allclose(
+                np.percentile(values, QUANTILES), expected[name], atol=tolerance
+            )
+        assert found["area_share"].mean() == pytest.approx(expected["area_mean"], abs=0.001)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (30, 40), (300, 4000)])
+def test_a_crop_of_the_published_shapes_lies_in_any_picture(shape):
+    height, width = shape
+    for seed in range(20):
+        top, left, crop_h, crop_w = random_window(
+            height, width, 0.9, RATIO, np.random.default_rng(seed)
+        )
+        assert 0 <= top <= top + crop_h <= height
+        assert 0 <= left <= left + crop_w <= width
+        assert crop_h > 0 < crop_w
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    picture, _ = train_image(data, 32, 0.9, np.random.default_rng(0), ratio=RATIO)
+    assert picture.shape == (3, 32, 32)
+
+
+def test_published_crops_are_resized_as_pillow_does():
+    pixels = cv2.resize(
+        np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8), (400, 300)
+    )
+    data = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    for seed in range(4):
+        top, left, h, w = random_window(300, 400, 0.9, RATIO, np.random.default_rng(seed))
+        crop = Image.fromarray(pixels[top : top + h, left : left + w])
+        expected = np.asarray(crop.resize((224, 224), Image.Resampling.BICUBIC))
+        picture, _ = train_image(data, 224, 0.9, np.random.default_rng(seed), ratio=RATIO)
+        difference = np.abs(picture.permute(1, 2, 0).numpy().astype(int) - expected)
+        assert difference.max() <= 5
+        assert difference.mean() < 0.05
+
+
+@pytest.mark.parametrize(("width", "mapped"), [(480, True), (640, True), (720, True), (860, False)])
+def test_a_map_of_the_whole_picture_serves_crops_that_show_nearly_all_of_it(width, mapped):
+    """Of a picture longer than 3:2 the published crop cuts a sixth and more away."""
+    labels = np.arange(12).reshape(3, 4).repeat(160, 0).repeat(width // 4, 1)
+    data = cv2.imencode(".png", cv2.cvtColor(COLOURS[labels], cv2.COLOR_RGB2BGR))[1].tobytes()
+    for seed in range(6):
+        image, cut = train_image(data, 96, 0.9, np.random.default_rng(seed), labels, ratio=RATIO)
+        assert (cut is not None) == mapped
+        if mapped:
+            assert agreement(image, cut) > 0.97
+        assert train_image(data, 96, 0.9, np.random.default_rng(seed), labels)[1] is not None

@@ -113,8 +113,8 @@ class Run:
         from caft.config import load_config, load_model_config
         from caft.model import create_model
         from pipelines.train.config import TrainConfig
+        from pipelines.train.deepspeed.engine import start_engine
         from pipelines.train.distributed import TrainingModel
-        from pipelines.train.engine import start_engine
 
         own = [
             f"global_batch={images * workers}",
@@ -138,9 +138,9 @@ class Run:
         self.batch = make_batch(images, maps, self.model.config.image.image_size_px)
 
     def _watch(self) -> None:
-        from pipelines.train.average import WeightAverage
+        from pipelines.train.deepspeed.sharding import WeightAverage
         from pipelines.train.guard import Guard
-        from pipelines.train.notices import Notices
+        from pipelines.train.signals import Notices
         from pipelines.train.telemetry import Telemetry
 
         gpu = torch.device("cuda", 0)

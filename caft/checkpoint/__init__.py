@@ -3,29 +3,32 @@ Written by training, read by everything else; nothing in here executes a pickle.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from caft.checkpoint.manifest import (
+    CONFIG,
+    MANIFEST,
+    TRAINING_STATE,
+    WEIGHTS,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
 from caft.checkpoint.released import RELEASED_SUFFIXES, load_released
 from caft.config import ModelConfig, merged, read_yaml, to_yaml, validate
-from caft.errors import CheckpointError, StorageError
+from caft.documents import parse_yaml
+from caft.errors import CheckpointError, ConfigError, StorageError
 from caft.model import CAFT
+from caft.state_dicts import misfit, plain_weights
 
-WEIGHTS, CONFIG, MANIFEST, TRAINING_STATE = (
-    "model.safetensors",
-    "config.yaml",
-    "manifest.json",
-    "training_state",
-)
-FORMAT_VERSION = 1
 CONFIG_METADATA_KEY = "caft_config"
 CONVERTED_FROM = "converted_from"  # the entry of a manifest that names a converted file
 EXPORTED_FROM = "exported_from"  # the entry that tells an export from a checkpoint
@@ -37,29 +40,66 @@ RELEASED_RULES = {
     "text": {"sentences": "reference"},
 }
 
+__all__ = [
+    "CONFIG",
+    "EXPORTED_FROM",
+    "MANIFEST",
+    "TRAINING_STATE",
+    "WEIGHTS",
+    "convert",
+    "load_model",
+    "load_weights",
+    "read_manifest",
+    "save_tensors",
+    "save_weights",
+    "sha256_of",
+    "stored_config",
+    "write_manifest",
+]
 
-def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> CAFT:
+
+def load_model(
+    path: str | Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> CAFT:
     """Load a checkpoint folder, a single `.safetensors` file or a released `.pt`, in eval mode.
 
-    A released file gives the released numbers: it keeps the reference's quirks.
+    A released file gives the released numbers: it keeps the reference's quirks. A folder's files
+    are compared with the digests in its manifest.
 
     Args:
         config: for released files alone, which hold none: the released configuration
-            (`embed_dim`, `vision_cfg`, ...). None: a CAFT-B, in the sizes that the weights have.
+            (`embed_dim`, `vision_cfg`, ...). None: that in `NAME.json` beside `NAME.pt`, else a
+            CAFT-B, in the sizes that the weights have.
+        device: where the model is put, as in `model.to`; None: the CPU.
+        dtype: of its weights, such as `torch.bfloat16`; None: float32.
 
     Raises:
         CheckpointError: nothing there, a folder without its manifest (training did not finish
             writing it), a file that is damaged or holds more than tensors, or weights that do not
             fit the configuration.
+        ConfigError: no such device here, or a dtype that is no float.
     """
-    path = Path(path)
+    path, device = Path(path), _usable_device(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype: {dtype!r} is no type of floats such as torch.bfloat16")
+    model = _load(path, config).eval()
+    return model.to(device=device, dtype=dtype)
+
+
+def _load(path: Path, config: Mapping[str, Any] | None) -> CAFT:
     if path.is_file() and path.suffix in RELEASED_SUFFIXES:
         return load_released(path, config)
     if config is not None:
         raise CheckpointError(f"{path}: has its own configuration; only released files take one")
     if path.is_dir():
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, verify=(WEIGHTS, CONFIG))
         model = CAFT(stored_config(read_yaml(path / CONFIG), manifest, str(path / CONFIG)))
+        if not {WEIGHTS, CONFIG} <= manifest["files"].keys():
+            raise CheckpointError(f"{path / MANIFEST}: does not list {WEIGHTS} and {CONFIG}")
         load_weights(model, path / WEIGHTS)
     elif path.is_file() and path.suffix == ".safetensors":
         model = CAFT(_embedded_config(path))
@@ -67,7 +107,19 @@ def load_model(path: str | Path, config: Mapping[str, Any] | None = None) -> CAF
     else:
         known = ", ".join((".safetensors", *RELEASED_SUFFIXES))
         raise CheckpointError(f"{path}: no checkpoint folder and no file of {known}")
-    return model.eval()
+    return model
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        usable = torch.device(device)
+        torch.empty(0, device=usable)
+    except Exception as error:  # of a type that depends on the device
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"device: {device!r} cannot be used here: {reason}") from None
+    return usable
 
 
 def convert(path: str | Path, folder: str | Path, config: Mapping[str, Any] | None = None) -> CAFT:
@@ -117,53 +169,19 @@ def save_weights(model: CAFT, folder: Path, weights: Mapping[str, Tensor] | None
     state = model.state_dict() if weights is None else weights
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config = to_yaml(model.config)
-    save_file(weights, folder / WEIGHTS, metadata={CONFIG_METADATA_KEY: config})
+    save_tensors(weights, folder / WEIGHTS, {CONFIG_METADATA_KEY: config})
     (folder / CONFIG).write_text(config, encoding="utf-8")
 
 
-def write_manifest(folder: Path, info: dict[str, Any], names: Sequence[str] | None = None) -> None:
-    """Seal a checkpoint folder: the digest of its files, plus `info`, in manifest.json.
-
-    Args:
-        names: the files that are the checkpoint; None: all that there are.
-    """
-    every = (file for file in sorted(folder.rglob("*")) if file.name != MANIFEST)
-    sealed = every if names is None else (folder / name for name in names)
-    files = {
-        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sealed
-        if file.is_file()
-    }
-    manifest = {"format": "caft-checkpoint", "version": FORMAT_VERSION, **info, "files": files}
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
-
-
-def read_manifest(folder: str | Path, verify: bool = False) -> dict[str, Any]:
-    """Return a checkpoint's manifest after checking that its files are all there and whole.
-
-    Sizes are always compared; `verify` compares digests too.
-
-    Raises:
-        CheckpointError: no manifest, or a file that is missing or not as it was written.
-    """
-    folder = Path(folder)
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: no {MANIFEST}, so this is no finished checkpoint; use an earlier one"
-        ) from None
-    except ValueError:
-        raise CheckpointError(f"{folder / MANIFEST}: not valid JSON; use an earlier one") from None
-    for name, entry in manifest.get("files", {}).items():
-        file = folder / name
-        if not file.exists():
-            raise CheckpointError(f"{file}: missing, but the manifest lists it")
-        if file.stat().st_size != entry["bytes"] or (verify and sha256_of(file) != entry["sha256"]):
-            raise CheckpointError(f"{file}: damaged, its size or digest is not the manifest's")
-    return manifest
+def save_tensors(
+    tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file that others may read as any new file here: with the mode that the
+    process's umask gives, where the library's own is 0600."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+    file.chmod(stat.S_IMODE(mode))
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -173,27 +191,27 @@ def load_weights(model: nn.Module, file: Path) -> None:
         CheckpointError: the file is damaged, or was made by another model configuration.
     """
     try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from None
+        weights = plain_weights(load_file(file))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    except Exception as error:  # a damaged header may fail in any way
+        raise _unreadable(file, error) from None
     ours = model.state_dict()
     problems = [f"missing '{name}'" for name in ours.keys() - weights.keys()]
     problems += [f"surplus '{name}'" for name in weights.keys() - ours.keys()]
-    problems += [
-        f"'{name}' is {tuple(weights[name].shape)} there, {tuple(ours[name].shape)} in the model"
-        for name in ours.keys() & weights.keys()
-        if ours[name].shape != weights[name].shape
-    ]
+    for name in ours.keys() & weights.keys():
+        there, here = weights[name], ours[name]
+        if problem := misfit(name, there, here):
+            problems.append(problem)
+        elif there.shape != here.shape:
+            problems.append(
+                f"'{name}' is {tuple(there.shape)} there, {tuple(here.shape)} in the model"
+            )
     if problems:
         shown = "; ".join(sorted(problems)[:3])
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{file}: does not fit the model configuration: {shown}{more}")
     model.load_state_dict(weights)
-
-
-def sha256_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _was_released(raw: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
@@ -224,17 +242,11 @@ def _embedded_config(file: Path) -> ModelConfig:
     try:
         with safe_open(file, "pt") as stream:
             text = (stream.metadata() or {}).get(CONFIG_METADATA_KEY)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from None
+    except Exception as error:  # a damaged header may fail in any way
+        raise _unreadable(file, error) from None
     if text is None:
         raise CheckpointError(f"{file}: holds no model configuration; load its folder instead")
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{file}: its model configuration is not valid YAML: {reason}"
-        ) from None
+    raw = parse_yaml(text, f"{file}: its model configuration", CheckpointError)
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file}: its model configuration is no mapping of keys")
     return stored_config(raw, _manifest_of(file), str(file))
@@ -246,4 +258,9 @@ def _manifest_of(file: Path) -> dict[str, Any]:
         known = read_manifest(file.parent)
     except CheckpointError:
         return {}
-    return known if file.name in known.get("files", {}) else {}
+    return known if file.name in known["files"] else {}
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return CheckpointError(f"{file}: cannot be read as safetensors: {reason}")

@@ -4,13 +4,13 @@ Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`, or `export`."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from caft.checkpoint import convert
 from caft.checkpoint.export import export
+from caft.documents import parse_json, read_text
 from caft.errors import CAFTError, ConfigError
 from caft.model import CAFT
 
@@ -79,9 +79,9 @@ def _export(args: argparse.Namespace) -> CAFT:
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+        value = parse_json(read_text(Path(path), ConfigError), path, ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: must hold a JSON object, got {type(value).__name__}")
     return value

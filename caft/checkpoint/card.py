@@ -15,6 +15,10 @@ from caft.config import ImageConfig
 from caft.model import CAFT
 
 PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
+SHOWN = {
+    "crop": "the central square, the short side resized",
+    "squash": "the whole picture, resized to a square",
+}
 SPLITTERS = {"default": "default splitter of CAFT", "reference": "published splitter"}
 TAGS = ["caft", "image-text-retrieval", "long-captions", "contrastive-learning"]
 UNKNOWN_LICENSE = {"license": "other", "license_name": "see-model-card"}
@@ -76,7 +80,7 @@ def _what_it_is(model: CAFT) -> str:
         "image, and the whole caption with the whole image.",
         "",
         f"- {parameters / 1e6:,.1f}M parameters, embeddings of {model.config.embed_dim} numbers",
-        f"- images of {image.image_size_px} px",
+        f"- images of {image.image_size_px} px: {SHOWN[image.preprocess]}",
     ]
     if isinstance(image, ImageConfig):
         segments = ", ".join(map(str, image.segments))
@@ -94,8 +98,8 @@ def _how_to_load(model: CAFT) -> str:
 import caft
 
 model = caft.load_model("path/to/this/folder")
-images = model.encode_image(uint8_images)  # (B, 3, H, W)
-texts = model.encode_text(captions)  # a list of texts
+images = model.encode_image(["photo.jpg"])  # files, Pillow images, uint8 arrays or tensors
+texts = model.encode_text(["A dog sleeps on a red sofa. A lamp stands behind it."])
 scores = model.score(images, texts)  # (images, texts)"""
     note = "The weights are safetensors: nothing in this folder is run when it is loaded."
     return f"## How to load it\n\n{fenced(code, 'python')}\n\n{note}"

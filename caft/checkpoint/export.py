@@ -23,6 +23,7 @@ from caft.checkpoint import (
     write_manifest,
 )
 from caft.checkpoint.card import Card, model_card
+from caft.documents import MAX_MANIFEST_BYTES, parse_json, parse_yaml, read_text
 from caft.errors import CheckpointError, ConfigError, StorageError
 from caft.model import CAFT
 
@@ -95,10 +96,9 @@ def _recipe(path: Path) -> str | None:
     if file is None:
         return None
     try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file}: cannot be read as YAML: {reason}; remove it") from None
+        recipe = parse_yaml(read_text(file, CheckpointError), str(file), CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove it") from None
     if not isinstance(recipe, dict):
         raise CheckpointError(f"{file}: holds no training configuration; remove it")
     kept = {key: value for key, value in recipe.items() if key not in OF_THE_MACHINE}
@@ -120,7 +120,8 @@ def _data_licences(manifest: Mapping[str, Any]) -> dict[str, str]:
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = read_text(file, CheckpointError, MAX_MANIFEST_BYTES)
+        value = parse_json(text, str(file), CheckpointError)
+    except (OSError, CheckpointError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from einops import einsum, rearrange
-from safetensors.torch import save_file
 from torch import Tensor
 
+from caft.checkpoint import save_tensors
 from caft.config import SFCN_CELL_PX as CELL
 from caft.errors import ConfigError, DataError, StorageError
 from caft.superpixels.network import NEIGHBOURS, RGB_MEAN, SFCN, cell_neighbours
@@ -159,7 +159,7 @@ def save_network(network: SFCN, path: Path, metadata: dict[str, str]) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, path, metadata=metadata)
+        save_tensors(weights, path, metadata)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error}") from None
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from caft.captions import Rule, caption_sentences
+from caft.config import PictureRule
 from caft.masks import decode_rle
 from caft.model import CAFT, ImageFeatures
 from pipelines.data.dataset import Dataset
@@ -62,9 +63,15 @@ class Measure(Protocol):
     columns: int
 
     def rows(
-        self, model: CAFT, features: ImageFeatures, url: str, label_map: bytes | None
+        self,
+        model: CAFT,
+        features: ImageFeatures,
+        url: str,
+        label_map: bytes | None,
+        rule: PictureRule,
     ) -> np.ndarray:
-        """Counts int64 (n, columns) of the one image in `features`."""
+        """Counts int64 (n, columns) of the one image in `features`, which the model was shown by
+        `rule`."""
         ...
 
     def scores(self, rows: np.ndarray) -> dict[str, float]:
@@ -100,6 +107,7 @@ class Benchmark:
     regions: Regions
     fingerprint: str  # of all that is read
     measure: Measure | None = None
+    preprocess: PictureRule | None = None  # by which every model is shown the images; None: its own
     classes: Classes | None = None
     rule: Rule | None = None  # captions are split by it; None: as each model was trained
 

@@ -78,6 +78,8 @@ def _places(name: str) -> list[str]:
     final = storage.join(path, FINAL)
     if storage.exists(storage.join(final, MANIFEST)):
         last = storage.read_json(storage.join(final, MANIFEST))
+        if not isinstance(last, dict) or not isinstance(last.get("step", 0), int | None):
+            raise CheckpointError(f"{final}/{MANIFEST}: no manifest of a checkpoint")
         own = last.get("averaged", False)  # what the checkpoint of the same step does not have
         if own or f"{STEP}{int(last.get('step') or 0):08d}" not in steps:
             kept.append(final)

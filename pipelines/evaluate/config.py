@@ -8,9 +8,18 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from caft.captions import Rule
-from caft.config import Config
+from caft.config import Config, PictureRule
 from pipelines import storage
 from pipelines.config import StageConfig
+
+ShownBy = Annotated[
+    PictureRule | None,
+    Field(
+        description="how every model is shown the pictures: 'squash', whole, or 'crop', their "
+        "centre. None: by its own rule, or whole where there are regions or label maps, which may "
+        "lie outside a crop"
+    ),
+]
 
 
 class BenchmarkConfig(Config):
@@ -22,6 +31,7 @@ class BenchmarkConfig(Config):
     regions: str | None = Field(
         None, description="regions.jsonl with a mask per sentence; None: no localisation"
     )
+    preprocess: ShownBy = None
 
 
 def _hold_the_name(templates: tuple[str, ...]) -> tuple[str, ...]:
@@ -58,6 +68,7 @@ class PublishedConfig(Config):
     partial: bool = Field(
         False, description="score what is there; such numbers do not compare with published ones"
     )
+    preprocess: ShownBy = None
 
     def below(self, folder: str) -> PublishedConfig:
         """With relative paths taken from `folder`."""
@@ -77,6 +88,7 @@ class LabelledConfig(Config):
     count: int | None = Field(None, gt=0, description="images that must be there; None: any")
     image_column: str = Field("image", description="of Parquet")
     label_column: str = Field("label", description="of Parquet")
+    preprocess: ShownBy = None
 
     def below(self, folder: str) -> LabelledConfig:
         """With relative paths taken from `folder`."""

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from caft.captions import JOINER, Rule, caption_sentences
+from caft.config import PictureRule
 from caft.errors import CAFTError, CheckpointError, ClusterError
 from pipelines import storage
-from pipelines.evaluate.adapters import Adapter, Preprocess, open_adapter
-from pipelines.evaluate.adapters.own import CAFTAdapter
+from pipelines.evaluate.adapters import Adapter, PixelPreprocess, Preprocess, open_adapter
+from pipelines.evaluate.adapters.own import CAFTAdapter, CAFTPreprocess
 from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Piece, Rows
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.features import (
@@ -28,7 +29,7 @@ from pipelines.evaluate.features import (
     features_key,
     open_features,
 )
-from pipelines.evaluate.localisation import one_image
+from pipelines.evaluate.measures import one_image
 from pipelines.progress import Progress
 from pipelines.workers import connect
 
@@ -55,21 +56,20 @@ class Encoder:
             CheckpointError: the model gives features that are not numbers.
             DataError: an image that cannot be decoded.
         """
-        key = features_key(
-            model=self.adapter.fingerprint,
-            data=benchmark.fingerprint,
-            split=benchmark.split,
-            of="images",
-        )
+        preprocess, rule = shown(self.adapter, benchmark)
+        parts = {"data": benchmark.fingerprint, "split": benchmark.split, "of": "images"}
+        if rule is not None:
+            parts["preprocess"] = rule
+        key = features_key(model=self.adapter.fingerprint, **parts)
         folder = storage.join(self.features, key)
         if (found := open_features(folder)) is not None:
             return found
         pieces = [asdict(piece) for piece in benchmark.pieces]
-        preparer = Preparer(benchmark.rows, self.adapter.preprocess())
+        preparer = Preparer(benchmark.rows, preprocess)
         prepared = ray_data().from_items(pieces, override_num_blocks=len(pieces))
         embedded = prepared.map_batches(preparer, batch_size=1).map_batches(
             ImageEncoder,
-            fn_constructor_args=(self.checkpoint, benchmark.measure, self._on_gpu),
+            fn_constructor_args=(self.checkpoint, benchmark.measure, rule, self._on_gpu),
             batch_size=self.config.batch_size,
             **self._actors,
         )
@@ -186,6 +186,25 @@ class Encoder:
         return tensors
 
 
+def shown(adapter: Adapter, benchmark: Benchmark) -> tuple[Preprocess, PictureRule | None]:
+    """What prepares a benchmark's images for a model, and the rule of the benchmark by which it
+    does; None where it does so by the model's own, as an adapter of somebody else's always does.
+    """
+    preprocess, rule = adapter.preprocess(), benchmark.preprocess
+    if isinstance(preprocess, CAFTPreprocess) and rule not in (None, preprocess.rule):
+        return preprocess.shown_by(rule), rule
+    if isinstance(preprocess, PixelPreprocess) and rule is not None:
+        return preprocess.shown_by(rule), rule
+    return preprocess, None
+
+
+def protocol(adapter: Adapter, benchmark: Benchmark) -> str:
+    """How the model is shown the benchmark's images: 'crop', 'squash', or '' for a way of its own
+    that this project does not know."""
+    preprocess, rule = shown(adapter, benchmark)
+    return preprocess.rule if isinstance(preprocess, CAFTPreprocess) else rule or ""
+
+
 def ray_data() -> Any:
     """The `ray.data` module, set up as all of the stage needs it."""
     connect()
@@ -220,9 +239,12 @@ class Preparer:
 class ImageEncoder:
     """Ray Data actor that holds the model and reads prepared images."""
 
-    def __init__(self, checkpoint: str, measure: Measure | None, use_gpu: bool) -> None:
+    def __init__(
+        self, checkpoint: str, measure: Measure | None, rule: PictureRule | None, use_gpu: bool
+    ) -> None:
         self._adapter = _on_device(checkpoint, use_gpu)
         self._measure = measure
+        self._rule = rule
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -231,11 +253,12 @@ class ImageEncoder:
         if isinstance(self._adapter, CAFTAdapter):
             images = self._adapter.image_features(batch)
             features = self._adapter.scored_features(images)
+            rule = self._rule or self._adapter.model.config.image.preprocess
             for n, url in enumerate(batch["url"] if self._measure else ()):
                 assert self._measure is not None
                 label_map = batch[LABEL_MAP][n] or None
                 found = self._measure.rows(
-                    self._adapter.model, one_image(images, n), url, label_map
+                    self._adapter.model, one_image(images, n), url, label_map, rule
                 )
                 measured[n] = found.ravel().tolist()
         else:

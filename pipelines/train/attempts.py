@@ -23,8 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from caft.errors import CAFTError
 from pipelines.train.loop import TrainJob, train_worker
-from pipelines.train.notice_board import Notice, NoticeBoard
-from pipelines.train.room import Growth, find_room, room_given_back, worker_resources
+from pipelines.train.resources import Growth, find_room, room_given_back, worker_resources
+from pipelines.train.signal_board import Notice, NoticeBoard
 
 LOOK_EVERY_S = 1.0
 SAID = {

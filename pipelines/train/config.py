@@ -3,6 +3,7 @@ how they are shared, never what is learned."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -54,12 +55,32 @@ class OptimizerConfig(Config):
         return self
 
 
+class CropConfig(Config):
+    """The random crop of a picture in training; the defaults are the published ones."""
+
+    min_scale: float = Field(0.9, gt=0, le=1, description="least share of the picture's area")
+    ratio: tuple[float, float] | None = Field(
+        (3 / 4, 4 / 3),
+        description="least and greatest width over height, resized bicubically; null: the "
+        "picture's own shape, resized by averages",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CropConfig:
+        if self.ratio is not None and not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ValueError(
+                f"ratio [{self.ratio[0]:g}, {self.ratio[1]:g}]: width over height is above 0, the "
+                "least comes first"
+            )
+        return self
+
+
 class IngestConfig(Config):
     """How rows reach the workers. Order depends on seed, epoch and these values alone."""
 
     lanes: int = Field(64, gt=0, description="independent readers; a multiple of the workers")
     window_steps: int = Field(16, gt=0, description="steps whose rows are shuffled together")
-    crop_min_scale: float = Field(0.9, gt=0, le=1, description="smallest random-crop area")
+    crop: CropConfig = CropConfig()
     flip_probability: float = Field(
         0.0, ge=0, le=1, description="mirrored samples; captions speak of left and right"
     )

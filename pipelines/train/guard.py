@@ -15,10 +15,10 @@ from caft.errors import CAFTError, DataError, NumericsError
 from caft.losses import CAFTLoss
 from pipelines import storage
 from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed.loss_scale import can_fall, fixed_loss_scale, loss_scale
+from pipelines.train.deepspeed.sharding import first_not_finite
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
-from pipelines.train.loss_scale import can_fall, fixed_loss_scale, loss_scale
-from pipelines.train.sharding import first_not_finite
 from pipelines.train.step import model_inputs
 
 SKIPPED = "skipped.jsonl"

@@ -20,8 +20,7 @@ from pipelines import storage
 from pipelines.data.dataset import DATASET_SCHEMA, Dataset
 from pipelines.superpixel_columns import unpack_superpixels
 from pipelines.train.loader import COLUMNS, MAY_BE_MISSING, Loader
-from pipelines.train.plan import EpochPlan, RowGroup, Window
-from pipelines.train.subset import Subset
+from pipelines.train.plan import EpochPlan, RowGroup, Subset, Window
 
 SEGMENT_GROUPS = 256  # steps windows handed to one Ray Data execution: bounds the driver's lists
 

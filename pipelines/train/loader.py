@@ -25,8 +25,7 @@ from caft.transforms import train_image
 from pipelines import storage
 from pipelines.superpixel_columns import pack_superpixels
 from pipelines.train.config import IngestConfig
-from pipelines.train.plan import Piece
-from pipelines.train.subset import Subset
+from pipelines.train.plan import Piece, Subset
 
 COLUMNS = ["key", "image", "captions", "superpixels", "split"]
 MAY_BE_MISSING = "superpixels"  # the model then computes them all
@@ -85,10 +84,11 @@ class Loader:
             return train_image(
                 rows.images[n],
                 self.model.image.image_size_px,
-                self.ingest.crop_min_scale,
+                self.ingest.crop.min_scale,
                 rng,
                 stored_labels(rows.superpixels[n], self.model.image),
                 self.ingest.flip_probability,
+                self.ingest.crop.ratio,
             )
         except DataError as error:
             raise DataError(f"{self.dataset}: key {rows.keys[n]}: {error}") from None

@@ -16,21 +16,21 @@ from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.run_layout import FINAL
 from pipelines.tracking import Tracker
-from pipelines.train.checkpoint_store import CheckpointStore
+from pipelines.train.checkpoints.store import CheckpointStore
 from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed.engine import start_engine
 from pipelines.train.distributed import TrainingModel
-from pipelines.train.engine import start_engine
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.held_out import HeldOutSet
+from pipelines.train.identity import BEHAVIOURS
 from pipelines.train.ingest import Loader, iter_batches
-from pipelines.train.notice_board import Notice
-from pipelines.train.notices import Notices
-from pipelines.train.plan import EpochPlan
+from pipelines.train.log import RunLog
+from pipelines.train.plan import EpochPlan, Subset
 from pipelines.train.profiling import Profiler
-from pipelines.train.run_log import RunLog
 from pipelines.train.schedule import learning_rate
-from pipelines.train.start import BEHAVIOURS, find_start, load_start
-from pipelines.train.subset import Subset
+from pipelines.train.signal_board import Notice
+from pipelines.train.signals import Notices
+from pipelines.train.start import find_start, load_start
 from pipelines.train.telemetry import Telemetry, losses_of
 
 
@@ -71,11 +71,10 @@ def train_worker(settings: dict[str, Any]) -> int:
     if not config.scaling.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed reads the environment when it is imported.
-    from pipelines.train.average import WeightAverage
-    from pipelines.train.checkpointing import restore_state, saved_average
+    from pipelines.train.checkpoints.saver import Saver
+    from pipelines.train.checkpoints.state import restore_state, saved_average
+    from pipelines.train.deepspeed.sharding import WeightAverage, whole_weights
     from pipelines.train.guard import Guard
-    from pipelines.train.saver import Saver
-    from pipelines.train.sharding import whole_weights
     from pipelines.train.step import apply_gradients, compute_gradients
 
     if config.scaling.threads_per_worker is not None:

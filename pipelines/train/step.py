@@ -16,10 +16,10 @@ from caft.losses import CAFTLoss, draw_negatives
 from caft.packing import COMPILED_ROW_MULTIPLE
 from pipelines.superpixel_columns import complete_superpixels
 from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed.loss_scale import fix_loss_scale
+from pipelines.train.deepspeed.sharding import clamp_scales_
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
-from pipelines.train.loss_scale import fix_loss_scale
-from pipelines.train.sharding import clamp_scales_
 
 
 def compute_gradients(

@@ -8,9 +8,9 @@ import caft
 from caft.masks import encode_rle
 from caft.metrics import binarise, centre_box, mask_overlap, peak_overlap
 from caft.transforms import decode_image
-from pipelines.evaluate.benchmarks import Region, open_benchmark, read_piece
 from pipelines.evaluate.config import BenchmarkConfig
-from pipelines.evaluate.localisation import RegionMeasure, heat_overlap, one_image, region_overlaps
+from pipelines.evaluate.measures import RegionMeasure, heat_overlap, one_image, region_overlaps
+from pipelines.evaluate.opening import Region, open_benchmark, read_piece
 
 
 def first_piece(settings, checkpoint, n):
@@ -36,7 +36,7 @@ def test_overlaps_are_those_of_localize(settings, checkpoint):
             *peak_overlap(heats, masks),
         ]
         np.testing.assert_array_equal(
-            region_overlaps(model, features, regions), np.stack(expected, axis=1)
+            region_overlaps(model, features, regions, "squash"), np.stack(expected, axis=1)
         )
 
 
@@ -45,21 +45,21 @@ def test_masks_may_be_of_another_size_than_the_stored_image(settings, checkpoint
     twice = [
         Region(r.text, encode_rle(r.mask.repeat(2, axis=0).repeat(2, axis=1))) for r in regions
     ]
-    same = region_overlaps(model, features, regions)
-    np.testing.assert_array_equal(region_overlaps(model, features, twice), 4 * same)
+    same = region_overlaps(model, features, regions, "squash")
+    np.testing.assert_array_equal(region_overlaps(model, features, twice, "squash"), 4 * same)
 
 
 def test_an_image_without_regions_has_no_overlaps(settings, checkpoint):
     model, _, features, _ = next(first_piece(settings, checkpoint, 0))
-    assert region_overlaps(model, features, ()).shape == (0, 6)
+    assert region_overlaps(model, features, (), "squash").shape == (0, 6)
 
 
 def test_a_heat_map_is_fitted_to_the_mask():
     heat = np.array([[0.0, 1.0], [0.0, 0.0]], dtype=np.float32)
     mask = np.zeros((40, 60), dtype=bool)
     mask[:20, 30:] = True
-    assert heat_overlap(heat, mask) == (600, 600)
-    assert heat_overlap(heat, ~mask) == (0, 2400)
+    assert heat_overlap(heat, mask, "squash") == (600, 600)
+    assert heat_overlap(heat, ~mask, "squash") == (0, 2400)
 
 
 def test_scores_of_regions_are_those_of_their_counts():
@@ -75,3 +75,11 @@ def test_scores_of_regions_are_those_of_their_counts():
         "centre_box_oiou": pytest.approx(0.46),
         "centre_box_precision_50": 0.0,
     }
+
+
+def test_a_crop_points_at_nothing_that_it_does_not_show():
+    heat = np.array([[0.0, 1.0], [0.0, 0.0]], dtype=np.float32)
+    mask = np.zeros((40, 80), dtype=bool)
+    mask[:20, 40:] = True  # of it, columns 60 and above were cropped away
+    assert heat_overlap(heat, mask, "crop") == (400, 800)
+    assert heat_overlap(heat, ~mask, "crop") == (0, 2800)

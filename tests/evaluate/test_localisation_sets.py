@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 
+import cv2
 import numpy as np
 import published_sets
 import pytest
@@ -18,10 +19,9 @@ from caft.heat_maps import encode_one, encode_sentences, heat_maps
 from caft.metrics import achievable_segmentation_accuracy, binarise, mask_iou
 from caft.metrics.classification import class_features
 from caft.transforms import decode_image
-from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.config import EvaluateConfig, PublishedConfig
-from pipelines.evaluate.localisation import fit_to
-from pipelines.evaluate.segmentation import SegmentationMeasure, read_label_map
+from pipelines.evaluate.measures import SegmentationMeasure, read_label_map
+from pipelines.evaluate.opening import open_benchmark
 from pipelines.evaluate.sets.refcoco import read_refs
 
 
@@ -172,8 +172,9 @@ def test_scores_of_segmentation_are_those_of_a_whole_confusion(checkpoint):
         encoded = io.BytesIO()
         Image.fromarray(truth).save(encoded, "png")
         features = encode_one(model, image)
-        rows.append(measure.rows(model, features, "x", encoded.getvalue()))
-        given = fit_to(truth, heat_maps(model, features, classes).argmax(0).astype(np.int32))
+        rows.append(measure.rows(model, features, "x", encoded.getvalue(), "squash"))
+        given = heat_maps(model, features, classes).argmax(0).astype(np.int32)
+        given = cv2.resize(given, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
         counted = (truth >= 1) & (truth <= 3)
         np.add.at(confusion, (truth[counted] - 1, given[counted]), 1)
         levels = [labels[counted] for labels in caft.hierarchy(model, image)]
@@ -192,7 +193,10 @@ def test_an_image_without_a_counted_pixel_counts_for_nothing(checkpoint):
     encoded = io.BytesIO()
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(encoded, "png")
     features = encode_one(model, np.zeros((32, 32, 3), np.uint8))
-    assert SegmentationMeasure([["a"]]).rows(model, features, "x", encoded.getvalue()).size == 0
+    assert (
+        SegmentationMeasure([["a"]]).rows(model, features, "x", encoded.getvalue(), "squash").size
+        == 0
+    )
 
 
 def test_the_stage_scores_references_and_segmentation(settings, tmp_path, ray_cluster, capsys):

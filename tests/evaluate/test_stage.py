@@ -19,8 +19,8 @@ from caft.metrics import binarise, centre_box, mask_iou, retrieval_recall
 from caft.transforms import decode_image
 from pipelines import storage
 from pipelines.config import stage_main
-from pipelines.evaluate.benchmarks import open_benchmark, read_piece
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.opening import open_benchmark, read_piece
 from pipelines.evaluate.stage import run
 
 
@@ -94,7 +94,7 @@ def test_a_run_and_all_that_may_follow_it(settings, split_rows, capsys):
     assert len(mlflow_runs(settings)[1]) == 1
 
     # another configuration is refused, and nothing is lost
-    with pytest.raises(ConfigError, match="holds the evaluation of another checkpoint"):
+    with pytest.raises(ConfigError, match=r"alpha: .*holds an evaluation made with 0\.3, here"):
         start(settings | {"alpha": 0.5})
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
@@ -148,6 +148,38 @@ def test_a_flat_control_is_scored_localised_and_shown(
     assert page.count("<figcaption><b>36</b> patches") == 2
     looked = "the attention" if score == "part" else "the cosine"
     assert f"Each heat map is {looked}" in page
+
+
+def test_a_model_of_crops_is_shown_crops_but_for_regions(settings, make_checkpoint, tmp_path):
+    """Regions may lie outside a crop, so benchmarks of regions show the whole picture."""
+    folders = {}
+    for rule in ("crop", "squash"):
+        config = caft.config.load_model_config({"base": "caft_xs", "image": {"preprocess": rule}})
+        torch.manual_seed(0)
+        folders[rule] = make_checkpoint(tmp_path / rule, caft.create_model(config))
+    photographs = settings["benchmarks"][1]
+    plain = {key: value for key, value in photographs.items() if key != "regions"}
+    settings |= {
+        "checkpoint": str(folders["crop"]),
+        "benchmarks": [photographs, plain | {"name": "plain"}],
+    }
+    output = start(settings)
+    results = json.loads((output / "metrics.json").read_text())
+    assert {n: d["pictures"] for n, d in results["datasets"].items()} == {
+        "photographs": "squash",
+        "plain": "crop",
+    }
+    page = (output / "report.html").read_text()
+    assert "the whole picture, resized to a square (preprocess: squash)" in page
+    assert "centre cropped, as published (preprocess: crop)" in page
+    found = results["benchmarks"]
+    squashed = without_ray(settings | {"checkpoint": str(folders["squash"])}, 0, 0.3)
+    for name, value in squashed.items():
+        assert found["photographs"][name] == pytest.approx(value, abs=1e-6), name
+    cropped = without_ray(settings, 0, 0.3)
+    for name in (name for name in cropped if "2" in name):
+        assert found["plain"][name] == pytest.approx(cropped[name], abs=1e-6), name
+    assert "miou" not in found["plain"]
 
 
 def test_a_diverged_checkpoint_is_named(settings, make_checkpoint, tmp_path):

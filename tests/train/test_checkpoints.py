@@ -18,7 +18,7 @@ from caft.config import load_config
 from caft.errors import StorageError
 from caft.model import CAFT
 from pipelines import storage
-from pipelines.train.checkpoint_store import CheckpointStore, publish
+from pipelines.train.checkpoints.store import CheckpointStore, publish
 from pipelines.train.config import CheckpointConfig, TrainConfig
 from pipelines.train.distributed import TrainingModel
 
@@ -130,9 +130,9 @@ class SlowStore(CheckpointStore):
 
 def make_run(rank: int, zero: int, checkpoint: Path | None = None):
     """A function that takes a step, and what a saver needs."""
-    from pipelines.train.average import WeightAverage
-    from pipelines.train.checkpointing import restore_state, saved_average
-    from pipelines.train.engine import start_engine
+    from pipelines.train.checkpoints.state import restore_state, saved_average
+    from pipelines.train.deepspeed.engine import start_engine
+    from pipelines.train.deepspeed.sharding import WeightAverage
     from pipelines.train.step import apply_gradients, compute_gradients
 
     overrides = [
@@ -165,8 +165,8 @@ def make_run(rank: int, zero: int, checkpoint: Path | None = None):
 def train_and_save(rank: int, folder: Path, zero: int) -> None:
     """Six steps, of which 2, 4 and 6 are saved; then 5 and 6 again, from checkpoint 4. What the
     saver must have written is written beside it, by hand and at once."""
-    from pipelines.train.saver import Saver
-    from pipelines.train.sharding import whole_weights
+    from pipelines.train.checkpoints.saver import Saver
+    from pipelines.train.deepspeed.sharding import whole_weights
 
     take, engine, model, average = make_run(rank, zero)
     store = SlowStore(str(folder))

@@ -7,10 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from communication_model import Exchange, Network, Step, padded_numbers, step_time
 from communication_worker import BATCH, PARTS
 from tests_support import tiny_config, tiny_controls
-
-from pipelines.train.communication import Exchange, Network, Step, padded_numbers, step_time
 
 WORKER = Path(__file__).parents[1] / "communication_worker.py"
 SLOW = Network(

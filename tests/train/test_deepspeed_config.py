@@ -9,13 +9,13 @@ import pytest
 from caft.config import load_config
 from caft.errors import ConfigError, StorageError
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import (
+from pipelines.train.deepspeed.config import (
     KNOWN,
     UNUSABLE,
     loss_scale_section,
     resolve_deepspeed,
 )
-from pipelines.train.engine import check_settings, engine_settings
+from pipelines.train.deepspeed.engine import check_settings, engine_settings
 
 # As trainers of other projects write it.
 USUAL = {

@@ -124,9 +124,9 @@ def compute(case: Case, rank: int, folder: Path) -> dict[str, torch.Tensor]:
     """Everything that must not depend on how `case` computes it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
-    from pipelines.train.checkpointing import restore_state, save_checkpoint
-    from pipelines.train.engine import start_engine
-    from pipelines.train.sharding import whole_moments, whole_weights
+    from pipelines.train.checkpoints.state import restore_state, save_checkpoint
+    from pipelines.train.deepspeed.engine import start_engine
+    from pipelines.train.deepspeed.sharding import whole_moments, whole_weights
     from pipelines.train.step import apply_gradients, compute_gradients
 
     config = make_config(case)

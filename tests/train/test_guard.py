@@ -74,8 +74,8 @@ class Run:
     """A run on this worker of a group, step by step; from a checkpoint, if there is one."""
 
     def __init__(self, config: TrainConfig, rank: int, checkpoint: Path | None = None) -> None:
-        from pipelines.train.checkpointing import restore_state
-        from pipelines.train.engine import start_engine
+        from pipelines.train.checkpoints.state import restore_state
+        from pipelines.train.deepspeed.engine import start_engine
         from pipelines.train.guard import Guard
 
         self.config, self.rank = config, rank
@@ -105,7 +105,7 @@ class Run:
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that a step may change, whole on the first worker."""
-        from pipelines.train.sharding import updates_made, whole_moments, whole_weights
+        from pipelines.train.deepspeed.sharding import updates_made, whole_moments, whole_weights
 
         weights, moments = whole_weights(self.model), whole_moments(self.engine, self.model)
         named = {f"weight/{k}": v for k, v in weights.items()}
@@ -113,7 +113,7 @@ class Run:
         return named | {"updates": torch.tensor(updates_made(self.engine))}
 
     def save(self, folder: Path, step: int) -> Path:
-        from pipelines.train.checkpointing import save_checkpoint
+        from pipelines.train.checkpoints.state import save_checkpoint
 
         save_checkpoint(folder, self.engine, self.model, step)
         return folder

@@ -18,8 +18,7 @@ from pipelines.data.dataset import CAPTIONS, DATASET_SCHEMA, Dataset, FileEntry
 from pipelines.train.config import IngestConfig, SubsetConfig
 from pipelines.train.ingest import _collate, index_row_groups
 from pipelines.train.loader import Loader, caption_lists, read_rows
-from pipelines.train.plan import Piece, Window
-from pipelines.train.subset import open_subset
+from pipelines.train.plan import Piece, Window, open_subset
 
 LABELS = np.arange(36).reshape(6, 6).repeat(10, 0).repeat(10, 1)
 COLOURS = np.random.default_rng(0).integers(0, 256, (36, 3), dtype=np.uint8)
@@ -32,9 +31,15 @@ def model_config(method: str):
     return tiny_config(image=ImageConfig(**image))
 
 
-def load(folder, stored: list[bytes | None], method: str, ingest: IngestConfig = INGEST):
-    """The loader's arrays for rows whose picture shows `LABELS` in colours."""
-    image = cv2.imencode(".png", COLOURS[LABELS][..., ::-1])[1].tobytes()
+def load(
+    folder,
+    stored: list[bytes | None],
+    method: str,
+    ingest: IngestConfig = INGEST,
+    shown: np.ndarray = LABELS,
+):
+    """The loader's arrays for rows whose picture shows `shown` in colours."""
+    image = cv2.imencode(".png", COLOURS[shown][..., ::-1])[1].tobytes()
     captions = [{"source": "a", "kind": "long", "sentences": ["A red dog.", "A cat."]}]
     rows = [
         {"key": str(n), "image": image, "captions": captions, "superpixels": s, "split": "train"}
@@ -58,6 +63,21 @@ def test_stored_maps_are_cropped_and_flipped_with_their_images(tmp_path, method,
         assert (nearest == labels).mean() > 0.9
     leftmost = arrays["superpixels"][0][:, 0].min() % 6
     assert leftmost >= 3 if flip else leftmost < 3
+
+
+def test_a_picture_that_the_published_crop_cuts_far_is_given_superpixels_of_its_own(tmp_path):
+    """The map is of the whole picture, of which a crop of 4:3 shows two thirds."""
+    long = np.arange(36).reshape(6, 6).repeat(10, 0).repeat(20, 1)
+    stored = [encode_label_map(LABELS, 36)]
+    ingest = IngestConfig(extra_parts=0)
+    assert (load(tmp_path, stored, "sfcn", ingest)["superpixels"] >= 0).all()
+    arrays = load(tmp_path, stored, "sfcn", ingest, long)
+    assert (arrays["superpixels"] == -1).all()
+    arrays = load(tmp_path, stored, "seeds", ingest, long)
+    expected = superpixel_labels(
+        torch.from_numpy(arrays["images"]), SuperpixelConfig(method="seeds")
+    )
+    np.testing.assert_array_equal(arrays["superpixels"], expected)
 
 
 def test_squares_stay_squares_whatever_is_stored(tmp_path):

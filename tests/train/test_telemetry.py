@@ -19,9 +19,8 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch, index_row_groups
 from pipelines.train.loader import Loader
-from pipelines.train.peak import TERA, published_rate
 from pipelines.train.plan import EpochPlan
-from pipelines.train.telemetry import Telemetry
+from pipelines.train.telemetry import TERA, Telemetry, published_rate
 
 STEPS, BATCH, EVERY = 12, 8, 2
 LOGGED = list(range(EVERY, STEPS + 1, EVERY))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 import caft
 from caft.captions import even_chunks
 from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
-from caft.config import FlatImageConfig, ImageConfig, Preprocess
+from caft.config import FlatImageConfig, ImageConfig, PictureRule
 from caft.errors import DataError
 from caft.model import ImageFeatures
 from caft.preprocessing import eval_image
@@ -61,9 +61,9 @@ class CAFTAdapter(Adapter):
     def to(self, device: torch.device) -> None:
         self.model.to(device)
 
-    def preprocess(self, rule: Preprocess | None = None) -> CAFTPreprocess:
+    def preprocess(self) -> CAFTPreprocess:
         image = self.model.config.image
-        return CAFTPreprocess(image, rule or image.preprocess)
+        return CAFTPreprocess(image, image.preprocess)
 
     def image_features(self, columns: Mapping[str, np.ndarray]) -> ImageFeatures:
         """All that the model knows of preprocessed images."""
@@ -97,7 +97,11 @@ class CAFTPreprocess:
     """Pixels and superpixels of rows: the part of the work that needs no weights."""
 
     image: ImageConfig | FlatImageConfig
-    rule: Preprocess
+    rule: PictureRule
+
+    def shown_by(self, rule: PictureRule) -> CAFTPreprocess:
+        """The same for a benchmark that shows every model its pictures by one rule."""
+        return replace(self, rule=rule)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """`images` (n, 3, S, S) uint8 and `superpixels` as `pack_superpixels` gives them."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caft.config import Preprocess
+from caft.config import PictureRule
 from caft.heat_maps import (
     encode_sentences,
     heat_maps,
@@ -18,11 +18,11 @@ from caft.heat_maps import (
     labels_on,
     segment_hierarchy,
 )
-from caft.metrics import binarise, mask_overlap
 from caft.model import CAFT, ImageFeatures
 from caft.pictures import data_url, draw_borders, draw_heat, draw_hierarchy, to_canvas
 from caft.preprocessing import eval_image
 from pipelines.evaluate.benchmark import Region
+from pipelines.evaluate.measures import heat_overlap
 
 
 def about_model(model: CAFT) -> str:
@@ -59,7 +59,7 @@ def anatomy(
     regions: Sequence[Region],
     sentences: Sequence[str],
     most: int,
-    rule: Preprocess,
+    rule: PictureRule,
 ) -> dict[str, Any]:
     """One image with its superpixels, its hierarchy of segments and a heat map per sentence; what
     the model was not shown is dark.
@@ -90,7 +90,7 @@ def anatomy(
     for (text, mask), heat in zip(shown, _heat_maps(model, features, shown), strict=True):
         iou = None
         if mask is not None:
-            intersection, union = mask_overlap(binarise(heat_on(mask, heat, rule)), mask)
+            intersection, union = heat_overlap(heat, mask, rule)
             iou = float(intersection / max(1, union))
         drawn = draw_heat(canvas, heat_on(canvas, heat, rule), mask, outlines)
         heats.append({"text": text, "src": data_url(drawn), "iou": iou})

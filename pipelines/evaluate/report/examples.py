@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caft.captions import JOINER, caption_sentences
-from caft.config import Preprocess
+from caft.config import PictureRule
 from caft.model import CAFT
 from caft.pictures import data_url, to_canvas
 from caft.preprocessing import read_picture
@@ -62,7 +62,7 @@ def _of_benchmark(model: CAFT | None, result: Scored, config: ReportConfig) -> d
             *(mistake.query for mistake in by_image.shown),
         }
     # Other models decode with Pillow, as a crop does.
-    rule = model.config.image.preprocess if model else "crop"
+    rule = benchmark.preprocess or (model.config.image.preprocess if model else "crop")
     images = _read_images(benchmark, wanted, rule)
     gallery = _Gallery(benchmark, {n: data_url(to_canvas(image)) for n, image in images.items()})
     anatomies = [
@@ -166,7 +166,7 @@ def _spread(benchmark: Benchmark, count: int) -> list[int]:
 
 
 def _read_images(
-    benchmark: Benchmark, positions: Iterable[int], rule: Preprocess
+    benchmark: Benchmark, positions: Iterable[int], rule: PictureRule
 ) -> dict[int, np.ndarray]:
     """Decode the stored images at some positions of a benchmark."""
     wanted = set(positions)

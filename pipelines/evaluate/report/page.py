@@ -30,6 +30,11 @@ from pipelines.evaluate.report.tables import (
 from pipelines.evaluate.results import WAYS
 
 TEMPLATES = Path(__file__).parent / "templates"
+PICTURES = {  # how they were shown, by what `protocol` calls it
+    "crop": "short side resized, centre cropped, as published (preprocess: crop)",
+    "squash": "the whole picture, resized to a square (preprocess: squash)",
+    "": "by the model's own preprocessing",
+}
 MOST_LINES = 8  # of a chart that compares; more cannot be told apart
 
 
@@ -44,7 +49,7 @@ class Evaluated:
 def report_page(evaluated: Evaluated) -> str:
     """The report on one evaluation, as one HTML page."""
     results = evaluated.results
-    models, beside = published_rows(results)
+    models, beside, sources = published_rows(results)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -55,6 +60,7 @@ def report_page(evaluated: Evaluated) -> str:
             retrieval=retrieval_rows(results),
             published_models=models,
             published=beside,
+            published_sources=sources,
             charts={n: benchmark_charts({"": results}, n) for n in results["benchmarks"]},
             controls={n: control_rows(results, n) for n in results["benchmarks"]},
             others={n: other_numbers(v) for n, v in results["benchmarks"].items()},
@@ -140,6 +146,8 @@ def _facts(results: Results) -> dict[str, str]:
         facts[f"Dataset of {name}"] = (
             f"{data['path']}, split {data['split']}, fingerprint {data['fingerprint']}"
         )
+        if "pictures" in data:  # not in results from before there was a choice
+            facts[f"Pictures of {name}"] = PICTURES[data["pictures"]]
     runs = {"evaluate": results["mlflow_run_id"], **results["links"]}
     return facts | {f"MLflow run, {stage}": run for stage, run in runs.items() if run}
 

@@ -1,5 +1,5 @@
 """Saves checkpoints beside training: a step waits for a copy into host memory, never for a disk.
-Called by the worker's loop; what lies where is checkpoint_store.py's."""
+Called by the worker's loop; what lies where is store.py's."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import torch.distributed as dist
 
 from caft.checkpoint import save_weights, write_manifest
 from caft.model import CAFT
-from pipelines.train.average import WeightAverage
-from pipelines.train.checkpoint_store import CheckpointStore, publish
-from pipelines.train.checkpointing import Snapshot, take_snapshot
+from pipelines.train.checkpoints.state import Snapshot, take_snapshot
+from pipelines.train.checkpoints.store import CheckpointStore, publish
 from pipelines.train.config import CheckpointConfig
-from pipelines.train.host_copies import HostCopies
+from pipelines.train.deepspeed.sharding import HostCopies, WeightAverage
 
 
 class Saver:

@@ -14,7 +14,7 @@ from caft.config import leaves, merged
 from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.train.config import DeepSpeedConfig, TrainConfig
-from pipelines.train.loss_scale import DEFAULTS
+from pipelines.train.deepspeed.loss_scale import DEFAULTS
 
 AUTO = "auto"
 # Of DeepSpeed 0.19: what its JSON may hold at the top, beside UNUSABLE.

@@ -3,17 +3,19 @@ Between the worker's loop and the library; what ZeRO cuts up is put together in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from caft.errors import ConfigError
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import loss_scale_section, with_own_settings
+from pipelines.train.deepspeed.config import loss_scale_section, with_own_settings
+from pipelines.train.deepspeed.loss_scale import start_loss_scaling
 from pipelines.train.distributed import TrainingModel
-from pipelines.train.loss_scale import start_loss_scaling
-from pipelines.train.optimizer import FiniteAdamW
 from pipelines.train.schedule import parameter_groups
 
 MOST_REDUCED_AT_ONCE = 100_000_000  # numbers of gradients
@@ -89,3 +91,35 @@ def _optimizer(model: TrainingModel, config: TrainConfig) -> torch.optim.Optimiz
     if config.deepspeed.zero_stage:
         return torch.optim.AdamW(groups, fused=True, **rest)
     return FiniteAdamW(groups, ours.grad_clip, **rest)
+
+
+class FiniteAdamW(torch.optim.AdamW):
+    """AdamW that decides on the device whether to step, so that the host never waits for it.
+
+    The fused kernels read `found_inf` where they would write: with it set, weights, moments and
+    step counts stay as they are. The norm is that of gradients already summed over workers, so
+    all of them decide alike.
+
+    Args:
+        max_norm: global norm to which gradients are clipped; None: they are not.
+    """
+
+    found_inf: Tensor  # 1.0 after an update that was not made, else 0.0
+
+    def __init__(self, groups: list[dict], max_norm: float | None, **options: Any) -> None:
+        super().__init__(groups, fused=True, **options)
+        self._max_norm = max_norm
+        self._global_grad_norm: Tensor | None = None  # where DeepSpeed's engine looks for it
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand, unless one of them is not finite."""
+        parameters = [
+            p for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = get_total_norm([p.grad for p in parameters])
+        if self._max_norm is not None:
+            clip_grads_with_norm_(parameters, self._max_norm, norm)
+        self._global_grad_norm = norm
+        self.found_inf = (~norm.isfinite()).float()
+        super().step(closure)

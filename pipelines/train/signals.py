@@ -16,7 +16,7 @@ from ray.train.v2.api.train_fn_utils import get_preemption_info
 
 from caft.errors import StorageError
 from pipelines import storage
-from pipelines.train.notice_board import Notice
+from pipelines.train.signal_board import Notice
 
 LOOK_EVERY_S = 1.0
 LOOK_FOR_FILE_EVERY_S = 5.0

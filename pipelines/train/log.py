@@ -11,7 +11,7 @@ from pipelines.progress import Progress
 from pipelines.prometheus import report_training
 from pipelines.tracking import Tracker
 from pipelines.train.config import TrainConfig
-from pipelines.train.peak import TERA, Peak
+from pipelines.train.telemetry import TERA, Peak
 
 LIBRARIES = ("torch", "ray", "deepspeed")
 

@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from caft.checkpoint import TRAINING_STATE, save_weights, write_manifest
+from caft.checkpoint import TRAINING_STATE, save_tensors, save_weights, write_manifest
 from caft.model import CAFT
-from pipelines.run_layout import UNSENT
-from pipelines.train.average import WeightAverage
-from pipelines.train.host_copies import HostCopies
-from pipelines.train.loss_scale import loss_scale_state, restore_loss_scale
-from pipelines.train.sharding import set_moments, updates_made, whole_moments, whole_weights
+from pipelines.run_layout import AVERAGE, UNSENT
+from pipelines.train.deepspeed.loss_scale import loss_scale_state, restore_loss_scale
+from pipelines.train.deepspeed.sharding import (
+    HostCopies,
+    WeightAverage,
+    set_moments,
+    updates_made,
+    whole_moments,
+    whole_weights,
+)
 
-OPTIMIZER, AVERAGE, POSITION = "optimizer.safetensors", "average.safetensors", "position.json"
+OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ class Snapshot:
         save_weights(model, folder, self.weights)
         state = folder / TRAINING_STATE
         state.mkdir()
-        save_file(dict(self.moments), state / OPTIMIZER)
+        save_tensors(self.moments, state / OPTIMIZER)
         if self.average:
-            save_file(dict(self.average), state / AVERAGE)
+            save_tensors(self.average, state / AVERAGE)
         (state / POSITION).write_text(json.dumps(self.position), encoding="utf-8")
         if unsent:
             (state / UNSENT).write_text("\n".join(unsent) + "\n", encoding="utf-8")

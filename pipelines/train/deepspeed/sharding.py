@@ -4,7 +4,7 @@ Between DeepSpeed and what a checkpoint holds; every worker calls these."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -20,7 +20,7 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from caft.model import CAFT
-from pipelines.train.host_copies import HostCopies
+from pipelines.train.config import AverageConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -219,3 +219,79 @@ def _link_moments(engine: Any) -> None:
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+class HostCopies:
+    """Buffers by name. A copy is complete after `finish`, and is overwritten by the next of its
+    name."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, tensor: Tensor) -> Tensor:
+        """The host's copy of `tensor`; from a GPU it is under way until `finish`."""
+        buffer = self._buffers.get(name)
+        if buffer is None:  # pinned memory is slow to get, so it is kept
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name] = buffer
+        return buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+
+    def finish(self) -> None:
+        """Wait for the copies under way."""
+        if any(buffer.is_pinned() for buffer in self._buffers.values()):
+            torch.cuda.synchronize()
+
+
+class WeightAverage:
+    """average <- decay average + (1 - decay) weights, of the trained parameters.
+
+    The n-th update has decay min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten.
+    The first worker keeps the average; under ZeRO-3 each keeps that of its parts.
+    """
+
+    def __init__(
+        self, model: CAFT, config: AverageConfig, saved: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """
+        Args:
+            saved: what `whole` gave in the run that goes on here; None: begin with the weights.
+        """
+        self._config = config
+        trained: dict[str, Tensor] = {
+            name: p for name, p in model.named_parameters() if p.requires_grad
+        }
+        self._cut = any(is_cut(parameter) for parameter in trained.values())
+        self._parameters = trained if self._cut or dist.get_rank() == 0 else {}
+        self._averages = [tensor.detach().clone() for tensor in self._weights()]
+        if saved is not None:
+            for average, (name, parameter) in zip(
+                self._averages, self._parameters.items(), strict=True
+            ):
+                value = saved[name]
+                average.copy_(own_part(parameter, value) if self._cut else value)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After step `step`, counted from 1; every worker calls it."""
+        if step % self._config.every_steps or not self._averages:
+            return
+        n = step // self._config.every_steps
+        decay = min(self._config.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(self._averages, self._weights(), 1 - decay)
+
+    def whole(self, copies: HostCopies) -> dict[str, Tensor]:
+        """The average by parameter, on the host once `copies` are finished; empty on all workers
+        but the first. Every worker calls it."""
+        names = {parameter: name for name, parameter in self._parameters.items()}
+        pairs: Iterable[tuple[Tensor, Tensor]]
+        if self._cut:
+            flat = torch.cat(self._averages)
+            places = part_places(list(self._parameters.values()))
+            pairs = whole_tensors(gather_shares(flat, flat.device), places)
+        else:
+            pairs = zip(self._parameters.values(), self._averages, strict=True)
+        return {names[p]: copies.take(f"average.{names[p]}", value) for p, value in pairs}
+
+    def _weights(self) -> list[Tensor]:
+        parameters = self._parameters.values()
+        return [part_of(p) if self._cut else p.data for p in parameters]
