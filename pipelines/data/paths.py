@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines import storage
 
-CONFIG_COPY, IDENTITY, BEGUN_UNDER = "data.yaml", "config.sha256", "behaviours.json"
+CONFIG_COPY, IDENTITY = "data.yaml", "identity.json"
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from caft.config import apply_override, validate
+from caft.config import validate
 from caft.errors import ConfigError, DataError
+from caft.old_keys import completed
+from caft.overrides import apply_override
 from pipelines import storage
-from pipelines.behaviours import first_change
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
 from pipelines.data.dedup.duplicates import INDEX_SCHEMA
-from pipelines.data.dedup.urls import no_equal_urls, planned_with_captions
 from pipelines.data.files import (
     REJECTS_ROW_GROUP,
     await_temporaries,
@@ -30,6 +30,7 @@ from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, w
 from pipelines.data.reasons import REASONS
 from pipelines.data.stage import BEHAVIOURS, Entries, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
+from pipelines.identity import require_same_behaviour
 from pipelines.tracking import Tracker
 
 FIRST_KNOWN = 2**24  # numbers of the indices of what the dataset holds, beyond those of chunks
@@ -54,11 +55,6 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
     path = storage.usable_path(path, "dataset").rstrip("/")
     dataset = open_dataset(path)
     config = _configuration(dataset, reasons, overrides)
-    if change := first_change(dataset.manifest.get("behaviours", {}), BEHAVIOURS):
-        raise ConfigError(
-            f"{path}: made by another version: {change}, so a retry would mix both; retry it with "
-            "that version, or make the dataset again"
-        )
     layout = Layout(path, dataset.manifest["generation"] + 1)
     delete_leftovers(path, dataset.manifest)  # an earlier retry may have ended before it did
     delete_temporaries(layout)
@@ -82,7 +78,6 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
             files=[*map(asdict, dataset.files), *added.files],
             rejects=[*_rest(dataset, layout, set(reasons)), *added.rejects],
             input_rows=dataset.manifest["counts"]["input_rows"],
-            texts={name: s.get("texts", {}) for name, s in dataset.manifest["sources"].items()},
         )
         fingerprint = dataset.manifest["input_fingerprint"]
         manifest = make_manifest(config, fingerprint, merged, layout.generation, tracker.run_id)
@@ -103,7 +98,9 @@ def _configuration(
     for override in overrides:
         if not override.startswith(("download.", "tracking.", "concurrency=", "progress_every_s=")):
             raise ConfigError(f"{override}: a retry changes only how rows are downloaded")
-    stored = dataset.manifest["config"] | {"output": dataset.path}
+    begun = dataset.manifest.get("behaviours", {})
+    require_same_behaviour(dataset.path, "a dataset", begun, BEHAVIOURS)
+    stored = completed(DataConfig, dataset.manifest["config"]) | {"output": dataset.path}
     for override in overrides:
         apply_override(stored, override)
     return validate(DataConfig, stored, source=f"{dataset.path}/{MANIFEST}")
@@ -128,7 +125,8 @@ def _plan(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequenc
         if not chunks:
             storage.delete_folder(layout.plan)
             raise DataError(f"{dataset.path}: no row was rejected for {', '.join(reasons)}")
-        no_equal_urls(layout)
+        none = pa.table({"row": pa.array([], pa.int64())})  # equal URLs went when the set was made
+        write_table(storage.join(layout.plan, "duplicates.parquet"), none)
         write_plan(layout, chunks, dataset.manifest["input_fingerprint"])
     return load_plan(layout)
 
@@ -147,7 +145,7 @@ def _rejected_rows(
             waiting = []
         source = entry.source
         keys = _retried(dataset, entry, reasons)["key"].to_pylist()
-        waiting.append(_planned(entry.plan, Layout(dataset.path), keys))
+        waiting.append(_planned(storage.join(dataset.path, entry.plan), keys))
     if waiting:
         yield source, pa.concat_tables(waiting)
 
@@ -157,10 +155,10 @@ def _retried(dataset: Dataset, entry: RejectsEntry, reasons: set[str]) -> pa.Tab
     return table.filter(pc.is_in(table["reason"], value_set=pa.array(sorted(reasons))))
 
 
-def _planned(path: str, layout: Layout, keys: Sequence[str]) -> pa.Table:
+def _planned(path: str, keys: Sequence[str]) -> pa.Table:
     """The rows of a plan file that were tried under these keys: of equal URLs the one with the
-    longest captions, those that came to it included."""
-    table = planned_with_captions(path, layout)
+    longest captions."""
+    table = read_table(path)
     wanted = {bytes.fromhex(key) for key in keys}
     characters = caption_characters(table).to_pylist()
     best: dict[bytes, int] = {}

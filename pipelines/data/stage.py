@@ -12,17 +12,17 @@ from typing import Any
 
 from caft import __version__
 from caft.config import to_yaml
+from caft.documents import parse_yaml
 from caft.errors import ConfigError, DataError
 from caft.superpixels.network import open_sfcn
 from pipelines import storage
-from pipelines.behaviours import first_change, numbers
+from pipelines.behaviours import numbers
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig, SourceConfig
 from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION, read_manifest
 from pipelines.data.dedup.decontamination import all_evaluation_hashes, check_evaluation_sets
 from pipelines.data.dedup.duplicates import drops_path, find_drops
 from pipelines.data.dedup.similarity_pass import refuse_dissimilar
-from pipelines.data.dedup.urls import EqualUrls, equal_urls
 from pipelines.data.files import (
     await_temporaries,
     delete_leftovers,
@@ -31,19 +31,24 @@ from pipelines.data.files import (
     write_files,
 )
 from pipelines.data.filters import check_filters
-from pipelines.data.paths import BEGUN_UNDER, CONFIG_COPY, IDENTITY, Chunk, Layout
-from pipelines.data.plan import Plan, make_plan
-from pipelines.data.sources import detect_kind, source_identity
-from pipelines.data.sources.check import check_source
+from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
+from pipelines.data.plan import Plan, make_plan, url_duplicates
+from pipelines.data.sources import check_source, detect_kind, source_identity
 from pipelines.data.stats import publish
+from pipelines.identity import (
+    difference,
+    first_difference,
+    require_same,
+    require_same_behaviour,
+)
 from pipelines.progress import Progress
 from pipelines.prometheus import report_rows
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
+BEHAVIOURS: tuple[str, ...] = ()  # that decide rows though no key does
 FREE_FIELDS = {"tracking", "progress_every_s", "concurrency", "output", "stall_timeout_s"}
-BEHAVIOURS = ("captions",)
 # Rough need of disk, to refuse work that cannot fit before it starts.
 BYTES_PER_ROW = 20_000
 CHUNK_CPUS = 0.5  # two chunks share a core: one decodes while the other waits for its last rows
@@ -128,7 +133,6 @@ def make_manifest(
         sources[source.name] = {
             "licence": source.licence,
             "weight": source.weight,
-            "texts": entries.texts.get(source.name, {}),
             **_counts(kept, rejected),
         }
     kept = sum(entry["rows"] for entry in entries.files)
@@ -137,7 +141,7 @@ def make_manifest(
         "created_by": f"caft {__version__}",
         "generation": generation,
         "config": config.model_dump(mode="json"),
-        "config_sha256": _identity(config),
+        "config_sha256": _digest(config),
         "behaviours": numbers(BEHAVIOURS),
         "input_fingerprint": fingerprint,
         "sources": sources,
@@ -170,47 +174,29 @@ def _reasons(entries: Any) -> dict[str, int]:
 
 
 def _claim_output(config: DataConfig) -> None:
-    """Store the configuration with the output, or refuse an output of another one."""
-    path = storage.join(config.output, IDENTITY)
-    check_behaviours(config.output)
-    identity = _identity(config)
-    if storage.exists(path) and storage.read_bytes(path).decode() != identity:
-        finished = storage.exists(storage.join(config.output, MANIFEST))
-        state = "holds a dataset" if finished else "was begun"
-        raise ConfigError(
-            f"output: {config.output} {state} of another configuration or source list; choose "
-            f"another output, or go on with the one in {config.output}/{CONFIG_COPY}, or delete "
-            "the folder to start over"
-        )
-    storage.write_bytes(storage.join(config.output, CONFIG_COPY), to_yaml(config).encode())
-    storage.write_json(storage.join(config.output, BEGUN_UNDER), numbers(BEHAVIOURS))
-    storage.write_bytes(path, identity.encode())
+    """Store what is asked for with the output, or refuse an output of something else."""
+    output = config.output
+    copy, path = storage.join(output, CONFIG_COPY), storage.join(output, IDENTITY)
+    sources = {source.name: source_identity(source) for source in config.sources}
+    finished = storage.exists(storage.join(output, MANIFEST))
+    if storage.exists(copy):
+        holds = "a dataset" if finished else "an unfinished dataset"
+        stored = parse_yaml(storage.read_bytes(copy).decode(), copy, ConfigError)
+        known = storage.read_json(path) if storage.exists(path) else {}
+        if not finished:  # a finished one is read as what it was
+            require_same_behaviour(output, holds, known.get("behaviours", {}), BEHAVIOURS)
+        require_same(output, holds, difference(stored, config, FREE_FIELDS, copy))
+        then = known.get("sources", sources)
+        require_same(output, holds, first_difference(then, sources, "sources"))
+    if not finished:
+        # The copy last: it says that the output was begun.
+        storage.write_json(path, {"sources": sources, "behaviours": numbers(BEHAVIOURS)})
+        storage.write_bytes(copy, to_yaml(config).encode())
 
 
-def check_behaviours(output: str) -> None:
-    """Let nothing be added to rows that a version made otherwise.
-
-    Raises:
-        ConfigError: the output holds such rows, unfinished; the behaviour is named.
-    """
-    if not storage.exists(storage.join(output, IDENTITY)):
-        return
-    if storage.exists(storage.join(output, MANIFEST)):
-        return
-    begun = storage.join(output, BEGUN_UNDER)
-    stored = storage.read_json(begun) if storage.exists(begun) else {}
-    if change := first_change(stored, BEHAVIOURS):
-        raise ConfigError(
-            f"output: {output} was begun by another version: {change}, so continuing would mix "
-            "both; finish it with that version, or delete the folder to start over"
-        )
-
-
-def _identity(config: DataConfig) -> str:
-    """Digest of everything that decides the rows, the sources' sizes included."""
-    files = [source_identity(source) for source in config.sources]
-    text = f"{config.model_dump_json(exclude=FREE_FIELDS)}\n{files}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(config: DataConfig) -> str:
+    """Of everything in the configuration that decides the rows."""
+    return hashlib.sha256(config.model_dump_json(exclude=FREE_FIELDS).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -220,7 +206,6 @@ class Entries:
     files: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
     input_rows: int
-    texts: dict[str, dict[str, Any]]  # of each source, what `texts_of` says
 
 
 def check(config: DataConfig) -> None:
@@ -276,29 +261,7 @@ def build(config: DataConfig, layout: Layout, plan: Plan, known: Sequence[int] =
         files=[entries["part"] for entries in written if entries["part"]],
         rejects=[entry for entries in written for entry in entries["rejects"]],
         input_rows=sum(receipt["input_rows"] for receipt in receipts.values()),
-        texts={
-            source.name: _texts(number, plan, receipts)
-            for number, source in enumerate(config.sources)
-        },
     )
-
-
-def _texts(source: int, plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What was seen of a source's texts, in rows: that hold each caption column, that needed
-    repair; and columns and files that are left out."""
-    captions: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    left_out: dict[str, int | None] = dict(plan.left_out[source]) if plan.left_out else {}
-    for chunk in plan.chunks:
-        if chunk.source != source:
-            continue
-        receipt = receipts[chunk.number]
-        captions.update(receipt.get("captions", {}))
-        notes.update(receipt.get("notes", {}))
-        for name, rows in receipt.get("left_out", {}).items():
-            known = left_out.get(name)
-            left_out[name] = rows if known is None else known + (rows or 0)
-    return {"captions": dict(captions), "notes": dict(notes), "left_out": left_out}
 
 
 def _process_chunks(
@@ -308,14 +271,13 @@ def _process_chunks(
     receipts = _receipts(layout, "chunk")
     todo = [chunk for chunk in plan.chunks if chunk.number not in receipts]
     if todo:
-        equal = equal_urls(plan.chunks, config, layout, concurrency)
+        places = url_duplicates(plan, config, layout, concurrency)
         evaluation = all_evaluation_hashes(config.decontamination, layout, concurrency)
-        nothing = EqualUrls([], [], None)
-        items = [[asdict(chunk), asdict(equal.get(chunk.number, nothing))] for chunk in todo]
+        items = [[asdict(chunk), places.get(chunk.number, [])] for chunk in todo]
 
         def work(item: list[Any]) -> dict[str, Any]:
-            chunk, same = item
-            return process_chunk(Chunk(**chunk), EqualUrls(**same), config, layout, evaluation)
+            chunk, duplicates = item
+            return process_chunk(Chunk(**chunk), duplicates, config, layout, evaluation)
 
         reported = _Reported(plan, config)
         for receipt in receipts.values():
