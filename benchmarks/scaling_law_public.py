@@ -90,11 +90,16 @@ def chinchilla(path: Path) -> Iterator[Cut]:
 
 
 def in_size(
-    study: str, label: str, inputs: Mapping[str, Array], error: Array, below: np.ndarray
+    study: str,
+    label: str,
+    inputs: Mapping[str, Array],
+    error: Array,
+    below: np.ndarray,
+    ceiling: float | None = None,
 ) -> Cut:
     fit = fit_form(
         "size_samples", {key: values[below] for key, values in inputs.items()}, error[below],
-        REPLICATES,
+        REPLICATES, ceiling=ceiling,
     )  # fmt: skip
     band = fit.predict({key: values[~below] for key, values in inputs.items()})
     return Cut(study, "size_samples", label, int(below.sum()), error[~below], band)
@@ -125,6 +130,21 @@ def clip_table(path: Path) -> Iterator[Cut]:
         yield from fronts(family, column(mine, "gflops_total"), error, 1 - IMAGENET_CHANCE)
 
 
+def clip_in_size(path: Path) -> Iterator[Cut]:
+    """All runs of the table, those near chance too, in GFLOP of a sample and samples."""
+    rows = read(path)
+    for family in dict.fromkeys(row["family"] for row in rows):
+        mine = [row for row in rows if row["family"] == family]
+        inputs = {"parameters": column(mine, "gflops"), "samples": column(mine, "samples")}
+        compute = column(mine, "gflops_total")
+        logs = np.log(compute)
+        for share in SHARES:
+            below = logs < logs.min() + share * np.ptp(logs)
+            label = f"{compute.max() / compute[below].max():.3g} times the compute"
+            error = 1 - column(mine, "value")
+            yield in_size(f"{family}, all runs", label, inputs, error, below, 1 - IMAGENET_CHANCE)
+
+
 def openclip(path: Path) -> Iterator[Cut]:
     rows = read(path)
     for dataset, score in OPENCLIP:
@@ -137,14 +157,17 @@ def openclip(path: Path) -> Iterator[Cut]:
         yield from fronts(f"openclip {dataset}", column(mine, "gmacs_total"), error, 1.0)
 
 
-def print_table(cuts: list[Cut]) -> None:
-    print("| study | law | held out | fitted | inside | median width | mean error |")
-    print("|---|---|---|---|---|---|---|")
+def printed(cuts: Iterator[Cut]) -> list[Cut]:
+    """All of them, each with its line of the table."""
+    found = []
     for cut in cuts:
+        found.append(cut)
         print(
             f"| {cut.study} | {cut.form} | {cut.cut} | {cut.fitted} | {cut.inside} of "
-            f"{len(cut.error)} | {np.median(cut.widths):.1f}% | {cut.misses.mean():.1f}% |"
+            f"{len(cut.error)} | {np.median(cut.widths):.1f}% | {cut.misses.mean():.1f}% |",
+            flush=True,
         )
+    return found
 
 
 def print_total(label: str, cuts: list[Cut]) -> None:
@@ -176,15 +199,22 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of the three tables of public runs")
     parser.add_argument("openclip", type=Path, help="zeroshot_results.csv")
     args = parser.parse_args()
-    iso = list(iso_flop(args.runs / "isoflop.csv"))
-    clip = list(clip_table(args.runs / "clip_mammut_imagenet_datacomp.csv"))
-    rest = [*chinchilla(args.runs / "chinchilla_245.csv"), *openclip(args.openclip)]
-    print_table([*iso, *clip, *rest])
+    print("| study | law | held out | fitted | inside | median width | mean error |")
+    print("|---|---|---|---|---|---|---|")
+    table = args.runs / "clip_mammut_imagenet_datacomp.csv"
+    clip = printed(clip_table(table))
+    raw = printed(clip_in_size(table))
+    iso = printed(iso_flop(args.runs / "isoflop.csv"))
+    rest = [
+        *printed(chinchilla(args.runs / "chinchilla_245.csv")),
+        *printed(openclip(args.openclip)),
+    ]
     two = [cut for cut in iso if cut.cut.startswith("2 ")]
     print_total("isoFLOP, 2 largest budgets", two)
     print_total("isoFLOP", iso)
-    print_total("CLIP table", clip)
-    print_total("all", [*iso, *clip, *rest])
+    print_total("CLIP table, front", clip)
+    print_total("CLIP table, all runs", raw)
+    print_total("all", [*iso, *clip, *raw, *rest])
     outliers(args.runs / "chinchilla_245.csv")
 
 

@@ -51,7 +51,7 @@ class Points:
             None if self.noise is None else self.noise[places],
         )
 
-    def fit(self, form: str, replicates: int, ceiling: float) -> Fit:
+    def fit(self, form: str, replicates: int, ceiling: float | None) -> Fit:
         return fit_form(
             form, self.inputs, self.error, replicates, self.groups, 0, self.noise, ceiling
         )
@@ -118,7 +118,7 @@ def choose_form(
     envelope_bins: int | None = None,
     replicates: int = REPLICATES,
     noise: ArrayLike | None = None,
-    ceiling: float = np.inf,
+    ceiling: float | None = None,
 ) -> Choice:
     """Fit several forms to n runs, and choose by their error on the runs beyond several cuts of
     compute, the same runs for all.
@@ -165,7 +165,7 @@ def hold_out(
         DataError: too few runs are left to fit, as in `fit_form`.
     """
     points = _points([name], inputs, error, groups, envelope_bins, None)
-    held_out, refused = _judge([name], points, replicates, np.inf)
+    held_out, refused = _judge([name], points, replicates, None)
     if name not in held_out:
         raise DataError(refused[name])
     return held_out[name]
@@ -196,7 +196,7 @@ def _points(
 
 
 def _judge(
-    names: Sequence[str], points: Points, replicates: int, ceiling: float
+    names: Sequence[str], points: Points, replicates: int, ceiling: float | None
 ) -> tuple[dict[str, HeldOut], dict[str, str]]:
     """Each form on the same held-out runs, and why some could not be judged: cuts below which one
     of the other forms has too few runs are left out."""

@@ -46,15 +46,17 @@ class Pairs:
 
     @property
     def crossing(self) -> Band | None:
-        """The compute (1,) at which the families are equal; None where the ratio does not change
-        enough for it to be told."""
-        exponents = self.fit.replicates[:, 1]
-        if not len(exponents) or min(exponents) <= 0 <= max(exponents):
+        """The compute (1,) at which the families are equal; None where it is not told whether the
+        ratio rises or falls. A repetition in which it does the opposite has no crossing: inf."""
+        exponent = self.fit["a"]
+        if not exponent.low * exponent.high > 0:
             return None
-        a_scale, a = self.fit.values
-        scales, exponents = self.fit.replicates.T
-        with np.errstate(over="ignore"):
-            return Band.of(np.array([a_scale ** (1 / a)]), (scales ** (1 / exponents))[:, None])
+        values = np.concatenate([self.fit.values[None], self.fit.replicates])
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            logs = np.log(values[:, 0]) / values[:, 1]
+            logs = np.where(values[:, 1] * exponent.best > 0, logs, np.inf)
+            places = np.exp(logs)[:, None]
+        return Band.of(places[0], places[1:])
 
     def at(self, compute: ArrayLike) -> Band:
         """The ratio of expected errors at compute (m,)."""

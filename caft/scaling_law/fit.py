@@ -21,7 +21,7 @@ from caft.scaling_law.inputs import (
     design_problems,
     form_inputs,
 )
-from caft.scaling_law.misfit import LEAST_FREEDOM_FOR_MAD, Draws, deviation, outliers, weigh
+from caft.scaling_law.misfit import EXACT, LEAST_FREEDOM_FOR_MAD, Draws, deviation, outliers, weigh
 from caft.scaling_law.noise import estimate_noise, runs_test, scatter_problems
 from caft.scaling_law.solve import Problem
 
@@ -29,9 +29,11 @@ Array = NDArray[np.float64]
 
 REPLICATES = 500
 REPLICATE_STARTS = 1  # beside the fit itself: a replicate may lie in another valley
-MOST_REFITTED = 400  # runs of a replicate
+MOST_REFITTED = 250  # runs of a replicate
 MUCH_WIDER = 1.5  # factor of the intervals that is worth a word
 LEAST_FREEDOM = 3  # for an interval
+RATE_FROM = 0.5  # errors of 1 at most may be rates if one is above it
+FAR = 5.0  # difference of log likelihoods: odds of about 150 to 1
 FIRST_THRESHOLD = 0.05  # of Huber's loss, in log error; also where few points tell no other
 HUBER = 1.345  # threshold over the residuals' deviation: 95% efficient for normal ones
 LEAST_THRESHOLD = 1e-3
@@ -94,7 +96,7 @@ def fit_form(
     groups: ArrayLike | None = None,
     seed: int = 0,
     noise: ArrayLike | None = None,
-    ceiling: float = np.inf,
+    ceiling: float | None = None,
 ) -> Fit:
     """Fit a form to n runs: the minimum of the summed Huber loss of log residuals, whose threshold
     follows their median absolute deviation.
@@ -111,7 +113,11 @@ def fit_form(
         seed: of the repetitions.
         noise: (n,) standard deviation of log error by the size of the test, where it is known;
             runs with more of it than most count less.
-        ceiling: the error of guessing, where errors are rates; no prediction is above it.
+        ceiling: the error g of guessing, where errors are rates; infinite for a loss. No prediction
+            is above it, and a law e0 in size and samples is read as 1 / e^2 = 1 / e0^2 + 1 / g^2
+            where the runs lie nearer to it so.
+            Without it, 1 is taken of such a law where no error is above 1 and that fits far
+            better, and `problems` say so.
 
     Raises:
         DataError: fewer points than parameters + 1, one point twice, an input that is missing,
@@ -132,7 +138,7 @@ def _fit(
     labels: NDArray[np.intp],
     seed: int = 0,
     noise: ArrayLike | None = None,
-    ceiling: float = np.inf,
+    ceiling: float | None = None,
 ) -> Fit:
     check_enough(form, arrays)
     # In an order of their own, so that the caller's does not change what is drawn for whom.
@@ -148,7 +154,8 @@ def _fit(
         scale = np.maximum(known[order] / np.median(known), 1.0)
     targets = np.log(errors[order] / units["error"])
 
-    problem, best, objective = _robust(Problem(form, scaled, targets, scale, FIRST_THRESHOLD))
+    problem = Problem(form, scaled, targets, scale, FIRST_THRESHOLD)
+    rates, ceiling, (problem, best, objective) = _with_ceiling(problem, ceiling, units["error"])
     parameters, freedom = len(form.parameters), len(order) - len(form.parameters)
     fitted = problem.model(best)[0]
     residuals = targets - fitted
@@ -156,6 +163,11 @@ def _fit(
     places = form.places({key: column[order] for key, column in arrays.items()})
     deviations = weigh(residuals, problem.derivatives(best[0]), places, groups, scale)
     problems = list(design_problems(form, arrays))
+    if rates:
+        problems.append(
+            "errors are taken for rates whose error of guessing is 1, since the law fits them "
+            "better so; name it (ceiling), or infinity for what is no rate"
+        )
     if freedom < LEAST_FREEDOM:
         theta, draws = np.empty((0, parameters)), None
         problems.append(
@@ -204,8 +216,27 @@ def _fit(
         problem.threshold,
         draws,
         ceiling,
+        problem.asymptote * units["error"],
         tuple(problems),
     )
+
+
+def _with_ceiling(
+    problem: Problem, ceiling: float | None, unit: float
+) -> tuple[bool, float, tuple[Problem, Array, float]]:
+    """Whether errors are taken for rates unasked, the error of guessing, and the robust fit."""
+    fitted = _robust(problem)
+    highest = unit * float(np.exp(problem.targets.max()))
+    asked, needed = ceiling is not None, 0.0 if ceiling is not None else FAR
+    if ceiling is None:
+        ceiling = 1.0 if RATE_FROM < highest <= 1 else np.inf
+    asymptote = problem.form.asymptote(ceiling)
+    if not np.isinf(asymptote):
+        bent = _robust(replace(problem, asymptote=asymptote / unit))
+        spreads = [np.abs(p.targets - p.model(b)[0]).mean() + EXACT for p, b, _ in (fitted, bent)]
+        if len(problem.targets) * float(np.log(spreads[0] / spreads[1])) > needed:
+            return not asked, ceiling, bent
+    return False, ceiling if asked else np.inf, fitted
 
 
 def _robust(problem: Problem) -> tuple[Problem, Array, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError, UnidentifiedError
-from caft.scaling_law.forms import Form
+from caft.scaling_law.forms import LARGE, Form, below_guessing
 from caft.scaling_law.inputs import new_inputs
 from caft.scaling_law.misfit import Draws
 from caft.scaling_law.solve import INTERVAL, NOT_ABOVE_ZERO
@@ -109,6 +109,7 @@ class Fit:
     threshold: float  # of Huber's loss
     draws: Draws | None  # deviations of the runs in those repetitions; None without any
     ceiling: float = np.inf  # error of guessing: no law says more
+    asymptote: float = np.inf  # the same, where the law bends towards it
     problems: tuple[str, ...] = ()  # what the runs cannot tell
 
     def __getitem__(self, name: str) -> Estimate:
@@ -117,6 +118,13 @@ class Fit:
         if name not in named:
             raise DataError(f"{name}: no parameter of {self.form.formula}; it has {list(named)}")
         return named[name]
+
+    @property
+    def formula(self) -> str:
+        """The law as it is fitted, guessing included."""
+        if np.isinf(self.asymptote):
+            return self.form.formula
+        return f"e, where 1 / e^2 = 1 / ({self.form.formula})^2 + 1 / {self.asymptote:.4g}^2"
 
     @property
     def scale(self) -> float:
@@ -136,7 +144,7 @@ class Fit:
     def law(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The law's error for inputs (n,)."""
         law = self.form.error(self.values[None], new_inputs(self.form, inputs))[0]
-        return np.minimum(law, self.ceiling)
+        return self._bounded(law)
 
     def law_band(self, inputs: Mapping[str, ArrayLike]) -> Band:
         """The law's error for inputs (n,), with the interval of the law itself."""
@@ -152,13 +160,16 @@ class Fit:
         if self.draws is None:
             return Band.of(self.law(inputs), expected)
         noise = np.random.default_rng(1).normal(size=expected.shape)
-        chance = np.exp(self.draws.spreads[:, None] * noise)
+        chance = _factor(self.draws.spreads[:, None] * noise)
         return Band.of(self.law(inputs), np.minimum(expected * chance, self.ceiling))
 
     def replicate_laws(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The error (R, n) that each repetition of the experiment gives to inputs (n,)."""
         laws = self.form.error(self.replicates, new_inputs(self.form, inputs))
-        return np.minimum(laws, self.ceiling)
+        return self._bounded(laws)
+
+    def _bounded(self, error: Array) -> Array:
+        return np.minimum(below_guessing(error, self.asymptote), self.ceiling)
 
     def replicate_errors(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The same with what the law misses there: the expected error of runs, (R, n)."""
@@ -166,4 +177,9 @@ class Fit:
         if self.draws is None:
             return laws
         # A repetition is the runs less what they deviate by, so what it misses is taken away too.
-        return laws * np.exp(-self.draws.misfit(self.form.places(new_inputs(self.form, inputs))))
+        return laws * _factor(-self.draws.misfit(self.form.places(new_inputs(self.form, inputs))))
+
+
+def _factor(logs: Array) -> Array:
+    """Exponentials; what three degrees of freedom may draw stays finite."""
+    return np.exp(np.clip(logs, -LARGE, LARGE))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,7 @@ OFFSETS = (1e-4, 1e2)  # of B in (C + B), as a share of the mean compute
 REPEATS = (0.05, 500.0)  # R*, in repeats
 GRID = np.geomspace(0.05, 1.6, 14)  # of exponents, for starts
 KEPT_STARTS = 4
+AT_CEILING = 0.999  # of the error of guessing; an error nearer to it tells no more of the law
 NEGLIGIBLE, LARGE = 1e-9, 300.0
 SEARCH_WIDTH, SEARCH_POINTS, SEARCHES = 7.0, 41, 5  # of log size: from a factor of 1000 to 2e-6
 
@@ -66,28 +68,33 @@ class Form(ABC):
     def places(self, inputs: Inputs) -> Array:
         """Coordinates (n, F) in e-folds over which misfit is smooth; the first is size of a run."""
 
-    @property
+    def asymptote(self, ceiling: float) -> float:
+        """The error of guessing that the law bends towards, of runs that guess at error `ceiling`:
+        none in compute alone, where it bends fronts of real runs the wrong way."""
+        return np.inf
+
+    @cached_property
     def box(self) -> tuple[Array, Array]:
         """Bounds of `theta`, (P,) each."""
         bounds = np.array([np.log(p.bounds) if p.log else p.bounds for p in self.parameters])
         return bounds[:, 0], bounds[:, 1]
 
     def values(self, theta: Array) -> Array:
-        low, vanishes, logs = self._kinds()
-        exponentials = np.exp(np.where(logs, theta, 0.0))
-        return np.where(logs, exponentials - np.where(vanishes, np.exp(low), 0.0), theta)
+        zero, logs = self._kinds
+        return np.where(logs, np.exp(np.where(logs, theta, 0.0)) - zero, theta)
 
     def theta(self, values: Array) -> Array:
         """The inverse of `values`, inside the box."""
-        low, vanishes, logs = self._kinds()
-        raised = values + np.where(vanishes, np.exp(low), 0.0)
+        zero, logs = self._kinds
+        raised = values + zero
         logarithms = np.log(np.where(logs, np.maximum(raised, NEGLIGIBLE), 1.0))
         return np.clip(np.where(logs, logarithms, values), *self.box)
 
-    def _kinds(self) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
-        low = np.where([p.log for p in self.parameters], self.box[0], 0.0)
-        vanishes = np.array([p.vanishes for p in self.parameters])
-        return low, vanishes, np.array([p.log for p in self.parameters])
+    @cached_property
+    def _kinds(self) -> tuple[Array, NDArray[np.bool_]]:
+        """What stands for zero (0 of what cannot vanish), and what is searched as logarithms."""
+        zero = np.array([p.bounds[0] if p.vanishes else 0.0 for p in self.parameters])
+        return zero, np.array([p.log for p in self.parameters])
 
 
 class ComputeForm(Form):
@@ -178,6 +185,9 @@ class SizeAndSamples(Form):
         Parameter("B", "scale of data", SCALES),
         Parameter("b", "exponent of data", EXPONENTS, log=False),
     )
+
+    def asymptote(self, ceiling: float) -> float:
+        return ceiling
 
     def places(self, inputs: Inputs) -> Array:
         size, samples = np.log(inputs["parameters"]), np.log(inputs["samples"])
@@ -283,6 +293,20 @@ class Repetition(SizeAndSamples):
 FORMS: dict[str, Form] = {
     form.name: form for form in (Power(), Saturating(), SizeAndSamples(), Repetition())
 }
+
+
+def below_guessing(error: Array, ceiling: float) -> Array:
+    """Errors e of runs whose law without guessing is `error` e0: 1 / e^2 = 1 / e0^2 + 1 / g^2.
+
+    The `ceiling` g is the error of guessing. Far below g, e is e0; no e is above g.
+    """
+    return error if np.isinf(ceiling) else error / np.sqrt(1 + (error / ceiling) ** 2)
+
+
+def without_guessing(error: Array, ceiling: float) -> Array:
+    """The inverse of `below_guessing`; an error of the ceiling or above counts as just below it."""
+    share = np.minimum(error / ceiling, AT_CEILING)
+    return error if np.isinf(ceiling) else share * ceiling / np.sqrt(1 - share**2)
 
 
 def _columns(theta: Array) -> tuple[Array, ...]:

@@ -235,7 +235,7 @@ def _record(study: Study, found: Sequence[Line]) -> dict[str, object]:
             "family": family.runs.family,
             "in": kind,
             "form": choice.chosen,
-            "formula": choice.fit.form.formula,
+            "formula": choice.fit.formula,
             "parameters": {
                 e.name: {
                     "meaning": e.meaning,

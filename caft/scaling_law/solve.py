@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
-from caft.scaling_law.forms import Form
+from caft.scaling_law.forms import Form, below_guessing, without_guessing
 from caft.scaling_law.misfit import EXACT
 
 Array = NDArray[np.float64]
@@ -37,14 +37,17 @@ class Problem:
     targets: Array  # log error (n,)
     scale: Array  # (n,) chance of a run over that of most: what a residual is divided by
     threshold: float  # of Huber's loss: a residual beyond it counts linearly
+    asymptote: float = np.inf  # error of guessing that the law bends towards
 
     def starts(self) -> Array:
         """Where to start from, (S, P), the best first."""
-        return self.form.starts(self.inputs, np.exp(self.targets))
+        error = without_guessing(np.exp(self.targets), self.asymptote)
+        return self.form.starts(self.inputs, error)
 
     def model(self, theta: Array) -> Array:
         """Log error (R, n) for `theta` (R, P)."""
-        return np.log(self.form.error(self.form.values(theta), self.inputs))
+        error = self.form.error(self.form.values(theta), self.inputs)
+        return np.log(below_guessing(error, self.asymptote))
 
     def derivatives(self, theta: Array) -> Array:
         """Of log error by one `theta` (P,), (n, P)."""
@@ -177,9 +180,7 @@ def _step(hessian: Array, gradient: Array, held: NDArray[np.bool_], damping: Arr
 
 def derivatives(model: Callable[[Array], Array], theta: Array, centre: Array) -> Array:
     """Of `model` by theta (r, P) where it gives `centre` (r, n): forward differences, (r, n, P)."""
-    columns = []
-    for p in range(theta.shape[1]):
-        moved = theta.copy()
-        moved[:, p] += RELATIVE_STEP
-        columns.append((model(moved) - centre) / RELATIVE_STEP)
-    return np.stack(columns, axis=-1)
+    problems, parameters = theta.shape
+    moved = (theta[:, None] + RELATIVE_STEP * np.eye(parameters)).reshape(-1, parameters)
+    found = model(moved).reshape(problems, parameters, -1)
+    return ((found - centre[:, None]) / RELATIVE_STEP).transpose(0, 2, 1)

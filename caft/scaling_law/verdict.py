@@ -54,7 +54,8 @@ def _of_rivals(rivals: Rivals) -> str:
             if len(where := pairs.compute[told])
         ]
         if crossing is not None and pairs.compute[0] < crossing.value[0] < pairs.compute[-1]:
-            found.append(f"they cross at {number(crossing.value[0])}")
+            low, high = number(crossing.low[0]), number(crossing.high[0])
+            found.append(f"they cross at {number(crossing.value[0])} ({low} to {high})")
     if not found:
         # One of many pairs may differ by chance alone: as much surer must each of them be.
         sure = norm.isf((1 - CONFIDENCE) / 2 / max(len(rivals.runs), 1))

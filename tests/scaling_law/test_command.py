@@ -21,7 +21,7 @@ from caft.scaling_law.__main__ import main
 from caft.scaling_law.figures import log_ticks, number
 
 HEADER = ("family", "seed", "batch", "flops", "n", "d", "t2i_r1", "whole_loss")
-NAMED = ("--family", "family", "--compute", "flops", "--replicates", "100")
+NAMED = ("--family", "family", "--compute", "flops", "--replicates", "60")
 
 
 def make_runs(families: Sequence[str] = ("caft", "clip<b>16")) -> list[list[object]]:
@@ -49,6 +49,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = write_runs(folder / "runs.csv", make_runs())
     arguments = [str(runs), *NAMED, "--group", "seed", "--parameters", "n", "--samples", "d"]
     more = ["--score", "t2i_r1", "--error", "whole_loss", "--batch-size", "batch"]
+    more += ["--forms", "power", "size_samples"]
     assert main([*arguments, *more, "--budget", "1e19", "1e20", "--output", str(folder)]) == 0
     return folder
 
@@ -178,6 +179,7 @@ def test_bad_input_is_one_line(
 def test_mixed_batch_sizes_do_not_matter_to_a_score(tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "runs.csv", change(3, "batch", 512))
     arguments = ["--score", "t2i_r1", "--batch-size", "batch", "--output", str(tmp_path)]
+    arguments += ["--forms", "power"]
     assert main([str(runs), *NAMED, *arguments]) == 0
 
 
@@ -290,6 +292,21 @@ def test_families_apart_by_less_than_their_intervals_are_told_apart_in_pairs(
     printed = capsys.readouterr().out
     assert "caft is better from 10¹⁸ to 10²¹" in printed.splitlines()[0]
     assert re.search(r"single run's error over that of other .* z = -\d", printed)
+
+
+def test_families_that_cross_are_told_apart_and_where_they_cross(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*front_rows(), *front_rows("other", 1.1)]
+    for row in rows[10:]:
+        row[6] = 1 - (1 - float(row[6])) * (float(row[3]) / 1e18) ** -0.02
+    path = write_runs(tmp_path / "runs.csv", rows)
+    assert run_command(path) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    found = re.search(r"they cross at ([\d.]+)×10²⁰ \(", first)
+    assert found
+    assert float(found[1]) == pytest.approx(1e-2 * 1.1**50, rel=0.5)
+    assert "caft is better from 10¹⁸ to" in first
 
 
 def test_too_few_runs_for_an_interval_still_make_a_report(
