@@ -17,6 +17,7 @@ from caft.scaling_law.inputs import check_numbers
 
 Array = NDArray[np.float64]
 
+STEPS = 200  # of log compute, among which a crossing is looked for
 EQUAL = 1.25  # runs whose computes differ by less than this factor are compared as they are
 
 
@@ -46,17 +47,22 @@ class Pairs:
 
     @property
     def crossing(self) -> Band | None:
-        """The compute (1,) at which the families are equal; None where it is not told whether the
-        ratio rises or falls. A repetition in which it does the opposite has no crossing: inf."""
-        exponent = self.fit["a"]
-        if not exponent.low * exponent.high > 0:
+        """The compute (1,) at which the families are equal; None where neither is told to be the
+        better at an end of the pairs, or the law of the ratio is not 1 between them.
+
+        The interval ends in 0 or inf where it is not told that the other one becomes the better.
+        """
+        places = np.geomspace(self.compute.min(), self.compute.max(), STEPS)
+        band, (scale, exponent) = self.at(places), self.fit.values
+        apart = (band.high < 1) | (band.low > 1)
+        if not (apart[0] or apart[-1]) or (band.value[0] - 1) * (band.value[-1] - 1) >= 0:
             return None
-        values = np.concatenate([self.fit.values[None], self.fit.replicates])
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            logs = np.log(values[:, 0]) / values[:, 1]
-            logs = np.where(values[:, 1] * exponent.best > 0, logs, np.inf)
-            places = np.exp(logs)[:, None]
-        return Band.of(places[0], places[1:])
+        ratios = self.fit.replicate_errors({"compute": places})
+        before = (ratios < 1) if band.value[0] < 1 else (ratios > 1)
+        edges = np.array([0.0, *places[1:], np.inf])
+        # By how many places lie before it, since chance may cross to and fro.
+        crossings = edges[before.sum(axis=1)]
+        return Band.of(np.array([scale ** (1 / exponent)]), crossings[:, None])
 
     def at(self, compute: ArrayLike) -> Band:
         """The ratio of expected errors at compute (m,)."""
