@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,12 +23,14 @@ from pipelines.evaluate.config import (
     AnyBenchmarkConfig,
     BenchmarkConfig,
     LabelledConfig,
+    ListConfig,
     PublishedConfig,
 )
 from pipelines.evaluate.measures import RegionMeasure, SegmentationMeasure
-from pipelines.evaluate.sets.files import ImageFiles
-from pipelines.evaluate.sets.inventory import Present, take_inventory
+from pipelines.evaluate.sets.files import ImageFiles, Present, fingerprint
+from pipelines.evaluate.sets.inventory import take_inventory
 from pipelines.evaluate.sets.labelled import open_labelled
+from pipelines.evaluate.sets.own import read_list
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def open_benchmark(config: AnyBenchmarkConfig, field: str) -> Benchmark:
         return open_published(config, field)
     if isinstance(config, LabelledConfig):
         return open_labelled(config, field)
+    if isinstance(config, ListConfig):
+        return open_list(config, field)
     return open_split(config, field)
 
 
@@ -205,48 +209,53 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
         )
     if inventory.problems:
         print(f"evaluate: {config.name} is partial: {'; '.join(inventory.problems)}", flush=True)
-    captions = []
-    text_to_image = []
-    for position, found in enumerate(present):
-        for caption in found.entry.captions:
-            if not split_sentences(caption):
-                raise MissingSet(f"{field} '{config.name}': {found.image.path}: empty caption")
-            captions.append(caption)
-            text_to_image.append(position)
+    for found in present:
+        if not all(split_sentences(caption) for caption in found.entry.captions):
+            raise MissingSet(f"{field} '{config.name}': {found.image.path}: empty caption")
     regions = {found.image.path: found.entry.regions for found in present if found.entry.regions}
-    label_maps = tuple(found.label_map.path for found in present if found.label_map)
-    rows = ImageFiles(config.root, tuple(found.image.path for found in present), label_maps)
     measure: Measure | None = RegionMeasure(regions) if regions else None
     settings = [config.set, inventory.split]
     if inventory.classes:
         prompts = class_prompts(inventory.classes, config.templates)
         measure = SegmentationMeasure(prompts)
         settings += [text for texts in prompts for text in texts]
+    shown = config.preprocess or ("squash" if measure else None)
+    opened = _of_files(config, config.root, inventory.split, present, settings)
+    return replace(opened, regions=regions, measure=measure, preprocess=shown)
+
+
+def open_list(config: ListConfig, field: str) -> Benchmark:
+    """Open a user's own list; `field` names it in messages.
+
+    Raises:
+        DataError: a list, a row or an image that cannot be used.
+        ConfigError: a relative path inside a Ray job.
+    """
+    split = ",".join(config.split.value) if config.split else ""
+    return _of_files(config, config.list, split, read_list(config, field), [split])
+
+
+def _of_files(
+    config: PublishedConfig | ListConfig,
+    place: str,
+    split: str,
+    present: Sequence[Present],
+    settings: Sequence[str],
+) -> Benchmark:
+    """The benchmark of images that are files of their own, and of their captions."""
+    label_maps = tuple(found.label_map.path for found in present if found.label_map)
+    rows = ImageFiles(place, tuple(found.image.path for found in present), label_maps)
     return Benchmark(
         config.name,
-        inventory.split,
+        split,
         None,
         rows,
         rows.pieces,
         rows.images,
-        tuple(captions),
-        tuple(text_to_image),
-        regions,
-        _fingerprint(present, settings),
-        measure,
-        preprocess=config.preprocess or ("squash" if measure else None),
+        tuple(caption for found in present for caption in found.entry.captions),
+        tuple(n for n, found in enumerate(present) for _ in found.entry.captions),
+        {},
+        fingerprint(present, settings),
+        preprocess=config.preprocess,
         rule=config.sentences,
     )
-
-
-def _fingerprint(present: Iterable[Present], settings: Iterable[str]) -> str:
-    """Digest of names, sizes and texts: the same wherever the files lie. Images are told apart by
-    their size in bytes; reading them all would take longer than encoding them."""
-    digest = hashlib.sha256(json.dumps(list(settings)).encode())
-    for found in present:
-        entry = found.entry
-        label_map = [entry.label_map, found.label_map.bytes] if found.label_map else []
-        regions = [[region.text, region.rle] for region in entry.regions]
-        facts = [entry.image, found.image.bytes, entry.captions, regions, label_map]
-        digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()

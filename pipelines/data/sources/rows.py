@@ -69,12 +69,12 @@ def _texts(cell: list[Any] | None) -> list[str]:
     """A cell as texts; a single text may spell a list of them."""
     values = cell or []
     if len(values) == 1 and values[0]:
-        spelled = _spelled_list(values[0])
+        spelled = spelled_list(values[0])
         values = values if spelled is None else spelled
     return clean_texts(values)
 
 
-def _spelled_list(cell: str) -> list[Any] | None:
+def spelled_list(cell: str) -> list[Any] | None:
     """The list that a cell spells in JSON or Python, or None for ordinary text."""
     if not (cell.lstrip().startswith("[") and cell.rstrip().endswith("]")):
         return None
