@@ -20,8 +20,8 @@ from caft.config import PictureRule
 from caft.errors import CAFTError, CheckpointError, ClusterError
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter, PixelPreprocess, Preprocess, open_adapter
-from pipelines.evaluate.adapters.own import CAFTAdapter, CAFTPreprocess
-from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Piece, Rows
+from pipelines.evaluate.adapters.own import CAFTAdapter
+from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Rows
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.features import (
     FeatureWriter,
@@ -30,6 +30,7 @@ from pipelines.evaluate.features import (
     open_features,
 )
 from pipelines.evaluate.measures import one_image
+from pipelines.evaluation_input import CAFTPreprocess, Piece
 from pipelines.progress import Progress
 from pipelines.workers import connect
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from caft.captions import split_sentences
@@ -18,7 +16,7 @@ from caft.errors import DataError
 from caft.masks import decode_rle
 from pipelines import storage
 from pipelines.data.dataset import Dataset, FileEntry, open_dataset
-from pipelines.evaluate.benchmark import Benchmark, Measure, Piece, Region, Regions, class_prompts
+from pipelines.evaluate.benchmark import Benchmark, Measure, Region, Regions, class_prompts
 from pipelines.evaluate.config import (
     AnyBenchmarkConfig,
     BenchmarkConfig,
@@ -31,6 +29,7 @@ from pipelines.evaluate.sets.files import ImageFiles, Present, fingerprint
 from pipelines.evaluate.sets.inventory import take_inventory
 from pipelines.evaluate.sets.labelled import open_labelled
 from pipelines.evaluate.sets.own import read_list
+from pipelines.evaluation_input import Piece, evaluation_caption, read_piece, read_row_group
 
 
 @dataclass(frozen=True)
@@ -106,24 +105,6 @@ def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
     )
 
 
-def read_piece(dataset: str, split: str, piece: Piece) -> list[dict[str, Any]]:
-    """The rows of one piece with `url`, `image`, `captions` and `superpixels`.
-
-    Raises:
-        DataError: the file has been damaged since it was opened.
-    """
-    columns = ("url", "image", "captions", "superpixels")
-    return _read_row_group(dataset, piece.file, piece.row_group, split, columns)
-
-
-def evaluation_caption(captions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sentences an image is scored with: of its first long caption, else of its first."""
-    for caption in captions:
-        if caption["kind"] == "long":
-            return list(caption["sentences"])
-    return list(captions[0]["sentences"])
-
-
 def read_regions(path: str, urls: set[str]) -> tuple[Regions, str]:
     """The regions of `urls` in a JSON Lines file, and the file's digest.
 
@@ -168,25 +149,9 @@ def _split_rows(
     """Row groups of a file that hold rows of the split, with URL and captions of those rows."""
     fs, path = storage.filesystem(storage.join(dataset.path, entry.name))
     for index in range(pq.read_metadata(path, filesystem=fs).num_row_groups):
-        if _read_row_group(dataset.path, entry.name, index, split, ()):
+        if read_row_group(dataset.path, entry.name, index, split, ()):
             columns = ("url", "captions")
-            yield index, _read_row_group(dataset.path, entry.name, index, split, columns)
-
-
-def _read_row_group(
-    dataset: str, name: str, index: int, split: str, columns: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    path = storage.join(dataset, name)
-    fs, inner = storage.filesystem(path)
-    try:
-        with pq.ParquetFile(inner, filesystem=fs) as file:
-            table = file.read_row_group(index, columns=[*columns, "split"])
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{path}: corrupt Parquet ({reason}); delete it and run the data stage again"
-        ) from None
-    return table.filter(pc.equal(table["split"], split)).to_pylist()
+            yield index, read_row_group(dataset.path, entry.name, index, split, columns)
 
 
 class MissingSet(DataError):

@@ -11,8 +11,8 @@ from typing import Any
 
 from caft.errors import DataError
 from pipelines import storage
-from pipelines.evaluate.benchmark import Piece
 from pipelines.evaluate.sets.base import Entry
+from pipelines.evaluation_input import Piece
 
 PIECE_IMAGES = 32  # read by one task: enough to keep it busy, few enough to hold
 
