@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from caft.scaling_law.fit import Band, Fit
+from caft.scaling_law.fitted import Band, Fit
 from caft.scaling_law.study import IN_COMPUTE, IN_SIZE, FamilyStudy, Study
 
 Array = NDArray[np.float64]
@@ -69,9 +69,9 @@ def _in_compute(family: FamilyStudy, study: Study) -> Series:
         fit.error,
         fit.residuals,
         curve_x,
-        fit.law_band({"compute": curve_x}),
+        _drawn(fit.law_band({"compute": curve_x})),
         (family.runs.inputs["compute"][left], family.runs.error[left]),
-        (budgets, fit.predict({"compute": budgets})) if len(budgets) else None,
+        (budgets, _drawn(fit.predict({"compute": budgets}))) if len(budgets) else None,
     )
 
 
@@ -85,7 +85,7 @@ def _in_size(fit: Fit) -> list[Series]:
         curve_x = np.geomspace(x.min(), x.max(), CURVE_POINTS)
         fixed = {key: np.full(CURVE_POINTS, v) for key, v in zip(keys, values, strict=True)}
         label = f"{number(values[0])} parameters"
-        band = fit.law_band({**fixed, "samples": curve_x})
+        band = _drawn(fit.law_band({**fixed, "samples": curve_x}))
         series.append(Series(label, x, fit.error[mine], fit.residuals[mine], curve_x, band))
     return series
 
@@ -139,6 +139,13 @@ def _draw(main: Panel, below: Panel, one: Series, shade: str) -> None:
     below.points(one.x, 100 * np.expm1(one.residuals), shade, radius=3)
 
 
+def _drawn(band: Band) -> Band:
+    """The band as it can be drawn: where there is no interval, the value alone."""
+    known = np.isfinite(band.low) & np.isfinite(band.high)
+    low, high = (np.where(known, end, band.value) for end in (band.low, band.high))
+    return Band(band.value, low, high)
+
+
 def _first(pair: tuple[Array, Array] | None) -> list[Array]:
     return [pair[0]] if pair else []
 
@@ -153,7 +160,10 @@ def _heights(one: Series) -> list[Array]:
 
 def colour(number: int) -> str:
     """The colour of the number-th series."""
-    return COLOURS[number % len(COLOURS)]
+    if number < len(COLOURS):
+        return COLOURS[number]
+    # Steps of the golden angle: no two hues of any number of series are the same.
+    return f"hsl({(number - len(COLOURS)) * 137.508 % 360:.0f} 55% 45%)"
 
 
 def new_figure(width: float, height: float, title: str) -> ElementTree.Element:
