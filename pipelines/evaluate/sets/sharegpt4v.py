@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from pipelines.data.sources import paths
-from pipelines.data.sources.sharegpt4v import list_entries
+from pipelines.data.sources.json_arrays import list_entries
 from pipelines.evaluate.sets.base import (
     Counts,
     Entry,
