@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.data.sources.rows import spelled_list
+from pipelines.data.sources import cells
 from pipelines.evaluate.sets.base import Entry, SetFolder, broken
 from pipelines.evaluate.sets.records import Record, read_records, values_at
 
@@ -74,10 +74,8 @@ class Listed:
     def _texts(self, where: str, record: Any, name: str) -> list[str]:
         texts: list[str] = []
         for place, value in values_at(where, record, name):
-            found = spelled_list(value) if isinstance(value, str) and self.most != 1 else None
-            if isinstance(value, list) and self.most != 1:
-                found = value
-            for text in [value] if found is None else found:
+            found = cells.spelled(value) if isinstance(value, str) else value
+            for text in found if isinstance(found, list) and self.most != 1 else [value]:
                 if not isinstance(text, str):
                     due = "str is due" if self.most == 1 else "str or a list of them is due"
                     raise broken(place, f"'{name}' is {type(text).__name__}, {due}")

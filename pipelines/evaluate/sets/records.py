@@ -10,8 +10,8 @@ from typing import Any
 
 from caft.errors import DataError
 from pipelines.data.sources import paths
+from pipelines.data.sources.json_arrays import list_entries
 from pipelines.data.sources.parquet import BATCH_ROWS, open_parquet
-from pipelines.data.sources.sharegpt4v import list_entries
 from pipelines.evaluate.sets.base import broken, items, json_lines, parse_json, read_text
 
 Record = tuple[str, Any]  # its place, such as `list.csv: row 3`, and what it holds
