@@ -12,11 +12,12 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
-from caft import errors
-from caft.errors import CAFTError, ClusterError
+from caft.errors import ClusterError
+from pipelines.failures import attempt, one_voice, root_cause, value_of
 
 # Ray Data's own limit is none, with which an item that ends every process would never be given up.
 RETRIES = 4
+MOST_OF_A_NAME = 200  # characters of an item in a message
 
 
 def run_tasks(
@@ -25,6 +26,7 @@ def run_tasks(
     items: Iterable[Any],
     concurrency: int,
     cpus: float = 1.0,
+    name: Callable[[Any], str] = str,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (item, function(item)) in the order in which items finish.
 
@@ -32,9 +34,10 @@ def run_tasks(
         label: what the cluster's pages call these tasks.
         concurrency: items in work at a time.
         cpus: that one of them reserves.
+        name: of an item, in the message of a failure.
 
     Raises:
-        CAFTError: the one that the function raised.
+        CAFTError: the one that the function raised; an UnexpectedError for any other exception.
         ClusterError: an item's process was lost, more often than Ray starts one again.
     """
     rows = [{"item": json.dumps(item)} for item in items]
@@ -42,10 +45,8 @@ def run_tasks(
         return
 
     def call(row: dict[str, str]) -> dict[str, str]:
-        try:
-            result = {"value": function(json.loads(row["item"]))}
-        except CAFTError as error:  # as a value, or Ray prints its traceback before the one line
-            result = {"error": [type(error).__name__, str(error)]}
+        item = json.loads(row["item"])
+        result = attempt(lambda: function(item), f"{label} {name(item)}"[:MOST_OF_A_NAME])
         return {"item": row["item"], "result": json.dumps(result)}
 
     call.__name__ = label
@@ -60,15 +61,14 @@ def run_tasks(
             num_cpus=cpus,
             max_retries=RETRIES,
         )
-    try:
-        for row in results.iter_rows():
-            result = json.loads(row["result"])
-            if "error" in result:
-                kind, message = result["error"]
-                raise getattr(errors, kind)(message)
-            yield json.loads(row["item"]), result["value"]
-    except RayError as error:
-        raise ClusterError(f"{label}: {_first_words(error)}") from error
+    with one_voice(label):
+        try:
+            for row in results.iter_rows():
+                yield json.loads(row["item"]), value_of(json.loads(row["result"]))
+        except RayError as error:
+            if isinstance(root_cause(error), WorkerCrashedError | NodeDiedError | OutOfMemoryError):
+                raise ClusterError(f"{label}: {_given_up(error)}") from error
+            raise
 
 
 def cluster_cpus() -> int:
@@ -77,11 +77,9 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _first_words(error: RayError) -> str:
+def _given_up(error: RayError) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, WorkerCrashedError | NodeDiedError | OutOfMemoryError):
-        return f"its process ended {RETRIES + 1} times; see the workers' logs ({text[:200]})"
-    return text[-300:]
+    return f"its process ended {RETRIES + 1} times; see the workers' logs ({text[:200]})"
 
 
 def connect(worker_environment: dict[str, str] | None = None) -> None:

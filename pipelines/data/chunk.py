@@ -29,6 +29,7 @@ from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
 from pipelines.data.sources import fetch_file, is_file, parse_rows, read_container
 from pipelines.data.write import ParquetSink, read_table
+from pipelines.failures import located
 
 # Candidates and rejects know their place in the chunk, in which order the dataset has them.
 PLACE = pa.field("place", pa.int32())
@@ -88,7 +89,8 @@ def _process(
         for row in timed(fetch(rows, config), "fetch", seconds):
             watchdog.moved()
             started = time.perf_counter()
-            prepare(row, decoder, config, evaluation)
+            with located(f"row {row['url']}"):
+                prepare(row, decoder, config, evaluation)
             decoded = time.perf_counter()
             count += 1
             if row["reason"] is None:
@@ -137,10 +139,11 @@ def refuse_before_download(
     for row in rows:
         if row["reason"] is None and row["place"] in duplicates:
             row |= {"reason": "duplicate_url", "detail": "another row has it with longer captions"}
-        if row["reason"] is None:
-            split_captions(row, config.captions)
-        if row["reason"] is None:
-            apply_filters(row, config.filters, BEFORE_DOWNLOAD)
+        with located(f"row {row['url']}"):
+            if row["reason"] is None:
+                split_captions(row, config.captions)
+            if row["reason"] is None:
+                apply_filters(row, config.filters, BEFORE_DOWNLOAD)
         yield row
 
 
@@ -222,6 +225,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
 
+def _fetch_file(row: dict[str, Any]) -> None:
+    with located(f"row {row['url']}"):
+        fetch_file(row)
+
+
 def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Read the files of rows whose URL is a path, some ahead of the consumer."""
     rows = iter(rows)
@@ -232,5 +240,5 @@ def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 for row in batch
                 if row["reason"] is None and row["data"] is None and is_file(row["url"])
             ]
-            list(readers.map(fetch_file, waiting))
+            list(readers.map(_fetch_file, waiting))
             yield from batch

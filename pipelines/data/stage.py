@@ -269,7 +269,12 @@ def _process_chunks(
         reported = _Reported(plan, config)
         for receipt in receipts.values():
             reported.add(receipt)
-        for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS):
+
+        def name(item: list[Any]) -> str:
+            chunk = Chunk(**item[0])
+            return f"{chunk.number} of source '{config.sources[chunk.source].name}' ({chunk.path})"
+
+        for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS, name):
             receipts[receipt["chunk"]] = receipt
             reported.add(receipt)
     return {chunk.number: receipts[chunk.number] for chunk in plan.chunks}

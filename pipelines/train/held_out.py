@@ -21,6 +21,7 @@ from pipelines.data.dataset import open_dataset
 from pipelines.evaluate.adapters.own import CAFTPreprocess
 from pipelines.evaluate.benchmarks import Piece, evaluation_caption, read_piece
 from pipelines.evaluate.results import score_names
+from pipelines.failures import one_voice
 from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 from pipelines.train.config import EvaluationConfig, TrainConfig
 from pipelines.train.ingest import index_row_groups
@@ -92,7 +93,8 @@ def _score_task(
     trained = CAFT(model)
     trained.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
     device = torch.device("cuda" if evaluation.num_gpus else "cpu")
-    yield score_held_out(trained.to(device), held_out, evaluation)
+    with one_voice(f"{held_out.dataset}, split {held_out.split}"):
+        yield score_held_out(trained.to(device), held_out, evaluation)
 
 
 @torch.inference_mode()
