@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,12 +23,11 @@ from pydantic import (
 from caft.captions import Rule
 from caft.documents import parse_yaml, read_text
 from caft.errors import ConfigError
+from caft.old_keys import renewed
+from caft.overrides import apply_override
+from caft.problems import described
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
-# In messages: a few lines of YAML can spell a value of many gigabytes by aliases of aliases.
-SHOWN = reprlib.Repr()
-SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 200, 200
-
 
 PictureRule = Annotated[
     Literal["crop", "squash"],
@@ -44,6 +42,11 @@ class Config(BaseModel):
     """Base of every schema: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_todays_keys(cls, raw: Any) -> Any:
+        return renewed(cls.__name__, raw) if isinstance(raw, Mapping) else raw
 
 
 class SuperpixelConfig(Config):
@@ -367,7 +370,7 @@ def validate(schema: type[ConfigT], raw: Mapping[str, Any], source: str) -> Conf
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        problems = [described(problem, schema) for problem in error.errors()]
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" * (len(problems) > 3))
         raise ConfigError(f"{source}: {shown}") from None
     except RecursionError:
@@ -377,37 +380,6 @@ def validate(schema: type[ConfigT], raw: Mapping[str, Any], source: str) -> Conf
 def to_yaml(config: Config) -> str:
     """The whole resolved configuration as YAML, in the schema's order."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override '{override}': write it as key=value or key.sub=value")
-    node: Any = raw
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        if isinstance(node, dict):
-            if isinstance(node.get(parent), str):  # `model: caft_b` says `model: {base: caft_b}`
-                node[parent] = {"base": node[parent]}
-            node = node.setdefault(parent, {})
-        else:
-            node = _item(node, parent, override)
-    shown = " ".join(override[:200].split())
-    parsed = parse_yaml(value, f"override '{shown}'", ConfigError)
-    if isinstance(node, dict):
-        node[leaf] = parsed
-    else:
-        _item(node, leaf, override)
-        node[int(leaf)] = parsed
-
-
-def _item(node: Any, index: str, override: str) -> Any:
-    """An entry of a list section, as in `sources.0.path=...`."""
-    if not isinstance(node, list):
-        raise ConfigError(f"override '{override}': what stands before '{index}' holds a value")
-    if not index.isdigit() or int(index) >= len(node):
-        raise ConfigError(f"override '{override}': no entry '{index}' in a list of {len(node)}")
-    return node[int(index)]
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -425,15 +397,3 @@ def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _describe(problem: Mapping[str, Any]) -> str:
-    keys = [str(part) for part in problem["loc"] if " " not in str(part)]  # no union's tag
-    key = ".".join(keys) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
-    if isinstance(value, dict) or problem["type"] == "missing":
-        return f"{key}: {message}"
-    return f"{key}: {message} (got {SHOWN.repr(value)})"

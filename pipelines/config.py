@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from caft.config import Config, load_config, to_yaml
 from caft.errors import UnexpectedError
+from caft.overrides import argument
 from pipelines.failures import understood
 
 StageT = TypeVar("StageT", bound="StageConfig")
@@ -39,6 +40,11 @@ class TrackingConfig(Config):
         description="each machine keeps here what it could not send yet",
     )
     parent_run_id: str | None = Field(None, description="run that a new one is shown below")
+
+    def as_arguments(self) -> list[str]:
+        """As `key=value` for the command line of another stage."""
+        known = self.model_dump(mode="json", exclude_none=True)
+        return [argument(f"tracking.{key}", value) for key, value in known.items()]
 
 
 class StageConfig(Config):
@@ -84,7 +90,7 @@ def stage_main(
         )
     args = parser.parse_args(argv)
     path, overrides = args.config, args.overrides
-    if path is not None and "=" in path:
+    if path is not None and re.match(r"[\w.]+=", path):
         path, overrides = None, [path, *overrides]
 
     def call() -> int:

@@ -2,4 +2,5 @@
 
 CHECKPOINTS, FINAL, STEP = "checkpoints", "final", "step-"
 RUN, RESULT, CONFIG_COPY = "run.json", "train.json", "train.yaml"
+AVERAGE = "average.safetensors"  # in a training state: averaged weights
 UNSENT = "unsent.jsonl"  # in a training state: events that MLflow had not got by then

@@ -10,9 +10,10 @@ from tests_support import tiny_config
 import caft
 from caft.checkpoint import load_weights, read_manifest, save_weights, write_manifest
 from caft.checkpoint.export import export
-from caft.config import apply_override, read_yaml
+from caft.config import read_yaml
 from caft.documents import parse_yaml
 from caft.errors import CAFTError, CheckpointError, ConfigError
+from caft.overrides import apply_override
 
 
 def repeated(pattern: str, first: str) -> str:

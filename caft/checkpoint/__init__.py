@@ -72,7 +72,8 @@ def load_model(
 
     Args:
         config: for released files alone, which hold none: the released configuration
-            (`embed_dim`, `vision_cfg`, ...). None: a CAFT-B, in the sizes that the weights have.
+            (`embed_dim`, `vision_cfg`, ...). None: that in `NAME.json` beside `NAME.pt`, else a
+            CAFT-B, in the sizes that the weights have.
         device: where the model is put, as in `model.to`; None: the CPU.
         dtype: of its weights, such as `torch.bfloat16`; None: float32.
 

@@ -3,6 +3,7 @@ Behind load_model; caft.reference maps what is found in them to this model."""
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from caft.checkpoint.pickles import check_pickles
-from caft.errors import CAFTError, CheckpointError
+from caft.errors import CAFTError, CheckpointError, ConfigError
 from caft.model import CAFT
 from caft.reference import from_reference, infer_config
 from caft.state_dicts import NESTS, plain_weights
@@ -22,14 +23,15 @@ RELEASED_SUFFIXES = (".pt", ".pth", ".bin")
 
 
 def load_released(path: Path, config: Mapping[str, Any] | None = None) -> CAFT:
-    """The model of a released file, with the reference's quirks; `config` None: from the shapes.
+    """The model of a released file, with the reference's quirks; `config` None: that in a JSON file
+    of the same name beside it, else as the shapes tell.
 
     Raises:
         CheckpointError: see `read_released`, or the weights do not fit; every key is named.
     """
     weights = read_released(path)
     try:
-        found = infer_config(weights) if config is None else config
+        found = config or _config_beside(path) or infer_config(weights)
         return from_reference(weights, {"name": path.stem, **found})
     except CAFTError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -63,6 +65,18 @@ def read_released(path: Path) -> dict[str, Tensor]:
         nests = ", ".join(f"'{nest}'" for nest in NESTS)
         raise CheckpointError(f"{path}: holds no weights, neither at its top nor in {nests}")
     return weights
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """The released configuration in `NAME.json` beside `NAME.pt`; None without one."""
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as JSON: {error}; repair or remove it") from None
+    return config if isinstance(config, dict) and "vision_cfg" in config else None
 
 
 def _reason(error: Exception) -> str:

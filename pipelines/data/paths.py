@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines import storage
 
-CONFIG_COPY, IDENTITY = "data.yaml", "config.sha256"
+CONFIG_COPY, IDENTITY = "data.yaml", "identity.json"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from caft.config import apply_override, validate
+from caft.config import validate
 from caft.errors import ConfigError, DataError
+from caft.old_keys import completed
+from caft.overrides import apply_override
 from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
@@ -26,8 +28,9 @@ from pipelines.data.files import (
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, write_plan
 from pipelines.data.reasons import REASONS
-from pipelines.data.stage import Entries, build, finish, make_manifest
+from pipelines.data.stage import BEHAVIOURS, Entries, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
+from pipelines.identity import require_same_behaviour
 from pipelines.tracking import Tracker
 
 FIRST_KNOWN = 2**24  # numbers of the indices of what the dataset holds, beyond those of chunks
@@ -95,7 +98,9 @@ def _configuration(
     for override in overrides:
         if not override.startswith(("download.", "tracking.", "concurrency=", "progress_every_s=")):
             raise ConfigError(f"{override}: a retry changes only how rows are downloaded")
-    stored = dataset.manifest["config"] | {"output": dataset.path}
+    begun = dataset.manifest.get("behaviours", {})
+    require_same_behaviour(dataset.path, "a dataset", begun, BEHAVIOURS)
+    stored = completed(DataConfig, dataset.manifest["config"]) | {"output": dataset.path}
     for override in overrides:
         apply_override(stored, override)
     return validate(DataConfig, stored, source=f"{dataset.path}/{MANIFEST}")

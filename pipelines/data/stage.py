@@ -12,9 +12,11 @@ from typing import Any
 
 from caft import __version__
 from caft.config import to_yaml
+from caft.documents import parse_yaml
 from caft.errors import ConfigError, DataError
 from caft.superpixels.network import open_sfcn
 from pipelines import storage
+from pipelines.behaviours import numbers
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig, SourceConfig
 from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION, read_manifest
@@ -33,12 +35,19 @@ from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
 from pipelines.data.plan import Plan, make_plan, url_duplicates
 from pipelines.data.sources import check_source, detect_kind, source_identity
 from pipelines.data.stats import publish
+from pipelines.identity import (
+    difference,
+    first_difference,
+    require_same,
+    require_same_behaviour,
+)
 from pipelines.progress import Progress
 from pipelines.prometheus import report_rows
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
+BEHAVIOURS: tuple[str, ...] = ()  # that decide rows though no key does
 FREE_FIELDS = {"tracking", "progress_every_s", "concurrency", "output", "stall_timeout_s"}
 # Rough need of disk, to refuse work that cannot fit before it starts.
 BYTES_PER_ROW = 20_000
@@ -132,7 +141,8 @@ def make_manifest(
         "created_by": f"caft {__version__}",
         "generation": generation,
         "config": config.model_dump(mode="json"),
-        "config_sha256": _identity(config),
+        "config_sha256": _digest(config),
+        "behaviours": numbers(BEHAVIOURS),
         "input_fingerprint": fingerprint,
         "sources": sources,
         "files": list(entries.files),
@@ -164,26 +174,29 @@ def _reasons(entries: Any) -> dict[str, int]:
 
 
 def _claim_output(config: DataConfig) -> None:
-    """Store the configuration with the output, or refuse an output of another one."""
-    path = storage.join(config.output, IDENTITY)
-    identity = _identity(config)
-    if storage.exists(path) and storage.read_bytes(path).decode() != identity:
-        finished = storage.exists(storage.join(config.output, MANIFEST))
-        state = "holds a dataset" if finished else "was begun"
-        raise ConfigError(
-            f"output: {config.output} {state} of another configuration or source list; choose "
-            f"another output, or go on with the one in {config.output}/{CONFIG_COPY}, or delete "
-            "the folder to start over"
-        )
-    storage.write_bytes(storage.join(config.output, CONFIG_COPY), to_yaml(config).encode())
-    storage.write_bytes(path, identity.encode())
+    """Store what is asked for with the output, or refuse an output of something else."""
+    output = config.output
+    copy, path = storage.join(output, CONFIG_COPY), storage.join(output, IDENTITY)
+    sources = {source.name: source_identity(source) for source in config.sources}
+    finished = storage.exists(storage.join(output, MANIFEST))
+    if storage.exists(copy):
+        holds = "a dataset" if finished else "an unfinished dataset"
+        stored = parse_yaml(storage.read_bytes(copy).decode(), copy, ConfigError)
+        known = storage.read_json(path) if storage.exists(path) else {}
+        if not finished:  # a finished one is read as what it was
+            require_same_behaviour(output, holds, known.get("behaviours", {}), BEHAVIOURS)
+        require_same(output, holds, difference(stored, config, FREE_FIELDS, copy))
+        then = known.get("sources", sources)
+        require_same(output, holds, first_difference(then, sources, "sources"))
+    if not finished:
+        # The copy last: it says that the output was begun.
+        storage.write_json(path, {"sources": sources, "behaviours": numbers(BEHAVIOURS)})
+        storage.write_bytes(copy, to_yaml(config).encode())
 
 
-def _identity(config: DataConfig) -> str:
-    """Digest of everything that decides the rows, the sources' sizes included."""
-    files = [source_identity(source) for source in config.sources]
-    text = f"{config.model_dump_json(exclude=FREE_FIELDS)}\n{files}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(config: DataConfig) -> str:
+    """Of everything in the configuration that decides the rows."""
+    return hashlib.sha256(config.model_dump_json(exclude=FREE_FIELDS).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from caft.errors import CAFTError, ClusterError
+from caft.overrides import argument
 from pipelines.config import TrackingConfig
 from pipelines.demo.sample import LISTS, REGIONS, write_sample
 from pipelines.runs import experiment_page
@@ -109,24 +110,29 @@ def clean(root: Path, processes: Processes) -> None:
 def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     """Each stage's overrides: the paths of this demo."""
     sample, regions = root / "sample", root / "sample" / REGIONS
-    tracking = [
-        f"tracking.{key}={value}"
-        for key, value in _tracking(root).model_dump(exclude_none=True).items()
-    ]
+    tracking = _tracking(root).as_arguments()
     data, train = root / "data", root / "train"
     return {
         "data": [
             *tracking,
-            f"output={data}",
-            *(f"sources.{n}.path={sample / name}.csv" for n, name in enumerate(LISTS)),
+            argument("output", str(data)),
+            *(
+                argument(f"sources.{n}.path", f"{sample / name}.csv")
+                for n, name in enumerate(LISTS)
+            ),
         ],
-        "train": [*tracking, f"dataset={data}", f"output={train}", *args.train],
+        "train": [
+            *tracking,
+            argument("dataset", str(data)),
+            argument("output", str(train)),
+            *args.train,
+        ],
         "evaluate": [
             *tracking,
-            f"checkpoint={train / 'final'}",
-            f"output={root / 'evaluate'}",
-            *(f"benchmarks.{n}.dataset={data}" for n in range(2)),
-            *(f"benchmarks.{n}.regions={regions}" for n in range(2)),
+            argument("checkpoint", str(train / "final")),
+            argument("output", str(root / "evaluate")),
+            *(argument(f"benchmarks.{n}.dataset", str(data)) for n in range(2)),
+            *(argument(f"benchmarks.{n}.regions", str(regions)) for n in range(2)),
         ],
     }
 

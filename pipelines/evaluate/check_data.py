@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from caft.errors import CAFTError
-from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.config import AnyBenchmarkConfig, EvaluateConfig, PublishedConfig
-from pipelines.evaluate.sets.stock import Stock, take_stock
+from pipelines.evaluate.opening import open_benchmark
+from pipelines.evaluate.sets.inventory import Inventory, take_inventory
 
 NAMED = 10  # missing files that are listed
 
@@ -31,28 +31,28 @@ def _checked(config: AnyBenchmarkConfig, field: str) -> tuple[bool, list[str]]:
     """Whether a benchmark is all there, and lines about it."""
     try:
         if isinstance(config, PublishedConfig):
-            stock = take_stock(config, field)
-            return not stock.problems, list(_lines(config, stock))
+            inventory = take_inventory(config, field)
+            return not inventory.problems, list(_lines(config, inventory))
         benchmark = open_benchmark(config, field)
     except CAFTError as error:
         return False, [str(error)]
     return True, [f"{len(benchmark.urls):,} images in {benchmark.rows.place}"]
 
 
-def _lines(config: PublishedConfig, stock: Stock) -> Iterator[str]:
-    yield f"{config.set}, split {stock.split}, in {config.root}"
-    if stock.failure:
-        yield stock.failure
+def _lines(config: PublishedConfig, inventory: Inventory) -> Iterator[str]:
+    yield f"{config.set}, split {inventory.split}, in {config.root}"
+    if inventory.failure:
+        yield inventory.failure
     else:
-        yield _count("images listed", stock.entries, stock.published.images)
-        yield _count("texts listed", stock.texts, stock.published.texts)
-        yield _count("images there", len(stock.present), stock.published.images)
-    for path in stock.missing[:NAMED]:
+        yield _count("images listed", inventory.entries, inventory.published.images)
+        yield _count("texts listed", inventory.texts, inventory.published.texts)
+        yield _count("images there", len(inventory.present), inventory.published.images)
+    for path in inventory.missing[:NAMED]:
         yield f"missing: {path}"
-    if len(stock.missing) > NAMED:
-        yield f"missing: {len(stock.missing) - NAMED:,} more"
-    if stock.problems:
-        yield f"get it from {stock.source}"
+    if len(inventory.missing) > NAMED:
+        yield f"missing: {len(inventory.missing) - NAMED:,} more"
+    if inventory.problems:
+        yield f"get it from {inventory.source}"
 
 
 def _count(what: str, found: int, published: int | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from caft.config import load_config
 from pipelines import storage
 from pipelines.config import StageConfig, command
-from pipelines.evaluate.finished import find_evaluations
+from pipelines.evaluate.outputs import find_evaluations
 from pipelines.evaluate.report.page import comparison_page
 
 PAGE = "comparison.html"

@@ -30,7 +30,7 @@ from pipelines.evaluate.features import (
     features_key,
     open_features,
 )
-from pipelines.evaluate.localisation import one_image
+from pipelines.evaluate.measures import one_image
 from pipelines.failures import located, one_voice
 from pipelines.progress import Progress
 from pipelines.workers import connect

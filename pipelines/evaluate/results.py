@@ -18,10 +18,9 @@ from caft.metrics.retrieval import RECALL_AT, recalls
 from caft.retrieval import Ranking, ScoreKind
 from caft.scoring import Scorer
 from pipelines.evaluate.benchmark import Benchmark
-from pipelines.evaluate.controls import variants
+from pipelines.evaluate.controls import Group, recalls_by_length, variants
 from pipelines.evaluate.embed import MEASURED, Encoder
 from pipelines.evaluate.features import StoredFeatures
-from pipelines.evaluate.lengths import Group, recalls_by_length
 from pipelines.evaluate.scoring import Ranker
 
 SCORES, WAYS = ("whole", "part", "blended", "rerank"), ("t2i", "i2t")

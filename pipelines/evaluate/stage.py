@@ -3,7 +3,6 @@ Finished results are recognised by checkpoint, datasets and configuration, and k
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,39 +15,24 @@ from typing import Any
 import ray
 
 from caft.config import to_yaml
-from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.evaluate.benchmark import Benchmark
-from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.embed import Encoder, protocol
-from pipelines.evaluate.finished import EXAMPLES, METRICS, read_output
+from pipelines.evaluate.identity import CONFIG_COPY, RUN, inputs_of, require_same_evaluation
+from pipelines.evaluate.opening import MissingSet, open_benchmark
+from pipelines.evaluate.outputs import EXAMPLES, METRICS, read_output
 from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
-from pipelines.evaluate.sets.opening import MissingSet
 from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus
 
 TABLE, REPORT = "metrics.csv", "report.html"
-CONFIG_COPY, RUN = "evaluate.yaml", "run.json"
 COMPARISON = "comparison"  # .json, .csv and .html, of several checkpoints
 FEATURES = "features"
-# What may differ when an evaluation is taken up again: where things lie, and the speed.
-FREE_FIELDS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("tracking", "progress_every_s", "checkpoint", "output", "features", "data"), True
-    ),
-    **dict.fromkeys(("batch_size", "concurrency", "num_gpus_per_actor"), True),
-    "benchmarks": {
-        "__all__": {
-            *("dataset", "regions", "root", "images", "labelled", "class_names"),
-            "preprocess",  # which `_identity` adds
-        }
-    },
-}
 REPORT_BYTES = 64 * 2**20  # rough need of disk, to refuse work whose result could not be kept
 
 
@@ -58,28 +42,21 @@ class Evaluation:
 
     checkpoint: Checkpoint
     output: str
-    identity: str
+    inputs: Mapping[str, Any]  # fingerprints of the checkpoint, and of benchmarks by name
 
     @property
     def metrics(self) -> str:
         return storage.join(self.output, METRICS)
 
-    def known_run(self) -> str | None:
+    def known_run(self, config: EvaluateConfig) -> str | None:
         """The MLflow run of an earlier attempt at the same evaluation.
 
         Raises:
-            ConfigError: the output holds another evaluation.
+            ConfigError: the output holds another evaluation; the first key that differs is named.
         """
+        require_same_evaluation(self.output, config, self.inputs)
         path = storage.join(self.output, RUN)
-        if not storage.exists(path):
-            return None
-        known = storage.read_json(path)
-        if known["identity"] != self.identity:
-            raise ConfigError(
-                f"output: {self.output} holds the evaluation of another checkpoint, dataset or "
-                f"configuration (see {CONFIG_COPY} there); choose another output"
-            )
-        return str(known["run_id"])
+        return str(storage.read_json(path)["run_id"]) if storage.exists(path) else None
 
 
 def run(config: EvaluateConfig) -> None:
@@ -99,16 +76,16 @@ def run(config: EvaluateConfig) -> None:
     beside = storage.join(output.rpartition("/")[0], FEATURES)
     features = storage.usable_path(config.features or beside, "features")
     config = config.model_copy(update={"output": output, "features": features})
-    benchmarks = _open_all(config)
+    benchmarks = open_benchmarks(config)
     evaluations = [
         Evaluation(
             checkpoint,
             output if len(checkpoints) == 1 else storage.join(output, checkpoint.label),
-            _identity(config, checkpoint, benchmarks),
+            inputs_of(checkpoint.fingerprint, benchmarks),
         )
         for checkpoint in checkpoints
     ]
-    runs = {e.checkpoint.series: run_id for e in evaluations if (run_id := e.known_run())}
+    runs = {e.checkpoint.series: run_id for e in evaluations if (run_id := e.known_run(config))}
     open_ones = [e for e in evaluations if not storage.exists(e.metrics)]
     if open_ones:
         storage.check_space(output, REPORT_BYTES * len(open_ones))
@@ -127,7 +104,7 @@ def run(config: EvaluateConfig) -> None:
     _print_results(config, evaluations, results)
 
 
-def _open_all(config: EvaluateConfig) -> list[Benchmark]:
+def open_benchmarks(config: EvaluateConfig) -> list[Benchmark]:
     """All benchmarks; without the published sets that are missing, where that is allowed."""
     opened, missing = [], []
     for n, benchmark in enumerate(config.located()):
@@ -184,7 +161,7 @@ def _evaluate_one(
     tracker: Tracker,
 ) -> None:
     checkpoint, output = evaluation.checkpoint, evaluation.output
-    known = {"identity": evaluation.identity, "run_id": tracker.run_id}
+    known = {"inputs": evaluation.inputs, "run_id": tracker.run_id}
     storage.write_json(storage.join(output, RUN), known)
     storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
     adapter = checkpoint.open()
@@ -199,7 +176,6 @@ def _evaluate_one(
         tracker.log_metrics(named, step=checkpoint.step)
         scored.append(Scored(benchmark, found))
     results = {
-        "identity": evaluation.identity,
         "model": checkpoint.model,
         "label": checkpoint.label,
         "step": checkpoint.step,
@@ -246,17 +222,6 @@ def _side_by_side(config: EvaluateConfig, count: int) -> int:
     # Beside the actors of one there has to be room for what decodes its images.
     spare = 0.0 if config.num_gpus_per_actor else 1.0
     return max(1, min(count, int(have / (need * config.concurrency + spare))))
-
-
-def _identity(
-    config: EvaluateConfig, checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]
-) -> str:
-    """Digest of everything that decides the result."""
-    prints = [checkpoint.fingerprint, *(benchmark.fingerprint for benchmark in benchmarks)]
-    # Only where it is named: what was evaluated before there was the key keeps its identity.
-    prints += [f"{b.name} preprocess={b.preprocess}" for b in config.benchmarks if b.preprocess]
-    text = "\n".join([config.model_dump_json(exclude=FREE_FIELDS), *prints])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str, str]:

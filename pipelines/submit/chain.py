@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
 from caft.config import Config, load_config, read_yaml, validate
 from caft.errors import ConfigError
+from caft.overrides import apply_override, argument
 from pipelines import storage
 from pipelines.config import StageConfig, command
 from pipelines.data.config import DataConfig
@@ -36,6 +37,7 @@ THEN = "--then"
 ONE_STEP = re.compile(r"(?P<stage>\w+):(?P<config>[^,=]+)(?P<overrides>,.*)?")
 BETWEEN_OVERRIDES = re.compile(r",(?=[\w.]+=)")  # a comma inside a value is followed by no key=
 OUTPUT_OF = re.compile(r"\{(\w+)\.output\}")
+MARKED = re.compile(r"(data|train|evaluate|sweep)\.output\.")
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ def connect_steps(steps: Sequence[Step]) -> list[Step]:
     for step in steps:
         overrides = [_filled(override, outputs, step) for override in step.overrides]
         if step.stage == "train" and "data" in outputs and not step.sets("dataset"):
-            overrides.append(f"dataset={outputs['data']}")
+            overrides.append(argument("dataset", outputs["data"]))
         if step.stage == "evaluate" and "train" in outputs and not step.sets("checkpoint"):
-            overrides.append(f"checkpoint={storage.join(outputs['train'], FINAL)}")
+            overrides.append(argument("checkpoint", storage.join(outputs["train"], FINAL)))
         step = replace(step, overrides=tuple(overrides))
         outputs[step.stage] = step.load().model_dump()["output"]
         connected.append(step)
@@ -161,6 +163,8 @@ def parse(argv: Sequence[str]) -> list[Step]:
 
 
 def _filled(override: str, outputs: dict[str, str], step: Step) -> str:
+    """The override with outputs in the place of `{STAGE.output}`, whatever characters they have."""
+
     def output(match: re.Match[str]) -> str:
         stage = match[1]
         if stage not in outputs:
@@ -170,7 +174,20 @@ def _filled(override: str, outputs: dict[str, str], step: Step) -> str:
             )
         return outputs[stage]
 
-    return OUTPUT_OF.sub(output, override)
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        return MARKED.sub(output, value) if isinstance(value, str) else value
+
+    if not OUTPUT_OF.search(override):
+        return override
+    # A plain word until the value has been read: braces and paths mean something to YAML.
+    key, _, text = OUTPUT_OF.sub(r"\1.output.", override).partition("=")
+    raw: dict[str, Any] = {}
+    apply_override(raw, f"value={text}")
+    return argument(key, filled(raw["value"]))
 
 
 def main(argv: Sequence[str]) -> int:

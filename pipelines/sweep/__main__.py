@@ -13,11 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from caft.config import load_config, to_yaml
-from caft.errors import ConfigError, DataError
+from caft.errors import DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
 from pipelines.submit.jobs import Jobs, on_local_cluster
+from pipelines.sweep.asked import require_same_tasks
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.fit import FIT, fit_laws
 from pipelines.sweep.plan import Plan, make_plan, plan_csv, plan_table, table_csv
@@ -62,12 +63,12 @@ def run(config: SweepConfig) -> None:
         ClusterError: the cluster has no room for one point, or points failed for good.
     """
     rows = pool_rows(config)
-    _plan(config, rows)
     points = all_points(config)
+    require_same_tasks(all_tasks(config, points, config.tracking, rows))
+    _plan(config, rows)
     name = config.output.rsplit("/", 1)[-1]
     with Tracker.start(config.tracking, "sweep", name, config, run_id=_known(config)) as parent:
-        known = {"run_id": parent.run_id, "config": _identity(config)}
-        storage.write_json(storage.join(config.output, RUN), known)
+        storage.write_json(storage.join(config.output, RUN), {"run_id": parent.run_id})
         storage.write_bytes(storage.join(config.output, "sweep.yaml"), to_yaml(config).encode())
         tracking = config.tracking.model_copy(update={"parent_run_id": parent.run_id})
         jobs = Jobs()
@@ -95,8 +96,11 @@ def fit(config: SweepConfig) -> None:
 
     Raises:
         DataError: no point is done, or no law can be fitted to those that are.
+        ConfigError: a point was done with another recipe, model, dataset or benchmark.
     """
-    _fit(config, all_points(config), pool_rows(config))
+    points, rows = all_points(config), pool_rows(config)
+    require_same_tasks(all_tasks(config, points, config.tracking, rows))
+    _fit(config, points, rows)
 
 
 def _fit(config: SweepConfig, points: Sequence[Point], rows: int) -> None:
@@ -136,24 +140,10 @@ def pool_rows(config: SweepConfig) -> int:
     return sum(group.rows for group in groups)
 
 
-def _identity(config: SweepConfig) -> dict[str, object]:
-    """What every point depends on; axes may grow when a study is taken up again."""
-    return config.model_dump(mode="json", include={"train", "train_set", "cooldown_fraction"})
-
-
 def _known(config: SweepConfig) -> str | None:
     """The MLflow run of an earlier command."""
     path = storage.join(config.output, RUN)
-    if not storage.exists(path):
-        return None
-    known = storage.read_json(path)
-    for key, value in _identity(config).items():
-        if known["config"][key] != value:
-            raise ConfigError(
-                f"{key}: {config.output} holds a study with {known['config'][key]!r}, here it is "
-                f"{value!r}; restore that value or choose another output"
-            )
-    return str(known["run_id"])
+    return str(storage.read_json(path)["run_id"]) if storage.exists(path) else None
 
 
 COMMANDS: dict[str, Callable[[SweepConfig], object]] = {"plan": plan, "run": run, "fit": fit}

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from caft.errors import ConfigError
+from caft.overrides import argument
 from pipelines import storage
 from pipelines.config import TrackingConfig
 from pipelines.run_layout import FINAL
 from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.legs import Leg, legs_of
 from pipelines.sweep.points import Point, Setting
 from pipelines.train.checkpoints.store import CheckpointStore
 
@@ -47,20 +49,22 @@ def all_tasks(
     Raises:
         ConfigError: a part of the dataset that is smaller than a batch.
     """
-    tasks = []
+    tasks: list[Task] = []
     for setting, group in itertools.groupby(points, key=lambda point: point.setting):
         own = list(group)
-        maker = _Maker(config, tracking, _steps_per_epoch(setting, pool_rows))
-        # Rates that compete train a trunk to its first branch; those that win go on from there.
-        legs = [own[:1], own[1:]] if len(config.lr) > config.lr_kept and own[1:] else [own]
-        before: Task | None = None
-        for number, leg in enumerate(legs):
-            trunk = maker.trunk(leg, number, before)
+        maker = _Maker(config, setting, tracking, _steps_per_epoch(setting, pool_rows))
+        trunks: dict[int, Task] = {}  # by the steps that they save
+        branches = {point.branches_at: point for point in own}
+        for leg in legs_of(config, setting, own):
+            # Rates that compete train a trunk to its first branch; those that win continue it.
+            waits = len(config.lr) > config.lr_kept and own[0].branches_at not in leg.steps
+            trunk = maker.trunk(leg, trunks.get(leg.from_step), waits)
             tasks.append(trunk)
-            for point in leg:
-                cooled = maker.cooldown(point, trunk)
-                tasks += [cooled, maker.evaluation(point, cooled)]
-            before = trunk
+            for step in leg.steps:
+                trunks[step] = trunk
+                if step in branches:
+                    cooled = maker.cooldown(branches[step], trunk)
+                    tasks += [cooled, maker.evaluation(branches[step], cooled)]
     return tasks
 
 
@@ -74,21 +78,24 @@ def _steps_per_epoch(setting: Setting, pool_rows: int) -> int:
 @dataclass(frozen=True)
 class _Maker:
     config: SweepConfig
+    setting: Setting
     tracking: TrackingConfig
     steps_per_epoch: int
 
-    def trunk(self, leg: Sequence[Point], number: int, before: Task | None) -> Task:
+    def trunk(self, leg: Leg, before: Task | None, waits_for_choice: bool) -> Task:
         """To the last step that a cool-down of `leg` branches off, saved at each of them."""
-        last, setting = leg[-1].branches_at, leg[0].setting
-        name = f"trunk-{setting.name}-{number}"
-        steps = ",".join(str(point.branches_at) for point in leg)
-        own = ["optimizer.schedule=constant", f"checkpoint.at_steps=[{steps}]"]
-        return self._train(name, leg, last, own, before, number > 0)
+        own = [
+            argument("optimizer.schedule", "constant"),
+            argument("checkpoint.at_steps", list(leg.steps)),
+        ]
+        return self._train(
+            leg.name, leg.points, leg.steps[-1], own, before, waits_for_choice, leg.from_step
+        )
 
     def cooldown(self, point: Point, trunk: Task) -> Task:
         own = [
-            "optimizer.schedule=constant_cooldown",
-            f"optimizer.cooldown_steps={point.cooldown_steps}",
+            argument("optimizer.schedule", "constant_cooldown"),
+            argument("optimizer.cooldown_steps", point.cooldown_steps),
         ]
         return self._train(
             point.name, [point], point.steps, own, trunk, trunk.waits_for_choice, point.branches_at
@@ -97,9 +104,12 @@ class _Maker:
     def evaluation(self, point: Point, cooled: Task) -> Task:
         output = self._output("evaluate", point.name)
         arguments = [
-            self.config.evaluate, *self.config.evaluate_set, *self._tracking(),
-            f"checkpoint={storage.join(cooled.output, FINAL)}", f"output={output}",
-        ]  # fmt: skip
+            self.config.evaluate,
+            *self.config.evaluate_set,
+            *self.tracking.as_arguments(),
+            argument("checkpoint", storage.join(cooled.output, FINAL)),
+            argument("output", output),
+        ]
         return Task(
             f"evaluate-{point.name}",
             "evaluate",
@@ -119,22 +129,27 @@ class _Maker:
         own: Sequence[str],
         before: Task | None,
         waits_for_choice: bool,
-        from_step: int | None = None,
+        from_step: int,
     ) -> Task:
-        setting, output = points[0].setting, self._output("train", name)
+        setting, output = self.setting, self._output("train", name)
         recipe = setting.recipe
         arguments = [
-            self.config.train, *self.config.train_set, *self._tracking(), f"output={output}",
-            f"model={setting.model.model_dump_json()}", f"global_batch={recipe.global_batch}",
-            f"optimizer.lr={recipe.optimizer.lr!r}", f"seed={recipe.seed}",
-            f"epochs={steps / self.steps_per_epoch!r}", *own,
-        ]  # fmt: skip
+            self.config.train,
+            *self.config.train_set,
+            *self.tracking.as_arguments(),
+            argument("output", output),
+            argument("model", setting.model.model_dump(mode="json")),
+            argument("global_batch", recipe.global_batch),
+            argument("optimizer.lr", recipe.optimizer.lr),
+            argument("seed", recipe.seed),
+            argument("epochs", steps / self.steps_per_epoch),
+            *own,
+        ]
         if setting.rows is not None:
-            arguments.append(f"subset={{rows: {setting.rows}}}")
+            arguments.append(argument("subset", {"rows": setting.rows}))
         if before is not None:
-            step = from_step or before.points[-1].branches_at
-            checkpoint = CheckpointStore(before.output).path(step)
-            arguments.append(f"start_from={{checkpoint: {checkpoint}, state: true}}")
+            checkpoint = CheckpointStore(before.output).path(from_step)
+            arguments.append(argument("start_from", {"checkpoint": checkpoint, "state": True}))
         return Task(
             name,
             "train",
@@ -145,10 +160,6 @@ class _Maker:
             output,
             waits_for_choice,
         )
-
-    def _tracking(self) -> list[str]:
-        known = self.tracking.model_dump(exclude_none=True)
-        return [f"tracking.{key}={value}" for key, value in known.items()]
 
     def _output(self, kind: str, name: str) -> str:
         return storage.join(self.config.output, kind, name)

@@ -3,21 +3,19 @@ Run as `python -m pipelines.train CONFIG [key=value ...]`, most often as a Ray j
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 
 import torch
 
 from caft.checkpoint import MANIFEST
-from caft.config import ModelConfig, TextConfig, load_model_config, to_yaml
-from caft.errors import ConfigError, DataError
+from caft.config import ModelConfig, load_model_config, to_yaml
+from caft.errors import DataError
 from caft.model import CAFT
 from caft.superpixels.network import open_sfcn
 from pipelines import storage
-from pipelines.behaviours import numbers
 from pipelines.config import stage_main
-from pipelines.data.dataset import Dataset, open_dataset
+from pipelines.data.dataset import open_dataset
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.tracking import Tracker
 from pipelines.train.attempts import train_to_the_end
@@ -25,32 +23,18 @@ from pipelines.train.checkpoints.store import CheckpointStore
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed.config import resolve_deepspeed
 from pipelines.train.deepspeed.engine import check_settings
+from pipelines.train.final import restore_final
 from pipelines.train.held_out import open_held_out
+from pipelines.train.identity import begun, known_run_id, require_same_run, require_same_training
 from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan, open_subset
 from pipelines.train.schedule import cooldown_steps
-from pipelines.train.start import BEHAVIOURS, check_start, check_unfinished
+from pipelines.train.start import check_start, reading_as
 from pipelines.workers import connect
 
 # Ray Train would print what workers print a second time.
 WORKER_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-# What may differ when a run is taken up again: it changes the speed, not the result.
-FREE_FIELDS = dict.fromkeys(
-    (
-        "tracking",
-        "progress_every_s",
-        "scaling",
-        "checkpoint",
-        "log_every_steps",
-        "evaluation",
-        "guard",
-        "profile",
-    ),
-    True,
-)
-FREE_DEEPSPEED = {"zero_stage", "offload_optimizer", "offload_parameters", "file"}
-PLACES = dict.fromkeys(("model", "output", "dataset"), True)  # what lies there counts, not where
 
 
 def run(config: TrainConfig) -> None:
@@ -72,17 +56,23 @@ def run(config: TrainConfig) -> None:
     if model.image.superpixels.method == "sfcn":
         open_sfcn(model.image.superpixels)  # weights that do not serve are known before Ray starts
     dataset = open_dataset(config.dataset)
-    model = _reading_as(dataset, model)
+    model = reading_as(dataset, model)
     output = storage.usable_path(config.output, "output").rstrip("/")
     config = config.model_copy(update={"output": output})
     final = storage.join(output, FINAL)
-    identity = _identity(config, model.model_dump_json(), dataset.fingerprint)
-    if storage.exists(storage.join(output, RESULT)):
-        result = storage.read_json(storage.join(output, RESULT))
-        _require_same_run(result["identity"], identity, output)
-        print(f"train: finished before, at step {result['step']:,}: {final}", flush=True)
+    if config.start_from is not None:
+        start = storage.usable_path(config.start_from.checkpoint, "start_from.checkpoint")
+        update = {"start_from": config.start_from.model_copy(update={"checkpoint": start})}
+        config = config.model_copy(update=update)
+    finished = storage.exists(storage.join(output, RESULT))
+    if not finished:
+        require_same_training(output, finished)
+    require_same_run(output, config, model, dataset.fingerprint)
+    if finished:
+        step = storage.read_json(storage.join(output, RESULT))["step"]
+        restore_final(output, step)
+        print(f"train: finished before, at step {step:,}: {final}", flush=True)
         return
-    check_unfinished(output)
     groups = index_row_groups(dataset, config.split)
     subset = open_subset(dataset, config.split, config.subset)
     if subset is not None:
@@ -103,18 +93,15 @@ def run(config: TrainConfig) -> None:
     total_steps = max(1, round(config.epochs * plan.steps_per_epoch))
     if config.optimizer.schedule == "constant_cooldown":
         cooldown_steps(total_steps, config.optimizer)  # it fits, or nothing starts
-    config = check_start(config, model, dataset.fingerprint, total_steps)
+    check_start(config, model, dataset.fingerprint, total_steps)
     storage.check_space(output, 2 * _checkpoint_bytes(model, config))
-    run_id = _run_id(output, identity)
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}
     name = output.rsplit("/", 1)[-1]
-    with Tracker.start(config.tracking, "train", name, config, links, run_id) as tracker:
-        begun = {
-            "identity": identity,
-            "run_id": tracker.run_id,
-            "behaviours": numbers(BEHAVIOURS),
-        }
-        storage.write_json(storage.join(output, RUN), begun)
+    with Tracker.start(
+        config.tracking, "train", name, config, links, known_run_id(output)
+    ) as tracker:
+        known = begun(model, dataset.fingerprint, tracker.run_id)
+        storage.write_json(storage.join(output, RUN), known)
         storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
         tracker.set_tags({"model": model.name, "dataset_fingerprint": dataset.fingerprint})
         print(
@@ -130,7 +117,7 @@ def run(config: TrainConfig) -> None:
         train_to_the_end(job, store.newest_step)
         manifest = storage.read_json(storage.join(final, MANIFEST))
         tracker.record_again(store.unsent(manifest["step"]))
-        result = {"identity": identity, "step": manifest["step"], "metrics": manifest["metrics"]}
+        result = {"step": manifest["step"], "metrics": manifest["metrics"]}
         storage.write_json(storage.join(output, RESULT), result)
         with storage.opened(storage.join(final, MANIFEST)) as local:
             tracker.log_artifact(str(local), "checkpoint")
@@ -143,45 +130,6 @@ def _checkpoint_bytes(model: ModelConfig, config: TrainConfig) -> int:
         whole = CAFT(model)
     weights = sum(tensor.nbytes for tensor in whole.state_dict().values())
     return weights * (4 if config.average else 3)
-
-
-def _reading_as(dataset: Dataset, model: ModelConfig) -> ModelConfig:
-    """The model that splits captions as the dataset's were split: it is scored as it was trained.
-
-    Raises:
-        ConfigError: the model asks for another rule.
-    """
-    rule, asked = dataset.split_mode, model.text.sentences
-    if asked != rule and asked != TextConfig().sentences:
-        raise ConfigError(
-            f"model.text.sentences: '{asked}', but the captions of {dataset.path} were split by "
-            f"'{rule}'; leave the key out, or build the dataset with captions.split_mode={asked}"
-        )
-    return model.model_copy(update={"text": model.text.model_copy(update={"sentences": rule})})
-
-
-def _identity(config: TrainConfig, model: str, fingerprint: str) -> str:
-    """Digest of everything that decides the result."""
-    text = config.model_dump_json(exclude=FREE_FIELDS | PLACES | {"deepspeed": FREE_DEEPSPEED})
-    return hashlib.sha256(f"{text}\n{model}\n{fingerprint}".encode()).hexdigest()
-
-
-def _require_same_run(theirs: str, ours: str, output: str) -> None:
-    if theirs != ours:
-        raise ConfigError(
-            f"output: {output} holds a run of another configuration, model or dataset "
-            f"(see {CONFIG_COPY} there); choose another output"
-        )
-
-
-def _run_id(output: str, identity: str) -> str | None:
-    """The MLflow run of an earlier, unfinished attempt at the same thing."""
-    path = storage.join(output, RUN)
-    if not storage.exists(path):
-        return None
-    known = storage.read_json(path)
-    _require_same_run(known["identity"], identity, output)
-    return known["run_id"]
 
 
 def main(argv: Sequence[str]) -> int:

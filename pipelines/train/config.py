@@ -4,7 +4,6 @@ how they are shared, never what is learned."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -22,7 +21,6 @@ def _in_order(workers: int | tuple[int, int]) -> int | tuple[int, int]:
 
 
 WorkerCount = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
-FORMER_CROP = "crop_min_scale"
 MOST_BATCH_NORM_IMAGES = 32  # of the default: enough for statistics, small enough to stay local
 
 
@@ -88,20 +86,6 @@ class IngestConfig(Config):
     )
     extra_parts: int = Field(4, ge=0, description="sub-captions beside the chunks (K = both)")
     loaders_per_worker: int = Field(1, gt=0, description="concurrent Ray Data decoding tasks")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _former_crop(cls, raw: Any) -> Any:
-        """`crop_min_scale`, the key before `crop`: such crops kept the picture's shape."""
-        if not isinstance(raw, Mapping) or FORMER_CROP not in raw:
-            return raw
-        if "crop" in raw:
-            raise ValueError(
-                f"{FORMER_CROP} is the former key of crop: {{min_scale, ratio: null}}; keep one "
-                "of the two"
-            )
-        kept = {key: value for key, value in raw.items() if key != FORMER_CROP}
-        return kept | {"crop": {"min_scale": raw[FORMER_CROP], "ratio": None}}
 
 
 class ScalingConfig(Config):

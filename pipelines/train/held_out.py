@@ -19,7 +19,7 @@ from caft.model import CAFT, ImageFeatures, TextFeatures
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
 from pipelines.evaluate.adapters.own import CAFTPreprocess
-from pipelines.evaluate.benchmarks import Piece, evaluation_caption, read_piece
+from pipelines.evaluate.opening import Piece, evaluation_caption, read_piece
 from pipelines.evaluate.results import score_names
 from pipelines.failures import one_voice
 from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels

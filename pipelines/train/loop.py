@@ -23,6 +23,7 @@ from pipelines.train.deepspeed.engine import start_engine
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.held_out import HeldOutSet
+from pipelines.train.identity import BEHAVIOURS
 from pipelines.train.ingest import Loader, iter_batches
 from pipelines.train.log import RunLog
 from pipelines.train.plan import EpochPlan, Subset
@@ -30,7 +31,7 @@ from pipelines.train.profiling import Profiler
 from pipelines.train.schedule import learning_rate
 from pipelines.train.signal_board import Notice
 from pipelines.train.signals import Notices
-from pipelines.train.start import BEHAVIOURS, find_start, load_start
+from pipelines.train.start import find_start, load_start
 from pipelines.train.telemetry import Telemetry, losses_of
 
 

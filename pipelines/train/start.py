@@ -11,23 +11,21 @@ from typing import Any
 
 import caft
 from caft.checkpoint import MANIFEST, TRAINING_STATE, WEIGHTS, load_weights, read_manifest
-from caft.config import ModelConfig
+from caft.config import ModelConfig, TextConfig
 from caft.errors import CheckpointError, ConfigError
 from caft.model import CAFT
 from pipelines import storage
 from pipelines.behaviours import first_change
-from pipelines.run_layout import RUN
+from pipelines.data.dataset import Dataset
 from pipelines.train.checkpoints.store import CheckpointStore, require_same_model
 from pipelines.train.config import StartConfig, TrainConfig
-
-AFTER_A_STEP: tuple[str, ...] = ("caption_sampling",)  # behaviours that decide what is learned
-BEHAVIOURS = (*AFTER_A_STEP, "initial_values")
+from pipelines.train.identity import AFTER_A_STEP
 
 
 def check_start(
     config: TrainConfig, model: ModelConfig, dataset_fingerprint: str, total_steps: int
-) -> TrainConfig:
-    """`config` with an absolute `start_from.checkpoint`, once that is known to serve.
+) -> None:
+    """Whether what `start_from` names serves, an absolute path.
 
     Raises:
         CheckpointError: nothing there, damaged, of another model or dataset, or without the state
@@ -36,8 +34,8 @@ def check_start(
     """
     start = config.start_from
     if start is None:
-        return config
-    path = storage.usable_path(start.checkpoint, "start_from.checkpoint")
+        return
+    path = start.checkpoint
     with storage.opened(path) as local:
         require_same_model(caft.load_model(local).config, model, path)
         manifest = read_manifest(local, verify=True) if (local / MANIFEST).exists() else {}
@@ -59,28 +57,6 @@ def check_start(
                 "both; set start_from.state=false, or go on with the version that made it"
             )
         _require_same_position(manifest, config, total_steps, path)
-    return config.model_copy(update={"start_from": start.model_copy(update={"checkpoint": path})})
-
-
-def check_unfinished(output: str) -> None:
-    """Let nothing go on that was begun by a version which trains otherwise.
-
-    Raises:
-        ConfigError: the output holds such a run, unfinished; the behaviour is named.
-    """
-    store, run = CheckpointStore(output), storage.join(output, RUN)
-    step, matters = store.newest_step(), BEHAVIOURS
-    if step:
-        begun, matters = store.manifest(step), AFTER_A_STEP
-    elif storage.exists(run):
-        begun = storage.read_json(run)
-    else:
-        return
-    if change := first_change(begun.get("behaviours", {}), matters):
-        raise ConfigError(
-            f"output: {output} holds an unfinished run of another version: {change}, so going on "
-            "would mix both; finish it with that version or choose another output"
-        )
 
 
 def _require_same_position(
@@ -98,6 +74,21 @@ def _require_same_position(
             f"epochs: this run ends at step {total_steps:,}, and start_from.checkpoint is at step "
             f"{manifest['step']:,} already; raise epochs or name an earlier checkpoint"
         )
+
+
+def reading_as(dataset: Dataset, model: ModelConfig) -> ModelConfig:
+    """The model that splits captions as the dataset's were split: it is scored as it was trained.
+
+    Raises:
+        ConfigError: the model asks for another rule.
+    """
+    rule, asked = dataset.split_mode, model.text.sentences
+    if asked != rule and asked != TextConfig().sentences:
+        raise ConfigError(
+            f"model.text.sentences: '{asked}', but the captions of {dataset.path} were split by "
+            f"'{rule}'; leave the key out, or build the dataset with captions.split_mode={asked}"
+        )
+    return model.model_copy(update={"text": model.text.model_copy(update={"sentences": rule})})
 
 
 @dataclass(frozen=True)

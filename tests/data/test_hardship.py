@@ -97,7 +97,7 @@ def test_a_throttled_s3_gets_the_same_set_kills_included(
 def test_credentials_that_are_refused_are_one_line(source, s3, tmp_path):
     bucket, front, _ = s3
     front.knows_account = False
-    with pytest.raises(StorageError, match=r"^s3://caft-test/set/config.sha256: .*ACCESS") as error:
+    with pytest.raises(StorageError, match=r"^s3://caft-test/set/manifest.json: .*ACCESS") as error:
         run(small_config(tmp_path, [source], output=f"{bucket}/set"))
     assert "\n" not in str(error.value)
 

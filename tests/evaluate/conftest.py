@@ -14,8 +14,8 @@ from caft.checkpoint import save_weights, write_manifest
 from caft.config import validate
 from pipelines.config import TrackingConfig
 from pipelines.demo.sample import REGIONS
-from pipelines.evaluate.benchmarks import Benchmark, open_benchmark
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.opening import Benchmark, open_benchmark
 from pipelines.evaluate.stage import run
 
 TRAIN_RUN = "7a1e" * 8

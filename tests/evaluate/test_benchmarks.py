@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from caft.errors import ConfigError, DataError
-from pipelines.evaluate.benchmarks import evaluation_caption, open_benchmark, read_piece
 from pipelines.evaluate.config import BenchmarkConfig, EvaluateConfig
+from pipelines.evaluate.opening import evaluation_caption, open_benchmark, read_piece
 
 
 def benchmark_config(settings, n=0, **changes):

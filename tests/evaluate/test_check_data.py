@@ -12,7 +12,7 @@ from pipelines.config import stage_main
 from pipelines.evaluate.check_data import check_data
 from pipelines.evaluate.config import EvaluateConfig, PublishedConfig
 from pipelines.evaluate.sets import SETS
-from pipelines.evaluate.sets.layout import Counts
+from pipelines.evaluate.sets.base import Counts
 from pipelines.evaluate.stage import run
 
 ROOT = Path(__file__).parents[2]

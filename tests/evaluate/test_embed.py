@@ -19,8 +19,8 @@ from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.evaluate.adapters import PixelPreprocess
 from pipelines.evaluate.adapters.own import CAFTPreprocess
 from pipelines.evaluate.benchmark import Piece
-from pipelines.evaluate.benchmarks import DatasetRows
 from pipelines.evaluate.embed import Preparer
+from pipelines.evaluate.opening import DatasetRows
 from pipelines.superpixel_columns import unpack_superpixels
 
 LABELS = np.arange(36).reshape(6, 6).repeat(16, 0).repeat(16, 1)

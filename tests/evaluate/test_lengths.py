@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ranking_support import ranking_of
 
 from caft.metrics import retrieval_recall
-from pipelines.evaluate.lengths import GROUPS, recalls_by_length
+from pipelines.evaluate.controls import GROUPS, recalls_by_length
 
 
 def test_short_captions_found_and_long_ones_not():

@@ -8,9 +8,9 @@ import caft
 from caft.masks import encode_rle
 from caft.metrics import binarise, centre_box, mask_overlap, peak_overlap
 from caft.transforms import decode_image
-from pipelines.evaluate.benchmarks import Region, open_benchmark, read_piece
 from pipelines.evaluate.config import BenchmarkConfig
-from pipelines.evaluate.localisation import RegionMeasure, heat_overlap, one_image, region_overlaps
+from pipelines.evaluate.measures import RegionMeasure, heat_overlap, one_image, region_overlaps
+from pipelines.evaluate.opening import Region, open_benchmark, read_piece
 
 
 def first_piece(settings, checkpoint, n):

@@ -19,9 +19,9 @@ from caft.heat_maps import encode_one, encode_sentences, heat_maps
 from caft.metrics import achievable_segmentation_accuracy, binarise, mask_iou
 from caft.metrics.classification import class_features
 from caft.transforms import decode_image
-from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.config import EvaluateConfig, PublishedConfig
-from pipelines.evaluate.segmentation import SegmentationMeasure, read_label_map
+from pipelines.evaluate.measures import SegmentationMeasure, read_label_map
+from pipelines.evaluate.opening import open_benchmark
 from pipelines.evaluate.sets.refcoco import read_refs
 
 

@@ -14,7 +14,7 @@ from ranking_support import ranking_of
 import caft
 from caft.captions import even_chunks
 from pipelines.evaluate import compare
-from pipelines.evaluate.finished import read_output
+from pipelines.evaluate.outputs import read_output
 from pipelines.evaluate.report.mistakes import caption_mistakes, image_mistakes
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 

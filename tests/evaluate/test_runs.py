@@ -15,8 +15,8 @@ import caft
 from caft.captions import even_chunks
 from caft.config import validate
 from caft.metrics import retrieval_recall
-from pipelines.evaluate.benchmarks import open_benchmark, read_piece
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.opening import open_benchmark, read_piece
 
 
 def test_a_rerun_with_other_scores_reads_stored_features(settings, tmp_path):

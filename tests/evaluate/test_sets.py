@@ -10,11 +10,10 @@ import pytest
 
 from caft.captions import split_sentences
 from caft.errors import ConfigError, DataError
-from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.config import PublishedConfig
+from pipelines.evaluate.opening import MissingSet, open_benchmark
 from pipelines.evaluate.sets import SETS
-from pipelines.evaluate.sets.opening import MissingSet
-from pipelines.evaluate.sets.stock import take_stock
+from pipelines.evaluate.sets.inventory import take_inventory
 
 # Tests of the real lists run where a copy of them lies beside the repository.
 IIW_FILES = Path(__file__).parents[3] / "shared" / "data" / "iiw"
@@ -45,8 +44,8 @@ def published(root, name, split=None, **more):
 @pytest.mark.parametrize(("name", "split", "write"), LAYOUTS)
 def test_a_published_layout_gives_its_images_and_captions_in_order(tmp_path, name, split, write):
     expected = write(tmp_path / "set")
-    stock = take_stock(published(tmp_path / "set", name, split), "benchmarks.0")
-    found = [(present.entry.image, present.entry.captions) for present in stock.present]
+    inventory = take_inventory(published(tmp_path / "set", name, split), "benchmarks.0")
+    found = [(present.entry.image, present.entry.captions) for present in inventory.present]
     assert found == expected
     benchmark = open_benchmark(published(tmp_path / "set", name, split, partial=True), "b")
     texts = [(n, text) for n, (_, captions) in enumerate(expected) for text in captions]
@@ -90,9 +89,11 @@ def test_the_counts_are_those_that_were_published():
 def test_the_real_lists_of_imageinwords_are_whole():
     if not IIW_FILES.exists():
         pytest.skip("no copy of ImageInWords")
-    stock = take_stock(published(IIW_FILES, "iiw"), "benchmarks.0")
-    assert (stock.entries, stock.texts, len(stock.missing)) == (612, 612, 612)
-    assert stock.problems == [f"612 files are missing, first {IIW_FILES}/images/aar_test_04600.jpg"]
+    inventory = take_inventory(published(IIW_FILES, "iiw"), "benchmarks.0")
+    assert (inventory.entries, inventory.texts, len(inventory.missing)) == (612, 612, 612)
+    assert inventory.problems == [
+        f"612 files are missing, first {IIW_FILES}/images/aar_test_04600.jpg"
+    ]
 
 
 def test_missing_images_are_named_and_left_out_on_request(tmp_path, capsys):
@@ -109,9 +110,9 @@ def test_images_may_lie_in_folders_of_their_own(tmp_path):
     expected = published_sets.sharegpt4v(tmp_path / "set")
     shutil.move(tmp_path / "set" / "sam" / "images", tmp_path / "flat")
     config = published(tmp_path / "set", "sharegpt4v_1k", images=(str(tmp_path / "flat"),))
-    stock = take_stock(config, "benchmarks.0")
+    inventory = take_inventory(config, "benchmarks.0")
     names = [image.rpartition("/")[2] for image, _ in expected]
-    assert [present.image.path for present in stock.present] == [
+    assert [present.image.path for present in inventory.present] == [
         str(tmp_path / "flat" / name) for name in names
     ]
 

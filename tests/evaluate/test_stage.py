@@ -19,8 +19,8 @@ from caft.metrics import binarise, centre_box, mask_iou, retrieval_recall
 from caft.transforms import decode_image
 from pipelines import storage
 from pipelines.config import stage_main
-from pipelines.evaluate.benchmarks import open_benchmark, read_piece
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.opening import open_benchmark, read_piece
 from pipelines.evaluate.stage import run
 
 
@@ -94,7 +94,7 @@ def test_a_run_and_all_that_may_follow_it(settings, split_rows, capsys):
     assert len(mlflow_runs(settings)[1]) == 1
 
     # another configuration is refused, and nothing is lost
-    with pytest.raises(ConfigError, match="holds the evaluation of another checkpoint"):
+    with pytest.raises(ConfigError, match=r"alpha: .*holds an evaluation made with 0\.3, here"):
         start(settings | {"alpha": 0.5})
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 

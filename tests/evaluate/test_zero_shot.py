@@ -14,8 +14,8 @@ import caft
 from caft.captions import even_chunks
 from caft.config import validate
 from caft.errors import ConfigError, DataError
-from pipelines.evaluate.benchmarks import open_benchmark
 from pipelines.evaluate.config import EvaluateConfig, LabelledConfig
+from pipelines.evaluate.opening import open_benchmark
 
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
 WORDNET = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish, Carassius auratus"}

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from caft.masks import decode_rle, encode_rle
 from caft.metrics import mask_iou, overlap_scores
-from pipelines.evaluate.segmentation import class_overlaps
+from pipelines.evaluate.measures import class_overlaps
 
 SIDE = 24
 MASKS = hnp.arrays(bool, st.tuples(st.integers(1, 4), st.just(SIDE), st.just(SIDE)))

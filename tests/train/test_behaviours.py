@@ -13,8 +13,9 @@ from caft.config import load_config
 from caft.errors import CheckpointError, ConfigError
 from pipelines.behaviours import BEHAVIOURS, first_change, numbers
 from pipelines.train.config import TrainConfig
-from pipelines.train.start import BEHAVIOURS as OF_TRAINING
-from pipelines.train.start import check_start, check_unfinished
+from pipelines.train.identity import BEHAVIOURS as OF_TRAINING
+from pipelines.train.identity import require_same_training
+from pipelines.train.start import check_start
 
 NOW = {"behaviours": numbers(OF_TRAINING)}
 
@@ -36,31 +37,32 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize("name", OF_TRAINING)
 def test_a_run_without_a_checkpoint_that_began_otherwise_is_refused_by_name(tmp_path, name):
-    check_unfinished(str(tmp_path))  # nothing was begun
+    require_same_training(str(tmp_path), finished=False)  # nothing was begun
     begun = {"identity": "0", "run_id": "1", "behaviours": NOW["behaviours"] | {name: 1}}
     (tmp_path / "run.json").write_text(json.dumps(begun))
-    with pytest.raises(ConfigError, match=rf"unfinished run .*: {name} \(.*\) is 1 there and 2 in"):
-        check_unfinished(str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"unfinished training .*: {name} \(.*\) is 1 there"):
+        require_same_training(str(tmp_path), finished=False)
     (tmp_path / "run.json").write_text(json.dumps(begun | NOW))
-    check_unfinished(str(tmp_path))
+    require_same_training(str(tmp_path), finished=False)
 
 
 def test_a_run_of_a_version_before_the_numbers_is_refused(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"identity": "0", "run_id": "1"}))
     with pytest.raises(ConfigError, match=r"caption_sampling \(how sub-captions .*is 1 there"):
-        check_unfinished(str(tmp_path))
+        require_same_training(str(tmp_path), finished=False)
 
 
 def test_from_a_checkpoint_on_the_initial_values_of_another_version_do_not_matter(
     checkpoint, tmp_path
 ):
     step = tmp_path / "checkpoints" / "step-00000004"
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "1"}))
     checkpoint(step, {"behaviours": {"caption_sampling": 2, "initial_values": 1}})
-    check_unfinished(str(tmp_path))
+    require_same_training(str(tmp_path), finished=False)
     shutil.rmtree(step)
     checkpoint(step, {})
     with pytest.raises(ConfigError, match=r"caption_sampling .*; finish it with that version or"):
-        check_unfinished(str(tmp_path))
+        require_same_training(str(tmp_path), finished=False)
     assert caft.load_model(step).config == tiny_config()  # read as what it was
 
 

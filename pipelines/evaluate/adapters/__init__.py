@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from caft.captions import Rule
+from caft.checkpoint.released import RELEASED_SUFFIXES, read_released
 from caft.config import PictureRule
 from caft.errors import CheckpointError, ConfigError, DataError
 from caft.preprocessing import decode_as_published, squared
 from caft.scoring import FunctionScorer, Scorer, cosine_scores
+from pipelines import storage
 
 MAX_REASON_CHARS = 200
 
@@ -64,8 +67,9 @@ def open_adapter(checkpoint: str) -> Adapter:
     """The model behind a checkpoint's name.
 
     Args:
-        checkpoint: a checkpoint folder or file of CAFT; `hf:NAME_OR_FOLDER` (a CLIP or SigLIP
-            model of transformers); `open_clip:MODEL:PRETRAINED`; `python:MODULE:FUNCTION`.
+        checkpoint: a checkpoint folder or file of CAFT; a released `.pt` of FLAIR or with
+            Long-CLIP's keys; `hf:NAME_OR_FOLDER` (a CLIP or SigLIP model of transformers);
+            `open_clip:MODEL:PRETRAINED`; `python:MODULE:FUNCTION`.
 
     Raises:
         CheckpointError: it is missing, unfinished or damaged.
@@ -82,9 +86,26 @@ def open_adapter(checkpoint: str) -> Adapter:
         return OpenCLIPAdapter(name)
     if kind == "python":
         return _from_function(checkpoint, name)
+    if PurePath(checkpoint).suffix in RELEASED_SUFFIXES:
+        return _from_released(checkpoint)
     from pipelines.evaluate.adapters.own import CAFTAdapter
 
     return CAFTAdapter(checkpoint)
+
+
+def _from_released(checkpoint: str) -> Adapter:
+    """The model of a file of weights, which its keys tell."""
+    from pipelines.evaluate.adapters.flair import FLAIRAdapter, is_flair
+    from pipelines.evaluate.adapters.long_clip import LongCLIPAdapter, is_long_clip
+    from pipelines.evaluate.adapters.own import CAFTAdapter
+
+    with storage.opened(checkpoint) as file:
+        weights = read_released(file) if file.is_file() else {}
+        if is_flair(weights):
+            return FLAIRAdapter(file, weights)
+        if is_long_clip(weights):
+            return LongCLIPAdapter(file, weights)
+        return CAFTAdapter(str(file))
 
 
 def is_path(checkpoint: str) -> bool:
@@ -98,9 +119,15 @@ def unloadable(checkpoint: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{checkpoint}: cannot be loaded: {lines[0][:MAX_REASON_CHARS]}")
 
 
-def needs(extra: str, error: ImportError) -> ConfigError:
-    """The error for a package that an optional extra of this project would have brought."""
-    reason = " ".join(str(error).split())
+def needs(extra: str, error: Exception) -> ConfigError:
+    """The error for a package that an optional extra of this project would have brought, or that
+    does not fit the others: torch and torchvision of different builds."""
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARS]
+    if not isinstance(error, ImportError):
+        return ConfigError(
+            f"checkpoint: {extra} cannot be imported: {reason}; install torch and torchvision of "
+            f"the same build: pip install 'caft[{extra}]' -c constraints.txt, with torch's index"
+        )
     return ConfigError(f"checkpoint: {reason}; to score such models, pip install 'caft[{extra}]'")
 
 

@@ -29,7 +29,7 @@ class OpenCLIPAdapter(Adapter):
     def __init__(self, name: str) -> None:
         try:
             import open_clip
-        except ImportError as error:
+        except Exception as error:  # a torchvision of another build fails as a RuntimeError
             raise needs("open_clip", error) from None
         model, _, pretrained = name.partition(":")
         if not pretrained:
@@ -39,7 +39,7 @@ class OpenCLIPAdapter(Adapter):
                 model, pretrained=pretrained
             )
             self._tokenizer = open_clip.get_tokenizer(model)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged file may fail in any way
             raise unloadable(f"open_clip:{name}", error) from None
         self._model.eval()
         self._preprocess = PixelPreprocess(_Transform(transform))

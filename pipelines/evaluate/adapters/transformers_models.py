@@ -4,6 +4,7 @@ An optional extra: nothing else imports transformers."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from caft.captions import JOINER
 from caft.errors import CheckpointError
 from pipelines.evaluate.adapters import Adapter, PixelPreprocess, fingerprint_of, needs, unloadable
 
-FAMILIES = ("clip", "siglip", "siglip2")
+FAMILIES = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # type -> architecture
 
 
 class TransformersAdapter(Adapter):
@@ -28,21 +29,25 @@ class TransformersAdapter(Adapter):
 
     def __init__(self, name: str) -> None:
         try:
-            from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-        except ImportError as error:
+            from transformers import (
+                AutoConfig,
+                AutoImageProcessor,
+                AutoModel,
+                AutoTokenizer,
+                PretrainedConfig,
+            )
+        except Exception as error:  # a torchvision of another build fails as a RuntimeError
             raise needs("transformers", error) from None
         try:
+            _require_known(name, PretrainedConfig.get_config_dict(name)[0])
             config = AutoConfig.from_pretrained(name)
-            if config.model_type not in FAMILIES:
-                raise CheckpointError(
-                    f"hf:{name}: a model of type '{config.model_type}'; "
-                    f"{', '.join(FAMILIES)} can be scored"
-                )
             self._model = AutoModel.from_pretrained(name, use_safetensors=True).eval()
             # Pillow's resampling is what these models were published with.
             processor = AutoImageProcessor.from_pretrained(name, backend="pil")
             self._tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, ImportError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # a damaged file may fail in any way
             raise unloadable(f"hf:{name}", error) from None
         self._preprocess = PixelPreprocess(_Transform(processor))
         self._context_length = int(config.text_config.max_position_embeddings)
@@ -72,6 +77,32 @@ class TransformersAdapter(Adapter):
         )
         ids = tokens["input_ids"].to(self._model.device)
         return {"whole": _embeddings(self._model.get_text_features(input_ids=ids))}
+
+
+def _require_known(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse by name what would load as something else, or fail at the first picture.
+
+    Raises:
+        CheckpointError: no model of FAMILIES, whatever its type says.
+    """
+    kind = config.get("model_type")
+    if kind == "siglip2":
+        raise CheckpointError(
+            f"hf:{name}: SigLIP 2 NaFlex, which reads pictures as patches of varying number; "
+            "fixed-resolution checkpoints of SigLIP 2 can be scored"
+        )
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"hf:{name}: a model of type '{kind}'; {', '.join(FAMILIES)} can be scored"
+        )
+    found = list(config.get("architectures") or ())
+    code = config.get("auto_map") or {}
+    if code or (found and found != [FAMILIES[kind]]):
+        what = ", ".join(map(str, found)) or "an architecture of its own"
+        raise CheckpointError(
+            f"hf:{name}: {what}, which calls itself '{kind}' and is no {FAMILIES[kind]}; as one it "
+            "would give other scores. Score it by python:MODULE:FUNCTION"
+        )
 
 
 class _Transform:

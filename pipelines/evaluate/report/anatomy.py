@@ -22,7 +22,7 @@ from caft.model import CAFT, ImageFeatures
 from caft.pictures import data_url, draw_borders, draw_heat, draw_hierarchy, to_canvas
 from caft.preprocessing import eval_image
 from pipelines.evaluate.benchmark import Region
-from pipelines.evaluate.localisation import heat_overlap
+from pipelines.evaluate.measures import heat_overlap
 
 
 def about_model(model: CAFT) -> str:

@@ -49,7 +49,7 @@ class Evaluated:
 def report_page(evaluated: Evaluated) -> str:
     """The report on one evaluation, as one HTML page."""
     results = evaluated.results
-    models, beside = published_rows(results)
+    models, beside, sources = published_rows(results)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -60,6 +60,7 @@ def report_page(evaluated: Evaluated) -> str:
             retrieval=retrieval_rows(results),
             published_models=models,
             published=beside,
+            published_sources=sources,
             charts={n: benchmark_charts({"": results}, n) for n in results["benchmarks"]},
             controls={n: control_rows(results, n) for n in results["benchmarks"]},
             others={n: other_numbers(v) for n, v in results["benchmarks"].items()},

@@ -9,7 +9,7 @@ from typing import Any
 from caft.metrics.retrieval import RECALL_AT
 from pipelines.evaluate.report.curves import AT_1, CUT, Results, own_value
 from pipelines.evaluate.report.names import MEASURES, SCORE_NAMES, variant_name, variant_order
-from pipelines.evaluate.report.published import published
+from pipelines.evaluate.report.published import Published, Source, published
 from pipelines.evaluate.results import SCORES, WAYS
 
 LOCALISATION = tuple(f"{of}{key}" for of in ("", "centre_box_") for key in ("miou", "oiou"))
@@ -45,10 +45,14 @@ def retrieval_rows(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def published_rows(results: Results) -> tuple[list[str], list[dict[str, Any]]]:
-    """The models with published numbers on these benchmarks, and a row for each measure: what
-    was measured here, and by model what was published and how much more was measured."""
+def published_rows(
+    results: Results,
+) -> tuple[list[str], list[dict[str, Any]], dict[Source, list[str]]]:
+    """The models with published numbers on these benchmarks; a row for each measure: what was
+    measured here, and by model what was published and how much more was measured, of the same
+    score; and the models by where their numbers come from."""
     models: dict[str, None] = {}
+    sources: dict[Source, dict[str, None]] = {}
     rows = []
     for benchmark, numbers in results["benchmarks"].items():
         known = published(benchmark)
@@ -59,6 +63,8 @@ def published_rows(results: Results) -> tuple[list[str], list[dict[str, Any]]]:
             if not said or value is None:
                 continue
             models |= dict.fromkeys(said)
+            for model in said:
+                sources.setdefault(known.sources[model], {})[model] = None
             other_size = known.images is not None and known.images != numbers["images"]
             rows.append(
                 {
@@ -66,12 +72,24 @@ def published_rows(results: Results) -> tuple[list[str], list[dict[str, Any]]]:
                     "measure": MEASURES[measure],
                     "value": value,
                     "interval": numbers.get("intervals", {}).get(f"{results['score']}_{measure}"),
-                    "said": {m: {"value": v, "more": value - v} for m, v in said.items()},
+                    "said": {
+                        m: _said(numbers, measure, value, v, known.scores.get(m))
+                        for m, v in said.items()
+                    },
                     "images": int(numbers["images"]),
                     "published_images": known.images if other_size else None,
                 }
             )
-    return list(models), rows
+    return list(models), rows, {source: list(names) for source, names in sources.items()}
+
+
+def _said(
+    numbers: Mapping[str, Any], measure: str, own: float, value: float, score: str | None
+) -> dict[str, Any]:
+    """A published value, and how much more was measured of the score that it is of."""
+    ours = numbers.get(f"{score}_{measure}") if score else own
+    more = None if ours is None else ours - value
+    return {"value": value, "more": more, "score": SCORE_NAMES[score] if score else None}
 
 
 def control_rows(results: Results, benchmark: str) -> list[dict[str, Any]]:
@@ -147,10 +165,18 @@ def overview(
             best, first = max(measured), values[0]
             cells.append([_cell(value, first, best) for value in values])
             numbers = known.models.items() if known else ()
-            said[column] = {model: v[measure] for model, v in numbers if measure in v}
+            said[column] = {
+                _with_score(model, known): v[measure] for model, v in numbers if measure in v
+            }
     models = dict.fromkeys(model for by_model in said.values() for model in by_model)
     beside = {model: [said[column].get(model) for column in columns] for model in models}
     return columns, [list(row) for row in zip(*cells, strict=True)], beside
+
+
+def _with_score(model: str, known: Published | None) -> str:
+    """A model's name, with the score that its number is of where it is not the usual one."""
+    score = known.scores.get(model) if known else None
+    return f"{model} ({SCORE_NAMES[score].lower()} score)" if score else model
 
 
 def _cell(value: float | None, first: float | None, best: float) -> dict[str, Any]:

@@ -3,9 +3,9 @@ One module per family reads them as they are published; opening.py makes them be
 
 from __future__ import annotations
 
+from pipelines.evaluate.sets.base import PublishedSet
 from pipelines.evaluate.sets.dci import DCI
 from pipelines.evaluate.sets.docci import DOCCI, IIW
-from pipelines.evaluate.sets.layout import PublishedSet
 from pipelines.evaluate.sets.refcoco import (
     REFCOCO,
     REFCOCO_GOOGLE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.evaluate.sets.layout import (
+from pipelines.evaluate.sets.base import (
     Counts,
     Entry,
     PublishedSet,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.evaluate.sets.layout import Counts, Entry, PublishedSet, SetFolder, field, json_lines
+from pipelines.evaluate.sets.base import Counts, Entry, PublishedSet, SetFolder, field, json_lines
 
 ALL = "all"
 # As published, and in a folder that was prepared for CAFT's published code.

@@ -16,8 +16,8 @@ from caft.errors import DataError
 from pipelines import storage
 from pipelines.evaluate.benchmark import Benchmark, Classes, Piece, Rows, class_prompts
 from pipelines.evaluate.config import LabelledConfig
+from pipelines.evaluate.sets.base import broken, parse_json, read_text
 from pipelines.evaluate.sets.files import ImageFiles
-from pipelines.evaluate.sets.layout import broken, parse_json, read_text
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PARQUET = ".parquet"

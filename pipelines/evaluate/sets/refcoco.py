@@ -13,7 +13,7 @@ from caft.errors import DataError
 from caft.masks import decode_rle, encode_rle, polygons_to_mask
 from pipelines import storage
 from pipelines.evaluate.benchmark import Region
-from pipelines.evaluate.sets.layout import (
+from pipelines.evaluate.sets.base import (
     Counts,
     Entry,
     PublishedSet,

@@ -9,7 +9,7 @@ from itertools import islice
 
 from pipelines.data.sources import paths
 from pipelines.data.sources.sharegpt4v import list_entries
-from pipelines.evaluate.sets.layout import (
+from pipelines.evaluate.sets.base import (
     Counts,
     Entry,
     PublishedSet,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from caft.errors import DataError
 from pipelines import storage
-from pipelines.evaluate.sets.layout import (
+from pipelines.evaluate.sets.base import (
     Counts,
     Entry,
     PublishedSet,

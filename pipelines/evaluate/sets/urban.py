@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from pipelines import storage
-from pipelines.evaluate.sets.layout import (
+from pipelines.evaluate.sets.base import (
     Counts,
     Entry,
     PublishedSet,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from caft.checkpoint import TRAINING_STATE, save_tensors, save_weights, write_manifest
 from caft.model import CAFT
-from pipelines.run_layout import UNSENT
+from pipelines.run_layout import AVERAGE, UNSENT
 from pipelines.train.deepspeed.loss_scale import loss_scale_state, restore_loss_scale
 from pipelines.train.deepspeed.sharding import (
     HostCopies,
@@ -26,7 +26,7 @@ from pipelines.train.deepspeed.sharding import (
     whole_weights,
 )
 
-OPTIMIZER, AVERAGE, POSITION = "optimizer.safetensors", "average.safetensors", "position.json"
+OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from caft.checkpoint import CONFIG, MANIFEST, TRAINING_STATE, read_manifest, sto
 from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError, StorageError
 from pipelines import storage
+from pipelines.identity import Difference, first_difference
 from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
 from pipelines.train.config import CheckpointConfig
 
@@ -156,7 +157,7 @@ def require_same_model(theirs: ModelConfig, ours: ModelConfig, path: str) -> Non
     Raises:
         CheckpointError: naming the first key that differs.
     """
-    different = _first_difference(theirs.model_dump(), ours.model_dump())
+    different = model_difference(theirs, ours)
     if different is not None:
         key, then, now = different
         raise CheckpointError(
@@ -165,14 +166,17 @@ def require_same_model(theirs: ModelConfig, ours: ModelConfig, path: str) -> Non
         )
 
 
-def _first_difference(
-    theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any] | None:
-    for key, then in theirs.items():
-        now = ours.get(key)
-        if isinstance(then, dict) and isinstance(now, dict):
-            if found := _first_difference(then, now, f"{prefix}{key}."):
-                return found
-        elif then != now and f"{prefix}{key}" not in NO_ARCHITECTURE:
-            return f"{prefix}{key}", then, now
-    return None
+def model_difference(theirs: ModelConfig, ours: ModelConfig) -> Difference | None:
+    """The first key that shapes what a model learns and has another value."""
+    return first_difference(_shaping(theirs), _shaping(ours))
+
+
+def _shaping(model: ModelConfig) -> dict[str, Any]:
+    values = model.model_dump(mode="json")
+    for key in NO_ARCHITECTURE:
+        *sections, leaf = key.split(".")
+        section = values
+        for name in sections:
+            section = section[name]
+        section.pop(leaf, None)
+    return values

@@ -5,17 +5,22 @@ import json
 from pathlib import Path
 
 import pytest
-from sweep_support import study_config
+from sweep_support import CONFIGS, study_config
 
+from caft.config import load_config, load_model_config, to_yaml
 from caft.errors import ClusterError, ConfigError, DataError
 from pipelines.config import TrackingConfig
+from pipelines.data.dataset import Dataset
 from pipelines.submit.jobs import Outcome
-from pipelines.sweep import run as run_module
+from pipelines.sweep import schedule as schedule_module
+from pipelines.sweep.asked import require_same_tasks
 from pipelines.sweep.points import all_points
 from pipelines.sweep.results import collect, errors_of
 from pipelines.sweep.schedule import Scheduler, room_for
 from pipelines.sweep.state import Store
 from pipelines.sweep.tasks import all_tasks
+from pipelines.train.config import TrainConfig
+from pipelines.train.identity import begun
 
 
 class Server:
@@ -29,6 +34,7 @@ class Server:
     def __init__(self, fails: dict[str, int] | None = None, errors: dict[str, float] | None = None):
         self.fails, self.errors = dict(fails or {}), errors or {}
         self.submitted: list[str] = []
+        self.asked: dict[str, TrainConfig] = {}
         self._jobs: dict[str, tuple[str, Path, str]] = {}
         self.most = self._open = 0
 
@@ -36,9 +42,11 @@ class Server:
         self.submitted.append(name)
         self._open += 1
         self.most = max(self.most, self._open)
-        output = next(a for a in arguments if a.startswith("output=")).removeprefix("output=")
+        output = json.loads(next(a for a in arguments if a[:7] == "output=")[7:])
         job = f"{name}#{len(self.submitted)}"
         self._jobs[job] = (stage, Path(output), name)
+        if stage == "train":
+            self.asked[name] = load_config(TrainConfig, arguments[0], arguments[1:])
         return job
 
     def outcome(self, job: str) -> Outcome:
@@ -53,6 +61,9 @@ class Server:
         error = next((e for key, e in self.errors.items() if key in name), 0.5)
         if stage == "train":
             result, file = {"metrics": {"loss/total": 1 + error}}, "train.json"
+            (output / "train.yaml").write_text(to_yaml(self.asked[name]))
+            known = begun(load_model_config(self.asked[name].model), "the rows", "1")
+            (output / "run.json").write_text(json.dumps(known))
         else:
             scores = {"whole_t2i_r1": 1 - error, "images": 24}
             result, file = {"benchmarks": {"scenes": scores}}, "metrics.json"
@@ -65,7 +76,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(run_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(schedule_module, "LOOK_EVERY_S", 0.0)
 
 
 def scheduler(config, server: Server, concurrency: int = 2, finished=lambda point: None):
@@ -192,3 +203,67 @@ def test_results_without_the_target_are_named(tmp_path):
     made.run()
     with pytest.raises(ConfigError, match=r"has no 'photographs/whole_t2i_r1'; it has scenes/"):
         collect(points, config, 6400)
+
+
+def test_a_finished_study_grows_at_its_end_and_in_its_middle(tmp_path):
+    """A trunk that is too short is continued from its last checkpoint; nothing is trained twice."""
+    made, points, *_ = scheduler(study_config(tmp_path), Server())
+    made.run()
+    branches = {point.samples: point.branches_at for point in points}
+    longer = Server()
+    config = study_config(tmp_path, samples_seen=[320, 640, 1280])
+    made, *_ = scheduler(config, longer)
+    made.run()
+    trunk = f"trunk-{points[0].setting.name}-1"
+    point = f"{points[0].setting.name}-n1280"
+    assert [name for name in longer.submitted if points[0].setting.name in name] == [
+        trunk, point, f"evaluate-{point}",
+    ]  # fmt: skip
+    start = longer.asked[trunk].start_from
+    assert start.state
+    assert start.checkpoint.endswith(
+        f"{points[0].setting.name}-0/checkpoints/step-{branches[640]:08d}"
+    )
+    between = Server()
+    config = study_config(tmp_path, samples_seen=[160, 320, 480, 640, 1280])
+    made, points, *_ = scheduler(config, between)
+    made.run()
+    new = [name for name in between.submitted if points[0].setting.name in name]
+    assert sum(name.startswith("trunk-") for name in new) == 2
+    assert len(new) == 2 * 3
+    first = points[0].setting.name
+    assert between.asked[f"trunk-{first}-2"].start_from is None  # to 160, before all others
+    start = between.asked[f"trunk-{first}-3"].start_from.checkpoint
+    assert start.endswith(f"{first}-0/checkpoints/step-{branches[320]:08d}")
+    assert len(collect(points, config, 6400)) == len(points)
+
+
+def test_what_was_done_with_another_recipe_or_dataset_is_refused_by_the_key(tmp_path, monkeypatch):
+    """Editing a file between two commands mixes old and new numbers in one law."""
+    recipe = tmp_path / "recipe.yaml"
+    original = (CONFIGS / "train" / "demo.yaml").read_text()
+    recipe.write_text(original)
+    set_ = [
+        "optimizer.warmup_steps=2", "scaling.num_workers=1", f"dataset={tmp_path / 'data'}",
+    ]  # fmt: skip
+    config = study_config(tmp_path, train=str(recipe), train_set=set_)
+    (tmp_path / "data").mkdir()
+    manifest = {"files": [], "config": {}}
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    made, _, tasks, _ = scheduler(config, Server())
+    monkeypatch.setattr(Dataset, "fingerprint", "the rows")
+    require_same_tasks(tasks)  # nothing was done
+    made.run()
+    require_same_tasks(tasks)
+    recipe.write_text(original.replace("weight_decay: ", "weight_decay: 1"))
+    with pytest.raises(ConfigError, match=r"optimizer\.weight_decay: .*trunk-\S+ holds a training"):
+        require_same_tasks(tasks)
+    recipe.write_text(original + "# a comment changes nothing\n")
+    require_same_tasks(tasks)
+    monkeypatch.setattr(Dataset, "fingerprint", "other rows")
+    with pytest.raises(ConfigError, match=r"dataset: .* made with 'the rows', here it is 'other"):
+        require_same_tasks(tasks)
+    changed = study_config(tmp_path, train=str(recipe), train_set=set_, cooldown_fraction=0.5)
+    monkeypatch.setattr(Dataset, "fingerprint", "the rows")
+    with pytest.raises(ConfigError, match=r"optimizer\.cooldown_steps: .* a training made with"):
+        require_same_tasks(all_tasks(changed, all_points(changed), TrackingConfig(), 6400))

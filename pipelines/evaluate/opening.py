@@ -1,11 +1,11 @@
-"""Opens benchmarks: which rows of a dataset are scored, with which caption, on which regions.
+"""Opens benchmarks: which images are scored, with which captions, on which regions.
 First step of the evaluate stage; every complaint about its input is made here, before Ray."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from caft.captions import split_sentences
 from caft.errors import DataError
 from caft.masks import decode_rle
 from pipelines import storage
 from pipelines.data.dataset import Dataset, FileEntry, open_dataset
-from pipelines.evaluate.benchmark import Benchmark, Piece, Region, Regions
+from pipelines.evaluate.benchmark import Benchmark, Measure, Piece, Region, Regions, class_prompts
 from pipelines.evaluate.config import (
     AnyBenchmarkConfig,
     BenchmarkConfig,
     LabelledConfig,
     PublishedConfig,
 )
-from pipelines.evaluate.localisation import RegionMeasure
+from pipelines.evaluate.measures import RegionMeasure, SegmentationMeasure
+from pipelines.evaluate.sets.files import ImageFiles
+from pipelines.evaluate.sets.inventory import Present, take_inventory
 from pipelines.evaluate.sets.labelled import open_labelled
-from pipelines.evaluate.sets.opening import open_published
 
 
 @dataclass(frozen=True)
@@ -181,3 +183,70 @@ def _read_row_group(
             f"{path}: corrupt Parquet ({reason}); delete it and run the data stage again"
         ) from None
     return table.filter(pc.equal(table["split"], split)).to_pylist()
+
+
+class MissingSet(DataError):
+    """A published set that is not there, or not whole."""
+
+
+def open_published(config: PublishedConfig, field: str) -> Benchmark:
+    """Open a published set; `field` names it in messages.
+
+    Raises:
+        MissingSet: files or entries are missing, or there are too many, unless `partial`.
+        ConfigError: a set or split that is not known, or a relative path inside a Ray job.
+    """
+    inventory = take_inventory(config, field)
+    present = inventory.present
+    if inventory.problems and not (config.partial and present):
+        raise MissingSet(
+            f"{field} '{config.name}': {'; '.join(inventory.problems)}. It comes from "
+            f"{inventory.source}; --check-data lists what is missing"
+        )
+    if inventory.problems:
+        print(f"evaluate: {config.name} is partial: {'; '.join(inventory.problems)}", flush=True)
+    captions = []
+    text_to_image = []
+    for position, found in enumerate(present):
+        for caption in found.entry.captions:
+            if not split_sentences(caption):
+                raise MissingSet(f"{field} '{config.name}': {found.image.path}: empty caption")
+            captions.append(caption)
+            text_to_image.append(position)
+    regions = {found.image.path: found.entry.regions for found in present if found.entry.regions}
+    label_maps = tuple(found.label_map.path for found in present if found.label_map)
+    rows = ImageFiles(config.root, tuple(found.image.path for found in present), label_maps)
+    measure: Measure | None = RegionMeasure(regions) if regions else None
+    settings = [config.set, inventory.split]
+    if inventory.classes:
+        prompts = class_prompts(inventory.classes, config.templates)
+        measure = SegmentationMeasure(prompts)
+        settings += [text for texts in prompts for text in texts]
+    return Benchmark(
+        config.name,
+        inventory.split,
+        None,
+        rows,
+        rows.pieces,
+        rows.images,
+        tuple(captions),
+        tuple(text_to_image),
+        regions,
+        _fingerprint(present, settings),
+        measure,
+        preprocess=config.preprocess or ("squash" if measure else None),
+        rule=config.sentences,
+    )
+
+
+def _fingerprint(present: Iterable[Present], settings: Iterable[str]) -> str:
+    """Digest of names, sizes and texts: the same wherever the files lie. Images are told apart by
+    their size in bytes; reading them all would take longer than encoding them."""
+    digest = hashlib.sha256(json.dumps(list(settings)).encode())
+    for found in present:
+        entry = found.entry
+        label_map = [entry.label_map, found.label_map.bytes] if found.label_map else []
+        regions = [[region.text, region.rle] for region in entry.regions]
+        facts = [entry.image, found.image.bytes, entry.captions, regions, label_map]
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()

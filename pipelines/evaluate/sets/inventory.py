@@ -11,7 +11,7 @@ from caft.errors import ConfigError, DataError, StorageError
 from pipelines import storage
 from pipelines.evaluate.config import PublishedConfig
 from pipelines.evaluate.sets import SETS
-from pipelines.evaluate.sets.layout import Counts, Entry, PublishedSet, SetFolder
+from pipelines.evaluate.sets.base import Counts, Entry, PublishedSet, SetFolder
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Present:
 
 
 @dataclass(frozen=True)
-class Stock:
+class Inventory:
     """A split of a set as it was found."""
 
     split: str
@@ -62,7 +62,7 @@ class Stock:
         return found
 
 
-def take_stock(config: PublishedConfig, field: str) -> Stock:
+def take_inventory(config: PublishedConfig, field: str) -> Inventory:
     """Read a set's lists and look for its files; `field` names it in messages.
 
     Raises:
@@ -84,10 +84,10 @@ def take_stock(config: PublishedConfig, field: str) -> Stock:
     try:
         return _found(known, split, SetFolder(root), folders)
     except (DataError, StorageError) as error:
-        return Stock(split, known.splits[split], known.source, 0, 0, (), (), (), str(error))
+        return Inventory(split, known.splits[split], known.source, 0, 0, (), (), (), str(error))
 
 
-def _found(known: PublishedSet, split: str, folder: SetFolder, folders: Sequence[str]) -> Stock:
+def _found(known: PublishedSet, split: str, folder: SetFolder, folders: Sequence[str]) -> Inventory:
     entries = list(known.read(folder, split))
     images, maps = _Finder(folders), _Finder([folder.root])
     present, missing = [], []
@@ -100,7 +100,7 @@ def _found(known: PublishedSet, split: str, folder: SetFolder, folders: Sequence
             missing.append(storage.join(folder.root, entry.label_map))
         else:
             present.append(Present(entry, image, label_map))
-    return Stock(
+    return Inventory(
         split,
         known.splits[split],
         known.source,

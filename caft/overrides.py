@@ -1,0 +1,74 @@
+"""Values that travel as text: `key.sub=value` read from a command line, and written for one.
+Typed values are YAML; those that a program writes are JSON, which no reading changes."""
+
+from __future__ import annotations
+
+import json
+import string
+from typing import Any
+
+import yaml
+
+from caft.documents import parse_yaml
+from caft.errors import ConfigError
+
+
+def argument(key: str, value: Any) -> str:
+    """`key=value` that `apply_override` reads back as exactly this value.
+
+    Args:
+        value: of plain JSON types.
+    """
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set `key.sub` of nested sections and lists to a value that is JSON, or else YAML.
+
+    Raises:
+        ConfigError: no key, a place that is not there, or a value that YAML reads in part only.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override '{override}': write it as key=value or key.sub=value")
+    node: Any = raw
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if isinstance(node, dict):
+            if isinstance(node.get(parent), str):  # `model: caft_b` says `model: {base: caft_b}`
+                node[parent] = {"base": node[parent]}
+            node = node.setdefault(parent, {})
+        else:
+            node = _item(node, parent, override)
+    parsed = _value(value, " ".join(override[:200].split()))
+    if isinstance(node, dict):
+        node[leaf] = parsed
+    else:
+        _item(node, leaf, override)
+        node[int(leaf)] = parsed
+
+
+def _value(text: str, shown: str) -> Any:
+    if text[:1] in ('"', "{", "[", "-", *string.digits):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            pass  # YAML says what is wrong with it
+    parsed = parse_yaml(text, f"override '{shown}'", ConfigError)
+    node = yaml.compose(text, yaml.SafeLoader)
+    rest = text[node.end_mark.index if node else 0 :].strip()
+    if rest.startswith("#"):
+        raise ConfigError(
+            f"override '{shown}': YAML takes '{rest}' for a comment and would leave it out; put "
+            "the value into double quotes inside single ones, as in 'output=\"/data/run #2\"'"
+        )
+    return parsed
+
+
+def _item(node: Any, index: str, override: str) -> Any:
+    """An entry of a list section, as in `sources.0.path=...`."""
+    if not isinstance(node, list):
+        raise ConfigError(f"override '{override}': what stands before '{index}' holds a value")
+    if not index.isdigit() or int(index) >= len(node):
+        raise ConfigError(f"override '{override}': no entry '{index}' in a list of {len(node)}")
+    return node[int(index)]
