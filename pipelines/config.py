@@ -100,6 +100,9 @@ def stage_main(
         elif check_data and args.check_data:
             return check_data(config)
         else:
+            from pipelines.runs import check_tracking  # MLflow, which --print-config does not need
+
+            check_tracking(config.tracking)
             run(config)
         return 0
 

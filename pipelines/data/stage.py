@@ -63,7 +63,7 @@ def run(config: DataConfig) -> None:
         ConfigError: the output holds a dataset of another configuration.
         StorageError: the output cannot be written, or the disk is too small.
     """
-    output = storage.usable_path(config.output, "output").rstrip("/")
+    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
     config = config.model_copy(update={"output": output})
     check(config)
     _claim_output(config)

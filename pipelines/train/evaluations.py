@@ -18,9 +18,8 @@ from pipelines import storage
 from pipelines.failures import understood
 from pipelines.tracking import Tracker
 from pipelines.train.config import EvaluationConfig
-from pipelines.train.held_out import HeldOutSet, start_scoring
+from pipelines.train.held_out import PREFIX, HeldOutSet, start_scoring
 
-PREFIX = "eval/"
 RECORD = "held_out.json"  # in the run's output: metrics by step
 LOOK_EVERY_S = 1.0
 SAY_AFTER_S = 20.0  # without a CPU; Ray starts a process in less
