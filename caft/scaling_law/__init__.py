@@ -3,7 +3,8 @@ Needs no model and no cluster. Also `python -m caft.scaling_law runs.csv --error
 
 from caft.scaling_law.choice import Choice, HeldOut, choose_form, hold_out
 from caft.scaling_law.compare import Comparison, compare
-from caft.scaling_law.fit import Band, Estimate, Fit, fit_envelope, fit_form, fit_power_law
+from caft.scaling_law.fit import fit_envelope, fit_form, fit_power_law
+from caft.scaling_law.fitted import Band, Estimate, Fit
 from caft.scaling_law.optimum import Cost, Optimum, compute_optimal, growth, measure_cost
 
 __all__ = [

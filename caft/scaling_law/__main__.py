@@ -1,4 +1,4 @@
-"""Command line of scaling laws: fits, compares and reports the runs of a CSV file.
+"""Command line of scaling laws: fits, compares and reports the runs of a table.
 Run as `python -m caft.scaling_law RUNS.csv --compute COLUMN --score COLUMN [--family COLUMN]`."""
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from caft.errors import CAFTError
 from caft.scaling_law.fit import REPLICATES
 from caft.scaling_law.forms import FORMS
 from caft.scaling_law.report import table, write_report
-from caft.scaling_law.runs import Columns, Target, read_table, select_runs
+from caft.scaling_law.runs import INPUTS, Columns, Target, select_runs
 from caft.scaling_law.study import study_runs
+from caft.scaling_law.table import keep_rows, read_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m caft.scaling_law", description=__doc__)
-    parser.add_argument("runs", type=Path, help="CSV file with a header and a line for each run")
+    parser.add_argument("runs", type=Path, help="CSV (also .csv.gz) or Parquet file")
     parser.add_argument("--error", nargs="+", default=[], help="columns to explain: errors, losses")
     parser.add_argument(
         "--score", nargs="+", default=[], help="columns from 0 to 1 whose 1 - score to explain"
@@ -44,9 +45,23 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{name}", metavar="COLUMN", help=text)
     parser.add_argument(
+        "--best-over", nargs="+", default=[], metavar="COLUMN",
+        help="as the learning rate: of runs that differ in these alone, the best counts",
+    )  # fmt: skip
+    parser.add_argument("--where", metavar="CONDITION", help="as 'family == \"clip\" and lr < 1'")
+    parser.add_argument(
+        "--test-size", metavar="N", help="images or queries behind a score: a number or a column"
+    )
+    parser.add_argument("--chance", type=float, help="score of guessing (0, or k / N of a recall)")
+    parser.add_argument(
+        "--units", nargs="+", default=[], metavar="INPUT=UNIT", help="as compute=GFLOP"
+    )
+    parser.add_argument(
         "--budget", nargs="+", type=float, default=[], help="compute to predict and advise at"
     )
-    parser.add_argument("--bins", type=int, default=5, help="of the envelope; 0: all runs (5)")
+    parser.add_argument(
+        "--bins", type=int, help="of compute, whose best runs are fitted; 0: all runs (the front)"
+    )
     parser.add_argument(
         "--forms", nargs="+", default=list(FORMS), help=f"to choose from ({', '.join(FORMS)})"
     )
@@ -58,12 +73,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    targets = [Target(column) for column in args.error]
-    targets += [Target(column, is_score=True) for column in args.score]
+    about = {"chance": args.chance, "test_size": args.test_size}
+    targets = [Target(column, False, **about) for column in args.error]
+    targets += [Target(column, True, **about) for column in args.score]
     if not targets:
         raise CAFTError("nothing to explain: name columns by --error or --score")
-    columns = Columns(**{name: getattr(args, name) for name in Columns.__dataclass_fields__})
-    rows = read_table(args.runs)
+    if args.chance is not None and not 0 <= args.chance < 1:
+        raise CAFTError(f"--chance {args.chance:g}: the score of guessing is from 0 to below 1")
+    named = {
+        name: getattr(args, name) for name in Columns.__dataclass_fields__ if hasattr(args, name)
+    }
+    columns = Columns(**{**named, "best_over": tuple(args.best_over)})
+    units = _units(args.units)
+    table_rows = read_table(args.runs)
+    rows = keep_rows(table_rows, args.where, args.runs) if args.where else table_rows
     studies = []
     for target in targets:
         families = select_runs(rows, args.runs, target, columns)
@@ -71,15 +94,29 @@ def _run(args: argparse.Namespace) -> None:
             study_runs(target.name, families, args.budget, args.bins, args.forms, args.replicates)
         )
         print(table(studies[-1]), end="\n\n", flush=True)
-    used = {name: column for name, column in vars(columns).items() if column}
+    used = {name: column for name, column in named.items() if column and name != "best_over"}
+    bins = {None: "all runs that no run of as little compute equals", 0: "all runs"}
     facts = {
-        "runs": f"{len(rows)} of {args.runs}",
-        "columns": ", ".join(f"{name}: {column}" for name, column in used.items()),
-        "envelope": f"best of {args.bins} equal intervals of log compute" if args.bins else "none",
+        "runs": f"{len(rows)} of {len(table_rows)} in {args.runs}",
+        "columns": ", ".join(
+            f"{name}: {column}{units.get(name, '')}" for name, column in used.items()
+        ),
+        "front": bins.get(args.bins, f"best of {args.bins} equal intervals of log compute"),
         "intervals": f"95%, from {args.replicates} repetitions of the experiment",
     }
     paths = write_report(studies, facts, args.output)
     print("wrote " + ", ".join(map(str, paths)), flush=True)
+
+
+def _units(given: list[str]) -> dict[str, str]:
+    """What to write behind an input's column."""
+    units = {}
+    for text in given:
+        name, _, unit = text.partition("=")
+        if name not in INPUTS or not unit:
+            raise CAFTError(f"--units {text}: write INPUT=UNIT, of {', '.join(INPUTS)}")
+        units[name] = f" in {unit}"
+    return units
 
 
 if __name__ == "__main__":

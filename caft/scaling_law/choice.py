@@ -8,26 +8,63 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 from caft.errors import DataError
-from caft.scaling_law.fit import REPLICATES, Band, Fit, fit_envelope, fit_form, lower_envelope
+from caft.scaling_law.fit import REPLICATES, fit_form
+from caft.scaling_law.fitted import Band, Fit
 from caft.scaling_law.forms import FORMS, ComputeForm
+from caft.scaling_law.front import front
 from caft.scaling_law.inputs import check_numbers, form_inputs
-from caft.scaling_law.solve import EXACT
+from caft.scaling_law.misfit import EXACT
+from caft.scaling_law.solve import CONFIDENCE
 
 Array = NDArray[np.float64]
 
-HELD_OUT_SHARE = 0.25  # of the points, the largest
+CUTS = (0.5, 0.65, 0.8)  # of the range of log compute: runs beyond are held out
 PARSIMONY = 1.1  # a form with more parameters must be better by more than this factor
+HELD_OUT_REPLICATES = 200  # at most, at each cut
+
+
+@dataclass(frozen=True)
+class Points:
+    """What forms are fitted to: n runs, or those of them on the front."""
+
+    inputs: Mapping[str, Array]  # (n,) each
+    error: Array  # (n,)
+    groups: NDArray[np.str_] | None
+    noise: Array | None
+
+    @property
+    def size(self) -> Array:
+        """What runs are cut by: compute, or what it is proportional to."""
+        if "compute" in self.inputs:
+            return self.inputs["compute"]
+        return self.inputs["parameters"] * self.inputs["samples"]
+
+    def __getitem__(self, places: NDArray[np.intp] | NDArray[np.bool_]) -> Points:
+        return Points(
+            {name: column[places] for name, column in self.inputs.items()},
+            self.error[places],
+            None if self.groups is None else self.groups[places],
+            None if self.noise is None else self.noise[places],
+        )
+
+    def fit(self, form: str, replicates: int, ceiling: float) -> Fit:
+        return fit_form(
+            form, self.inputs, self.error, replicates, self.groups, 0, self.noise, ceiling
+        )
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a form fitted to the smaller runs says of the m largest."""
+    """What a form fitted to the runs below several cuts of compute says of the m beyond them; a run
+    beyond two cuts is there twice."""
 
     inputs: Mapping[str, Array]  # (m,) each
     error: Array  # (m,) as measured
     prediction: Band
+    reach: Array  # (m,) size of the run over that of the largest one fitted
 
     @property
     def log_error(self) -> float:
@@ -39,6 +76,18 @@ class HeldOut:
         """How many of the m lie inside their intervals."""
         band = self.prediction
         return int(((band.low <= self.error) & (self.error <= band.high)).sum())
+
+    @property
+    def problem(self) -> str | None:
+        """Why the intervals are not to be trusted; None where they hold as often as they say."""
+        outside = len(self.error) - self.inside
+        chance = binomtest(outside, len(self.error), 1 - CONFIDENCE, alternative="greater").pvalue
+        if chance >= 1 - CONFIDENCE:
+            return None
+        return (
+            f"{outside} of {len(self.error)} held-out runs lie outside their 95% intervals "
+            f"(binomial test, p = {chance:.1g}): take the intervals for too narrow"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,43 +114,38 @@ def choose_form(
     inputs: Mapping[str, ArrayLike],
     error: ArrayLike,
     groups: ArrayLike | None = None,
-    envelope_bins: int = 5,
+    envelope_bins: int | None = None,
     replicates: int = REPLICATES,
+    noise: ArrayLike | None = None,
+    ceiling: float = np.inf,
 ) -> Choice:
-    """Fit several forms to n runs, and choose by their error on the largest quarter.
+    """Fit several forms to n runs, and choose by their error on the runs beyond several cuts of
+    compute, the same runs for all.
 
     Of forms whose errors on held-out runs are within 10%, the one with the fewest parameters is
     chosen; where nothing can be held out, the one with the fewest.
 
     Args:
         names: forms in compute alone, or in parameters and samples.
-        inputs: as in `fit_form`, as are error and groups.
-        envelope_bins: of forms in compute; their points are those of the envelope of all runs.
+        inputs: as in `fit_form`, as are error, groups, noise and ceiling.
+        envelope_bins: bins whose best runs are fitted to, 0 for all runs; None for the front.
+            Of forms in compute.
 
     Raises:
         DataError: runs that no form can be fitted to; the first form's reason.
     """
+    points = _points(names, inputs, error, groups, envelope_bins, noise)
     fits: dict[str, Fit] = {}
-    held_out: dict[str, HeldOut] = {}
     refused: dict[str, str] = {}
     for name in names:
-        form = FORMS[name]
         try:
-            if isinstance(form, ComputeForm):
-                compute = inputs["compute"]
-                fits[name] = fit_envelope(name, compute, error, envelope_bins, replicates, groups)
-            else:
-                fits[name] = fit_form(name, inputs, error, replicates, groups)
+            fits[name] = points.fit(name, replicates, ceiling)
         except DataError as problem:
             refused[name] = str(problem)
-            continue
-        try:
-            held_out[name] = hold_out(name, inputs, error, groups, envelope_bins, replicates)
-        except DataError as problem:
-            refused[name] = f"not judged by the largest runs: without them {problem}"
     if not fits:
         raise DataError(next(iter(refused.values())))
-    return Choice(_best(fits, held_out), fits, held_out, refused)
+    held_out, not_judged = _judge(list(fits), points, replicates, ceiling)
+    return Choice(_best(fits, held_out), fits, held_out, {**refused, **not_judged})
 
 
 def hold_out(
@@ -109,39 +153,90 @@ def hold_out(
     inputs: Mapping[str, ArrayLike],
     error: ArrayLike,
     groups: ArrayLike | None = None,
-    envelope_bins: int = 5,
+    envelope_bins: int | None = None,
     replicates: int = REPLICATES,
 ) -> HeldOut:
-    """Fit a form to all but the largest quarter of n runs, and predict those.
+    """Fit a form to the runs below each of several cuts of compute, and predict those beyond.
 
-    Largest is by compute, or by parameters x samples; of a form in compute, on the envelope. Runs
-    as large as the smallest held out are held out too.
+    Size is compute, or parameters x samples; of a form in compute, on the front.
 
     Raises:
         DataError: too few runs are left to fit, as in `fit_form`.
     """
-    form = FORMS[name]
-    arrays = check_numbers({**form_inputs(form, inputs), "error": error})
-    labels = None if groups is None else np.asarray(groups)
-    if isinstance(form, ComputeForm):
-        best = lower_envelope(arrays["compute"], arrays["error"], envelope_bins)
-        arrays = {key: column[best] for key, column in arrays.items()}
-        labels = None if labels is None else labels[best]
-        size = arrays["compute"]
-    else:
-        size = arrays["parameters"] * arrays["samples"]
+    points = _points([name], inputs, error, groups, envelope_bins, None)
+    held_out, refused = _judge([name], points, replicates, np.inf)
+    if name not in held_out:
+        raise DataError(refused[name])
+    return held_out[name]
+
+
+def _points(
+    names: Sequence[str],
+    inputs: Mapping[str, ArrayLike],
+    error: ArrayLike,
+    groups: ArrayLike | None,
+    bins: int | None,
+    noise: ArrayLike | None,
+) -> Points:
+    unknown = [name for name in names if name not in FORMS]
+    if unknown:
+        raise DataError(f"{unknown[0]}: no such form; there are {', '.join(FORMS)}")
+    forms = [FORMS[name] for name in names]
+    wanted = dict.fromkeys(key for form in forms for key in form_inputs(form, inputs))
+    if "compute" in inputs:
+        wanted["compute"] = None
+    arrays = check_numbers({**{key: np.asarray(inputs[key]) for key in wanted}, "error": error})
     errors = arrays.pop("error")
-    count = max(1, int(HELD_OUT_SHARE * len(errors)))
-    large = size >= np.sort(size)[-count] * (1 - EXACT)
-    fit = fit_form(
-        name,
-        {key: column[~large] for key, column in arrays.items()},
-        errors[~large],
-        replicates,
-        None if labels is None else labels[~large],
+    labels = None if groups is None else np.asarray(groups).astype(str)
+    points = Points(arrays, errors, labels, None if noise is None else np.asarray(noise, float))
+    if any(isinstance(form, ComputeForm) for form in forms):
+        return points[front(arrays["compute"], errors, bins)]
+    return points
+
+
+def _judge(
+    names: Sequence[str], points: Points, replicates: int, ceiling: float
+) -> tuple[dict[str, HeldOut], dict[str, str]]:
+    """Each form on the same held-out runs, and why some could not be judged: cuts below which one
+    of the other forms has too few runs are left out."""
+    found: dict[str, dict[float, tuple[Fit, Points, float]]] = {name: {} for name in names}
+    refused: dict[str, str] = {}
+    size = points.size
+    logs = np.log(size)
+    for share in CUTS:
+        below = logs < logs.min() + share * np.ptp(logs) - EXACT
+        if below.all() or not below.any():
+            continue
+        for name in names:
+            try:
+                fit = points[below].fit(name, min(replicates, HELD_OUT_REPLICATES), ceiling)
+            except DataError as problem:
+                refused.setdefault(name, f"not judged by the largest runs: without them {problem}")
+                continue
+            found[name][share] = fit, points[~below], float(size[below].max())
+    judged = [name for name in names if found[name]]
+    refused = {name: why for name, why in refused.items() if name not in judged}
+    common = [share for share in CUTS if all(share in found[name] for name in judged)]
+    held_out = {name: _join([found[name][share] for share in common]) for name in judged if common}
+    for name in names:
+        if name not in held_out:
+            refused.setdefault(name, "not judged by the largest runs: no run lies beyond a cut")
+    return held_out, refused
+
+
+def _join(parts: Sequence[tuple[Fit, Points, float]]) -> HeldOut:
+    bands = [fit.predict(points.inputs) for fit, points, _ in parts]
+    names = parts[0][1].inputs
+    return HeldOut(
+        {name: np.concatenate([points.inputs[name] for _, points, _ in parts]) for name in names},
+        np.concatenate([points.error for _, points, _ in parts]),
+        Band(
+            np.concatenate([band.value for band in bands]),
+            np.concatenate([band.low for band in bands]),
+            np.concatenate([band.high for band in bands]),
+        ),
+        np.concatenate([points.size / largest for _, points, largest in parts]),
     )
-    beyond = {key: column[large] for key, column in arrays.items()}
-    return HeldOut(beyond, errors[large], fit.predict(beyond))
 
 
 def _best(fits: Mapping[str, Fit], held_out: Mapping[str, HeldOut]) -> str:

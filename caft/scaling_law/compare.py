@@ -1,4 +1,4 @@
-"""Two model families at equal compute: how far apart, and what compute makes up for it.
+"""Two model families at equal compute: how far apart, where they cross, and what compute makes up.
 After the fits of both; the study of a sweep reports it."""
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError
-from caft.scaling_law.fit import Band, Fit
+from caft.scaling_law.fit import REPLICATES, fit_form
+from caft.scaling_law.fitted import Band, Fit
 from caft.scaling_law.forms import ComputeForm
+from caft.scaling_law.front import pareto_front
 from caft.scaling_law.inputs import check_numbers
 
 Array = NDArray[np.float64]
 
+EQUAL = 1.25  # runs whose computes differ by less than this factor are compared as they are
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """One family against another at m computes, with 95% intervals of the laws."""
+    """One family against another at m computes, with 95% intervals."""
 
     compute: Array  # (m,)
     ratio: Band  # error of the one over error of the other
@@ -29,6 +33,42 @@ class Comparison:
     def apart(self) -> NDArray[np.bool_]:
         """(m,) whether the interval of `ratio` leaves out 1: the families differ."""
         return (self.ratio.high < 1) | (self.ratio.low > 1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """k pairs of fronts at equal compute, and the law of their ratio, which both families' common
+    misfit is not in."""
+
+    compute: Array  # (k,)
+    ratio: Array  # (k,) error of the one over that of the other
+    fit: Fit  # ratio = A C^-a
+
+    @property
+    def crossing(self) -> Band | None:
+        """The compute (1,) at which the families are equal; None where the ratio does not change
+        enough for it to be told."""
+        exponents = self.fit.replicates[:, 1]
+        if not len(exponents) or min(exponents) <= 0 <= max(exponents):
+            return None
+        a_scale, a = self.fit.values
+        scales, exponents = self.fit.replicates.T
+        with np.errstate(over="ignore"):
+            return Band.of(np.array([a_scale ** (1 / a)]), (scales ** (1 / exponents))[:, None])
+
+    def at(self, compute: ArrayLike) -> Band:
+        """The ratio of expected errors at compute (m,)."""
+        inputs = {"compute": np.atleast_1d(np.asarray(compute, float))}
+        return Band.of(self.fit.law(inputs), self.fit.replicate_errors(inputs))
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """Two runs of nearly equal compute, one of each family, on a test of known size."""
+
+    compute: tuple[float, float]
+    error: tuple[float, float]
+    z: float  # difference of their errors over its standard deviation
 
 
 def compare(one: Fit, other: Fit, compute: ArrayLike) -> Comparison:
@@ -51,7 +91,8 @@ def compare(one: Fit, other: Fit, compute: ArrayLike) -> Comparison:
     # Two fits of as many runs draw the same chance; shuffled, theirs are independent.
     order = np.random.default_rng(0).permutation(len(other.replicates))
     count = min(len(order), len(one.replicates))
-    errors, others = one.replicate_laws(inputs)[:count], other.replicate_laws(inputs)[order[:count]]
+    errors = one.replicate_errors(inputs)[:count]
+    others = other.replicate_errors(inputs)[order[:count]]
     needed = form.compute(other.values[None], one.law(inputs))[0]
     needs = form.compute(other.replicates[order[:count]], errors)
     ends = [(fit.inputs["compute"].min(), fit.inputs["compute"].max()) for fit in (one, other)]
@@ -62,3 +103,46 @@ def compare(one: Fit, other: Fit, compute: ArrayLike) -> Comparison:
         Band.of(needed / places, needs / places),
         (places < low) | (places > high),
     )
+
+
+def pair_fronts(
+    one: tuple[Array, Array], other: tuple[Array, Array], replicates: int = REPLICATES
+) -> Pairs:
+    """The fronts of two families at the computes of the one that has more runs there, the other's
+    error being interpolated between its runs.
+
+    Args:
+        one, other: compute (n,) and error (n,) of all runs of a family.
+
+    Raises:
+        DataError: fewer than three pairs, since the fronts hardly overlap.
+    """
+    fronts = []
+    for compute, error in (one, other):
+        best = pareto_front(compute, error)
+        fronts.append((np.log(compute[best]), np.log(error[best])))
+    low, high = max(x[0] for x, _ in fronts), min(x[-1] for x, _ in fronts)
+    shared = [(x >= low) & (x <= high) for x, _ in fronts]
+    dense = int(shared[1].sum() > shared[0].sum())
+    x, y = (column[shared[dense]] for column in fronts[dense])
+    logs = (y - np.interp(x, *fronts[1 - dense])) * (1 - 2 * dense)
+    compute, ratio = np.exp(x), np.exp(logs)
+    return Pairs(compute, ratio, fit_form("power", {"compute": compute}, ratio, replicates))
+
+
+def pair_runs(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> list[RunPair]:
+    """Each run of the one beside the run of the other that is nearest in compute.
+
+    Args:
+        one, other: compute (n,), error (n,) and its standard deviation (n,) of a family's front.
+    """
+    found = []
+    for compute, error, deviation in zip(*one, strict=True):
+        distance = np.abs(np.log(other[0] / compute))
+        nearest = int(distance.argmin())
+        if distance[nearest] > np.log(EQUAL):
+            continue
+        there, its, spread = (float(column[nearest]) for column in other)
+        z = (float(error) - its) / float(np.hypot(deviation, spread))
+        found.append(RunPair((float(compute), there), (float(error), its), z))
+    return found

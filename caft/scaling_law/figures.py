@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from caft.scaling_law.fit import Band, Fit
+from caft.scaling_law.fitted import Band, Fit
 from caft.scaling_law.study import IN_COMPUTE, IN_SIZE, FamilyStudy, Study
 
 Array = NDArray[np.float64]
@@ -153,7 +153,10 @@ def _heights(one: Series) -> list[Array]:
 
 def colour(number: int) -> str:
     """The colour of the number-th series."""
-    return COLOURS[number % len(COLOURS)]
+    if number < len(COLOURS):
+        return COLOURS[number]
+    # Steps of the golden angle: no two hues of any number of series are the same.
+    return f"hsl({(number - len(COLOURS)) * 137.508 % 360:.0f} 55% 45%)"
 
 
 def new_figure(width: float, height: float, title: str) -> ElementTree.Element:

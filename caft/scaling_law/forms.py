@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 Inputs = Mapping[str, Array]  # compute, parameters, samples, unique_samples; (n,) each
 
 EXPONENTS = (0.005, 3.0)
-ANY_EXPONENT = (-20.0, 20.0)  # of a power law alone, which any two runs determine
+ANY_EXPONENT = (-10.0, 10.0)  # of a power law alone, which any two runs determine
 SCALES = (1e-3, 1e2)  # of a term, as a share of the mean error at the mean inputs
 FLOORS = (1e-3, 1.5)  # of E, as a share of the mean error
 OFFSETS = (1e-4, 1e2)  # of B in (C + B), as a share of the mean compute
@@ -62,6 +62,10 @@ class Form(ABC):
     def to_units(self, values: Array, units: Mapping[str, float]) -> Array:
         """Values fitted to inputs over `units`, and error over its unit, as they are without."""
 
+    @abstractmethod
+    def places(self, inputs: Inputs) -> Array:
+        """Coordinates (n, F) in e-folds over which misfit is smooth; the first is size of a run."""
+
     @property
     def box(self) -> tuple[Array, Array]:
         """Bounds of `theta`, (P,) each."""
@@ -90,6 +94,9 @@ class ComputeForm(Form):
     """A law in compute alone, fitted to the lower envelope; it can be read backwards."""
 
     inputs = ("compute",)
+
+    def places(self, inputs: Inputs) -> Array:
+        return np.log(inputs["compute"])[:, None]
 
     @abstractmethod
     def compute(self, values: Array, error: Array) -> Array:
@@ -172,6 +179,10 @@ class SizeAndSamples(Form):
         Parameter("b", "exponent of data", EXPONENTS, log=False),
     )
 
+    def places(self, inputs: Inputs) -> Array:
+        size, samples = np.log(inputs["parameters"]), np.log(inputs["samples"])
+        return np.stack([size + samples, size - samples], axis=1)
+
     def error(self, values: Array, inputs: Inputs) -> Array:
         floor, a_scale, a, b_scale, b = _columns(values[:, :5])
         of_size = a_scale * _decay(inputs["parameters"], a)
@@ -232,6 +243,10 @@ class Repetition(SizeAndSamples):
             "samples": _effective(inputs["samples"], unique, data_decay),
         }
         return super().error(values, worth)
+
+    def places(self, inputs: Inputs) -> Array:
+        repeats = np.log(np.maximum(inputs["samples"] / inputs["unique_samples"], 1.0))
+        return np.column_stack([super().places(inputs), repeats])
 
     def best_size(self, values: Array, work: Array, unique_samples: Array) -> Array:
         without = super().best_size(values, work, unique_samples)  # (R, m)

@@ -1,97 +1,64 @@
-"""How much of a run's error is chance, and how much of that it shares with runs of its group.
-Under every interval: repetitions of an experiment are drawn from it."""
+"""How much of what lies between runs and a law is chance, and whether the rest has a shape.
+After a fit; what chance does not explain is the law's misfit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from math import erfc, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caft.scaling_law.fitted import Scatter
+
 Array = NDArray[np.float64]
 
-SAME = 1e-6  # relative difference of what counts as the same
-# Share of the groups' variance that a fit must leave for it to be told. A law of size absorbs all
-# but a trace of three trunks of three sizes: scaled up, that would be many times all residuals.
-LEFT_LEAST = 0.05
+SURE = 0.01  # probability below which residuals are said to have a shape
+FEWEST_RUNS = 12  # for that test
+LEAST_MISFIT = 0.002  # log error; less is of no use to anybody
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Chance in the log error of n runs about a law, as mean squares of what a fit has left.
+def estimate_noise(places: Array, logs: Array, known: Array | None) -> tuple[float | None, str]:
+    """Standard deviation by chance of the log error of most runs, and where that is known from.
 
-    A run's deviation is that of its group (one seed, one trunk of several cool-downs) plus its
-    own. `between` estimates own variance + `weight` x the group's.
-    """
-
-    groups: NDArray[np.intp]  # (n,) the group of each run, from 0
-    own: float  # variance of a run's own part
-    own_freedom: float
-    between: float = 0.0
-    between_freedom: float = 0.0
-    weight: float = 0.0  # 0: what groups share, if anything, cannot be told
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the log error of a new run of a new group."""
-        return float(np.sqrt(self.own + self._shared(self.between, self.own)))
-
-    def draw(self, replicates: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Deviations (R, n), and the standard deviation (R,) they were drawn with.
-
-        Variances are themselves drawn, as likely as the residuals make them: mean square x freedom
-        / chi^2. For a law linear in its parameters this gives Student's t exactly.
-        """
-        own = self.own * self.own_freedom / rng.chisquare(self.own_freedom, replicates)
-        drawn = np.sqrt(own)[:, None] * rng.normal(size=(replicates, len(self.groups)))  # (R, n)
-        if not self.weight:
-            return drawn, np.sqrt(own)
-        chi = rng.chisquare(self.between_freedom, replicates)
-        shared = self._shared(self.between * self.between_freedom / chi, own)
-        groups = rng.normal(size=(replicates, self.groups.max() + 1))
-        drawn += (np.sqrt(shared)[:, None] * groups)[:, self.groups]
-        return drawn, np.sqrt(own + shared)
-
-    def _shared(self, between: Array | float, own: Array | float) -> Array:
-        """Variance of the groups' part."""
-        return np.maximum(np.asarray(between) - own, 0.0) / (self.weight or np.inf)
-
-
-def estimate_noise(
-    residuals: Array, derivatives: Array, groups: NDArray[np.intp], parameters: int
-) -> Noise:
-    """Noise of n runs by the method of moments, for what `parameters` fitted ones have left.
-
-    With M the projection on what the fit cannot absorb and Z the membership of groups,
-    r'r = own tr M + shared tr Z'MZ and r'ZZ'r = own tr Z'MZ + shared tr (Z'MZ)^2 on average.
+    Repeated runs tell it best, since they differ in nothing but chance.
 
     Args:
-        residuals: (n,) log error over law.
-        derivatives: (n, P) of the log law by the parameters.
-        groups: (n,) from 0.
+        places: (n, F) coordinates of the runs.
+        logs: (n,) log errors.
+        known: (n,) by the size of the test.
     """
-    runs = len(residuals)
-    square = float(residuals @ residuals)
-    alone = Noise(groups, square / (runs - parameters), runs - parameters)
-    if groups.max() in (0, runs - 1):  # one group, or each run its own: nothing to tell apart
-        return alone
-    span, sizes, _ = np.linalg.svd(derivatives, full_matrices=False)
-    span = span[:, sizes > 1e-9 * sizes[0]]
-    left = np.eye(runs) - span @ span.T  # (n, n)
-    member = np.eye(groups.max() + 1)[groups]  # (n, G)
-    within = member.T @ left @ member  # (G, G)
-    trace, trace_square = float(np.trace(within)), float((within**2).sum())
-    total_trace = float(np.trace(left))
-    if trace < LEFT_LEAST * runs:
-        return alone
-    between = float(((member.T @ residuals) ** 2).sum()) / trace
-    weight = trace_square / trace
-    freedom = trace**2 / trace_square
-    # Of the mean square of all residuals, `share` times the groups' variance is theirs.
-    share = trace / total_trace
-    if weight - share < SAME * weight:  # too few points to tell the two parts apart
-        return alone
-    total = square / total_trace
-    shared = max((between - total) / (weight - share), 0.0)
-    own_freedom = max(total_trace - freedom, 1.0)
-    return Noise(groups, max(total - share * shared, 0.0), own_freedom, between, freedom, weight)
+    _, cell = np.unique(np.round(places, 9), axis=0, return_inverse=True)
+    cell = cell.reshape(-1)
+    counts = np.bincount(cell)
+    freedom = len(logs) - len(counts)
+    if freedom > 0:
+        means = np.bincount(cell, logs) / counts
+        return float(sqrt(((logs - means[cell]) ** 2).sum() / freedom)), "repeated runs"
+    if known is not None:
+        return float(np.median(known)), "the size of the test"
+    return None, "unknown"
+
+
+def runs_test(residuals: Array) -> float:
+    """Probability of no more changes of sign among residuals in this order, were they independent
+    (Wald & Wolfowitz 1940, with the normal approximation)."""
+    above = residuals > 0
+    more, less = int(above.sum()), int((~above).sum())
+    total = more + less
+    if not (more and less) or total < FEWEST_RUNS:
+        return 1.0
+    runs = 1 + int((above[1:] != above[:-1]).sum())
+    mean = 1 + 2 * more * less / total
+    variance = (mean - 1) * (mean - 2) / (total - 1)
+    return 0.5 * erfc((mean - runs - 0.5) / sqrt(2 * variance))
+
+
+def scatter_problems(scatter: Scatter) -> list[str]:
+    """What a reader must know of it."""
+    found = []
+    if scatter.runs_test < SURE and scatter.left > LEAST_MISFIT:
+        found.append(
+            f"residuals of {100 * scatter.left:.1f}% have a shape along compute (runs test, "
+            f"p = {scatter.runs_test:.1g}): the law misses something, which widens its intervals"
+        )
+    return found

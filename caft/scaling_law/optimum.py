@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError, UnidentifiedError
-from caft.scaling_law.fit import Band, Fit
+from caft.scaling_law.fitted import Band, Fit
 from caft.scaling_law.forms import SizeAndSamples
 from caft.scaling_law.inputs import check_numbers
 

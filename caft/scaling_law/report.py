@@ -15,15 +15,16 @@ import numpy as np
 
 from caft.errors import StorageError
 from caft.scaling_law.choice import Choice
-from caft.scaling_law.compare import Comparison
 from caft.scaling_law.figures import compute_figure, number, size_figure
-from caft.scaling_law.fit import Band
+from caft.scaling_law.fitted import Band, Scatter
 from caft.scaling_law.optimum import growth
-from caft.scaling_law.study import IN_COMPUTE, IN_SIZE, FamilyStudy, Study
+from caft.scaling_law.study import IN_COMPUTE, IN_SIZE, FamilyStudy, Rivals, Study
+from caft.scaling_law.verdict import verdict
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 JSON_FILE, CSV_FILE, HTML_FILE = "fit.json", "fit.csv", "fit.html"
 EXTRAPOLATED = "outside the runs"
+PLACES = 5  # computes at which families are compared in pairs
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Line:
     target: str
     family: str
     law: str  # its form
-    kind: str  # parameter, held out, prediction, optimum, comparison
+    kind: str  # parameter, scatter, held out, prediction, optimum, comparison
     name: str
     at: float | None  # compute, where it is of one
     value: float | None
@@ -46,6 +47,8 @@ class Line:
     def interval(self) -> str:
         if self.low is None or self.high is None:
             return ""
+        if self.low == -math.inf:
+            return "no interval"
         return f"{number(self.low)} to {number(self.high)}"
 
 
@@ -63,8 +66,8 @@ def lines(study: Study) -> list[Line]:
             about = (study.target, family.runs.family, fit.form.name, "prediction")
             found += _of_band((*about, study.target), study.budgets, band, notes)
         found += _of_optimum(study, family)
-    for one, other, comparison in study.comparisons:
-        found += _of_comparison(study, one, other, comparison)
+    for rivals in study.comparisons:
+        found += _of_rivals(study, rivals)
     return found
 
 
@@ -114,7 +117,7 @@ def table(study: Study) -> str:
         for row in cells
     ]
     warnings = [f"warning: {who}: {what}" for who, what in _problems(study)]
-    return "\n".join([study.target, *rows, *warnings])
+    return "\n".join([verdict(study), *rows, *warnings])
 
 
 def _of_law(study: Study, family: FamilyStudy, choice: Choice) -> Iterator[Line]:
@@ -124,6 +127,7 @@ def _of_law(study: Study, family: FamilyStudy, choice: Choice) -> Iterator[Line]
         value = e.best if e.identified else None
         note = "" if e.problem is None else f"not identified: {e.problem}"
         yield Line(*about, "parameter", e.name, None, value, e.low, e.high, None, note)
+    yield from _of_scatter(about, fit.scatter)
     for name, held_out in choice.held_out.items():
         about = (study.target, family.runs.family, name)
         points, error = len(held_out.error), 100 * math.expm1(held_out.log_error)
@@ -136,6 +140,18 @@ def _of_law(study: Study, family: FamilyStudy, choice: Choice) -> Iterator[Line]
             value, low, high = (float(c[place]) for c in (band.value, band.low, band.high))
             measured = float(held_out.error[place])
             yield Line(*about, "held out", study.target, compute, value, low, high, measured)
+
+
+def _of_scatter(about: tuple[str, str, str], scatter: Scatter) -> Iterator[Line]:
+    """What lies between runs and law, in per cent of the error."""
+    shape = f"runs test p = {scatter.runs_test:.2g}"
+    left = 100 * scatter.left
+    yield Line(*about, "scatter", "of runs about the law in %", None, left, None, None, None, shape)
+    noise = None if scatter.noise is None else 100 * scatter.noise
+    note = f"from {scatter.source}" if noise is not None else "unknown: give seeds or --test-size"
+    yield Line(*about, "scatter", "chance of a run in %", None, noise, None, None, None, note)
+    misfit = None if scatter.misfit is None else 100 * scatter.misfit
+    yield Line(*about, "scatter", "misfit of the law in %", None, misfit, None, None)
 
 
 def _of_optimum(study: Study, family: FamilyStudy) -> Iterator[Line]:
@@ -157,14 +173,34 @@ def _of_optimum(study: Study, family: FamilyStudy) -> Iterator[Line]:
         yield from _of_band((*about, name), optimum.compute.tolist(), band, notes)
 
 
-def _of_comparison(study: Study, one: str, other: str, comparison: Comparison) -> Iterator[Line]:
+def _of_rivals(study: Study, rivals: Rivals) -> Iterator[Line]:
+    about = (study.target, rivals.one, "", "comparison")
+    other, pairs = rivals.other, rivals.pairs
+    if pairs is not None:
+        places = np.geomspace(pairs.compute.min(), pairs.compute.max(), PLACES)
+        band = pairs.at(places)
+        apart = (band.high < 1) | (band.low > 1)
+        notes = [f"in pairs{'' if differ else ', not told apart'}" for differ in apart]
+        yield from _of_band((*about, f"error over that of {other}"), places.tolist(), band, notes)
+        if pairs.crossing is not None:
+            label = f"compute where it equals {other}"
+            yield from _of_band((*about, label), (None,), pairs.crossing, ["in pairs"])
+    for pair in rivals.runs:
+        computes = " and ".join(map(number, pair.compute))
+        note = f"z = {pair.z:.1f}, runs of compute {computes}"
+        ratio = pair.error[0] / pair.error[1]
+        label = f"single run's error over that of {other}"
+        yield Line(*about, label, pair.compute[0], ratio, None, None, None, note)
+    if rivals.laws is None:
+        return
+    comparison = rivals.laws
     notes = [
         ", ".join(filter(None, ("" if apart else "not told apart", EXTRAPOLATED if out else "")))
         for apart, out in zip(comparison.apart, comparison.beyond, strict=True)
     ]
-    about = (study.target, one, "", "comparison")
     places = comparison.compute.tolist()
-    yield from _of_band((*about, f"error over that of {other}"), places, comparison.ratio, notes)
+    label = f"law over that of {other}"
+    yield from _of_band((*about, label), places, comparison.ratio, notes)
     label = f"times its compute that {other} needs"
     yield from _of_band((*about, label), places, comparison.multiple, notes)
 
@@ -223,7 +259,13 @@ def _record(study: Study, found: Sequence[Line]) -> dict[str, object]:
     ]
     problems = [{"of": who, "problem": what} for who, what in _problems(study)]
     rest = [asdict(line) for line in found if line.kind != "parameter"]
-    return {"target": study.target, "laws": laws, "numbers": rest, "problems": problems}
+    return {
+        "target": study.target,
+        "verdict": verdict(study),
+        "laws": laws,
+        "numbers": rest,
+        "problems": problems,
+    }
 
 
 def _plain(value: object) -> object:
@@ -250,6 +292,7 @@ def _page(
         studies=[
             {
                 "target": study.target,
+                "verdict": verdict(study),
                 "lines": every[study.target],
                 "laws": [
                     (family.runs.family, choice)

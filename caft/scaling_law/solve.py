@@ -11,21 +11,20 @@ from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
 from caft.scaling_law.forms import Form
+from caft.scaling_law.misfit import EXACT
 
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 INTERVAL = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))  # in per cent
-HUBER_DELTA = 0.05  # in log error: a residual of more than 5% counts linearly
-EXACT = 1e-6  # log error below which runs without noise differ by rounding
 AT_BOUND = 1e-6  # of the width of the box
 
 NOT_ABOVE_ZERO = "not told apart from zero"
 FLAT = "the runs fit as well with any value up to the bound of the search"
 
-MAX_ITERATIONS = 150
+MAX_ITERATIONS = 100
 RELATIVE_STEP = 1e-6  # of the numerical derivative
-CONVERGED = 1e-10  # relative fall of the objective
+CONVERGED = 1e-8  # relative fall of the objective
 FIRST_DAMPING, LAST_DAMPING = 1e-3, 1e10
 
 
@@ -36,6 +35,8 @@ class Problem:
     form: Form
     inputs: Mapping[str, Array]
     targets: Array  # log error (n,)
+    scale: Array  # (n,) chance of a run over that of most: what a residual is divided by
+    threshold: float  # of Huber's loss: a residual beyond it counts linearly
 
     def starts(self) -> Array:
         """Where to start from, (S, P), the best first."""
@@ -56,12 +57,12 @@ class Problem:
         count, tries = len(targets), len(starts)
         low, high = self.form.box
         theta, values = minimise(
-            self.model,
-            np.repeat(targets, tries, axis=0),
+            lambda theta: self.model(theta) / self.scale,
+            np.repeat(targets / self.scale, tries, axis=0),
             np.tile(starts, (count, 1)),
             low,
             high,
-            HUBER_DELTA,
+            self.threshold,
             None if free is None else np.tile(free, (count * tries, 1)),
         )
         values = values.reshape(count, tries)
@@ -77,10 +78,10 @@ class Problem:
 
         Args:
             best: (P,), with objective `least`.
-            replicates: (R, P), the same for repetitions of the experiment.
+            replicates: (R, P), the same for repetitions of the experiment; R may be 0.
         """
         low, high = self.form.box
-        interval = np.percentile(replicates, INTERVAL, axis=0)
+        ends = np.percentile(replicates, INTERVAL, axis=0) if len(replicates) else None
         points = len(self.targets)
         freedom = points - len(best)
         allowed = least * (1 + f_distribution.ppf(CONFIDENCE, 1, freedom) / freedom)
@@ -92,7 +93,8 @@ class Problem:
             for end, bound in ((1, high[p]), (0, low[p])):
                 free = np.arange(len(best)) != p
                 _, objective = self.best(self.targets[None], np.where(free, starts, bound), free)
-                reached = abs(interval[end, p] - bound) < AT_BOUND * (high[p] - low[p])
+                near = AT_BOUND * (high[p] - low[p])
+                reached = ends is not None and abs(ends[end, p] - bound) < near
                 if reached or objective[0] <= allowed:
                     flaw = NOT_ABOVE_ZERO if parameter.vanishes and end == 0 and not flaw else FLAT
             found.append(flaw)

@@ -4,6 +4,7 @@ Between the fits and the report; the sweep's fit and the command line call `stud
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from caft.errors import DataError, UnidentifiedError
 from caft.scaling_law.choice import Choice, choose_form
-from caft.scaling_law.compare import Comparison, compare
+from caft.scaling_law.compare import Comparison, Pairs, RunPair, compare, pair_fronts, pair_runs
 from caft.scaling_law.fit import REPLICATES
 from caft.scaling_law.forms import FORMS, ComputeForm
+from caft.scaling_law.front import front
 from caft.scaling_law.optimum import Cost, Optimum, compute_optimal, measure_cost
 from caft.scaling_law.runs import Runs
 
@@ -37,20 +39,31 @@ class FamilyStudy:
 
 
 @dataclass(frozen=True)
+class Rivals:
+    """Two families compared in all ways that their runs allow."""
+
+    one: str
+    other: str
+    laws: Comparison | None
+    pairs: Pairs | None
+    runs: Sequence[RunPair]  # where the test's size is known
+
+
+@dataclass(frozen=True)
 class Study:
     """What the runs say of one error."""
 
     target: str
     budgets: tuple[float, ...]  # compute that predictions and advice are for
     families: tuple[FamilyStudy, ...]
-    comparisons: tuple[tuple[str, str, Comparison], ...]  # of each two families
+    comparisons: tuple[Rivals, ...]  # of each two families
 
 
 def study_runs(
     target: str,
     families: Sequence[Runs],
     budgets: Sequence[float] = (),
-    envelope_bins: int = 5,
+    envelope_bins: int | None = None,
     forms: Sequence[str] = tuple(FORMS),
     replicates: int = REPLICATES,
 ) -> Study:
@@ -60,11 +73,11 @@ def study_runs(
         target: what the error is called.
         families: at least one.
         budgets: compute to predict, advise and compare at; ten times the largest, if none.
-        envelope_bins: of laws in compute.
+        envelope_bins: of laws in compute; None for the front.
         forms: those to choose from.
 
     Raises:
-        DataError: a form that is not there, or a family that none of them can be fitted to.
+        DataError: a form that is not there, or no family that one of them can be fitted to.
     """
     unknown = [name for name in forms if name not in FORMS]
     if unknown:
@@ -73,10 +86,12 @@ def study_runs(
     if not budgets and computes:
         budgets = (BUDGET_STEP * float(max(column.max() for column in computes)),)
     studied = [_family(runs, budgets, envelope_bins, forms, replicates) for runs in families]
+    if not any(family.laws for family in studied):
+        raise DataError("; ".join(f"{f.runs.family}: {'; '.join(f.problems)}" for f in studied))
     pairs = [
-        (one.runs.family, other.runs.family, _comparison(one, other, budgets))
+        _rivals(one, other, budgets, replicates)
         for one, other in combinations(studied, 2)
-        if IN_COMPUTE in one.laws and IN_COMPUTE in other.laws
+        if "compute" in one.runs.inputs and len(one.runs.error) and len(other.runs.error)
     ]
     return Study(target, tuple(budgets), tuple(studied), tuple(pairs))
 
@@ -84,7 +99,7 @@ def study_runs(
 def _family(
     runs: Runs,
     budgets: Sequence[float],
-    envelope_bins: int,
+    envelope_bins: int | None,
     forms: Sequence[str],
     replicates: int,
 ) -> FamilyStudy:
@@ -95,13 +110,19 @@ def _family(
             continue
         try:
             laws[kind] = choose_form(
-                able, runs.inputs, runs.error, runs.groups, envelope_bins, replicates
+                able,
+                runs.inputs,
+                runs.error,
+                runs.groups,
+                envelope_bins,
+                replicates,
+                runs.noise,
+                runs.ceiling,
             )
         except DataError as error:
             reasons.append(f"no law in {kind}: {error}")
-    if not laws:
-        why = "; ".join(reasons) or f"none of {', '.join(forms)} goes with {list(runs.inputs)}"
-        raise DataError(f"{runs.family}: {why}")
+    if not laws and not reasons:
+        reasons.append(f"none of {', '.join(forms)} goes with {list(runs.inputs)}")
     cost = optimum = None
     if IN_SIZE in laws and "compute" in runs.inputs:
         cost = measure_cost(*(runs.inputs[n] for n in ("compute", "parameters", "samples")))
@@ -114,7 +135,51 @@ def _family(
             reasons.append(str(error))
         if cost.problem:
             reasons.append(cost.problem)
+    for choice in laws.values():
+        judged = choice.held_out.get(choice.chosen)
+        if judged is not None and judged.problem:
+            reasons.append(f"{choice.chosen}: {judged.problem}")
+        reasons += [f"{choice.chosen}: {what}" for what in _named_outliers(choice, runs)]
     return FamilyStudy(runs, laws, cost, optimum, (*runs.problems, *reasons))
+
+
+def _named_outliers(choice: Choice, runs: Runs) -> list[str]:
+    """The outliers of a law by their lines in the table."""
+    fit = choice.fit
+    lines = []
+    for place in fit.scatter.outliers:
+        same = runs.error == fit.error[place]
+        for name, column in fit.inputs.items():
+            same &= runs.inputs[name] == column[place]
+        lines += [line for line, is_it in zip(runs.lines, same, strict=True) if is_it]
+    if not lines:
+        return []
+    return [
+        f"{len(lines)} runs lie beyond 4 median absolute deviations of the law and hardly count: "
+        f"line{'s' * (len(lines) > 1)} {', '.join(sorted(lines, key=int))}"
+    ]
+
+
+def _rivals(
+    one: FamilyStudy, other: FamilyStudy, budgets: Sequence[float], replicates: int
+) -> Rivals:
+    names = one.runs.family, other.runs.family
+    laws = pairs = None
+    if IN_COMPUTE in one.laws and IN_COMPUTE in other.laws:
+        laws = _comparison(one, other, budgets)
+    columns = [(family.runs.inputs["compute"], family.runs.error) for family in (one, other)]
+    with suppress(DataError):  # fronts that hardly overlap
+        pairs = pair_fronts(*columns, replicates)
+    if one.runs.noise is None or other.runs.noise is None:
+        return Rivals(*names, laws, pairs, ())
+    best = []
+    for family in (one, other):
+        runs = family.runs
+        places = front(runs.inputs["compute"], runs.error, None)
+        best.append(
+            (runs.inputs["compute"][places], runs.error[places], (runs.noise * runs.error)[places])
+        )
+    return Rivals(*names, laws, pairs, pair_runs(*best))
 
 
 def _comparison(one: FamilyStudy, other: FamilyStudy, budgets: Sequence[float]) -> Comparison:

@@ -45,6 +45,10 @@ def nearest_live(labels: Tensor, live: Tensor) -> Tensor:
     sums = torch.zeros(3, batch, count, device=labels.device)
     sums.scatter_add_(2, flat[None].expand(3, -1, -1), moments)
     centroid = (sums[1:] / sums[0].clamp(min=1)).permute(1, 2, 0)  # (B, S, 2)
-    distance = torch.cdist(centroid, centroid, compute_mode="donot_use_mm_for_euclid_dist")
+    if torch.compiler.is_exporting():  # ONNX has no cdist
+        apart = centroid[:, :, None] - centroid[:, None]  # (B, S, S, 2)
+        distance = apart.square().sum(dim=-1).sqrt()
+    else:
+        distance = torch.cdist(centroid, centroid, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distance.masked_fill(~live[:, None, :], torch.inf).argmin(dim=-1)
     return torch.where(live, torch.arange(count, device=labels.device), nearest)

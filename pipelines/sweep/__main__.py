@@ -96,7 +96,7 @@ def fit(config: SweepConfig) -> None:
     """Fit laws to the points that are done; print and store them.
 
     Raises:
-        DataError: no point is done, or no law can be fitted to those that are.
+        DataError: no point is done.
         ConfigError: a point was done with another recipe, model, dataset or benchmark.
     """
     points, rows = all_points(config), pool_rows(config)
@@ -110,7 +110,8 @@ def _fit(config: SweepConfig, points: Sequence[Point], rows: int) -> None:
     storage.write_bytes(storage.join(config.output, RUNS), text.encode())
     print(f"sweep: {len(found)} of {len(points)} points are done\n", flush=True)
     print(fit_laws(config, found), flush=True)
-    print(f"\nsweep: {_fits(config)}/fit.html", flush=True)
+    if storage.list_files(_fits(config)):
+        print(f"\nsweep: {_fits(config)}/fit.html", flush=True)
 
 
 def _fits(config: SweepConfig) -> str:

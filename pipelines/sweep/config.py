@@ -29,14 +29,20 @@ class CostConfig(Config):
 class FitConfig(Config):
     """How laws are fitted to the points that are done."""
 
-    bins: int = Field(
-        5,
+    bins: int | None = Field(
+        None,
         ge=0,
-        description="equal intervals of log compute, whose best points are the envelope; "
-        "0: all points",
+        description="null: laws in compute are fitted to the front of all points; else equal "
+        "intervals of log compute, whose best points are fitted; 0: all points",
+    )
+    test_size: int | None = Field(
+        None, gt=0, description="images or queries behind a score: what chance adds to it"
+    )
+    chance: float | None = Field(
+        None, ge=0, lt=1, description="score of guessing; null: 0, or k / test_size of a recall"
     )
     forms: tuple[str, ...] = Field(tuple(FORMS), min_length=1, description="to choose from")
-    replicates: int = Field(1000, gt=0, description="resamples behind each 95% interval")
+    replicates: int = Field(500, gt=0, description="repetitions behind each 95% interval")
     budgets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="training FLOP to predict and advise at; empty: 10 times the largest point"
     )

@@ -10,15 +10,14 @@ from typing import Any
 
 from caft.errors import DataError
 from caft.scaling_law.report import table, write_report
-from caft.scaling_law.runs import Columns, Target, read_table, select_runs
-from caft.scaling_law.study import Study, study_runs
+from caft.scaling_law.runs import Columns, Target, select_runs
+from caft.scaling_law.study import study_runs
+from caft.scaling_law.table import read_table
 from pipelines import storage
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.plan import table_csv
 
 FIT = "fit"
-# Of points that differ in their learning rate alone, one has a part in a law.
-AXES = frozenset({"family", "size", "samples", "unique_samples", "global_batch", "seed"})
 COLUMNS = Columns(
     compute="compute",
     parameters="parameters",
@@ -27,57 +26,41 @@ COLUMNS = Columns(
     family="family",
     group="trunk",
     batch_size="global_batch",
+    # Of points that differ in their learning rate alone, one has a part in a law. A trunk is named
+    # by its rate too, so what tells points apart is given one by one.
+    best_over=("lr",),
+    apart=("size", "seed"),
 )
 
 
 def fit_laws(config: SweepConfig, rows: Sequence[dict[str, Any]]) -> str:
     """Fit a law to each target; writes them below the output, and returns what to print.
 
+    A target that too few points are there for has one line instead.
+
     Args:
         rows: as `collect` gives them, one for each point that is done.
-
-    Raises:
-        DataError: no target has a law.
     """
     studies, reasons = [], []
     with tempfile.TemporaryDirectory(prefix="caft-fit-") as folder:
-        for target in config.targets:
-            used, lines = usable(rows, target)
-            reasons += lines
-            path = Path(folder, "runs.csv")
-            path.write_text(table_csv(used, list(used[0]) if used else []), encoding="utf-8")
+        path = Path(folder, "runs.csv")
+        path.write_text(table_csv(rows, list(rows[0])), encoding="utf-8")
+        runs, fit = read_table(path), config.fit
+        for name in config.targets:
+            size = None if fit.test_size is None else str(fit.test_size)
+            target = Target(name, chance=fit.chance, test_size=size)
             try:
-                studies.append(_study(config, target, path))
+                families = select_runs(runs, path, target, COLUMNS)
+                studies.append(
+                    study_runs(name, families, fit.budgets, fit.bins, fit.forms, fit.replicates)
+                )
             except DataError as error:
-                reasons.append(f"{target}: {str(error).replace(str(path), 'runs.csv')}")
-        if not studies:
-            raise DataError(f"{config.output}: no law: {'; '.join(reasons)}")
-        facts = {"study": config.output, "runs": f"{len(rows)} points"}
-        if reasons:
-            facts["left out"] = "; ".join(reasons)
-        for path in write_report(studies, facts, Path(folder)):
-            storage.write_bytes(storage.join(config.output, FIT, path.name), path.read_bytes())
+                reasons.append(f"{name}: no law: {str(error).replace(str(path), 'runs.csv')}")
+        if studies:
+            facts = {"study": config.output, "runs": f"{len(rows)} points"}
+            if reasons:
+                facts["left out"] = "; ".join(reasons)
+            for written in write_report(studies, facts, Path(folder)):
+                place = storage.join(config.output, FIT, written.name)
+                storage.write_bytes(place, written.read_bytes())
     return "\n\n".join([*map(table, studies), *reasons])
-
-
-def _study(config: SweepConfig, target: str, path: Path) -> Study:
-    families = select_runs(read_table(path), path, Target(target), COLUMNS)
-    fit = config.fit
-    return study_runs(target, families, fit.budgets, fit.bins, fit.forms, fit.replicates)
-
-
-def usable(rows: Sequence[dict[str, Any]], target: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The points that a law of `target` is fitted to, and why others are not: learning rates that
-    were not the best of their point, and errors of zero, which have no logarithm."""
-    best: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = tuple(v for name, v in row.items() if name in AXES)
-        if key not in best or row[target] < best[key][target]:
-            best[key] = row
-    kept = [row for row in best.values() if not row[target] <= 0]
-    reasons = []
-    if len(best) < len(rows):
-        reasons.append(f"{target}: {len(rows) - len(best)} points with a worse learning rate")
-    if len(kept) < len(best):
-        reasons.append(f"{target}: {len(best) - len(kept)} points without a single error")
-    return kept, reasons

@@ -9,10 +9,10 @@ from scaling_law_coverage import COOL_DOWNS, STUDIES, Study
 @pytest.mark.parametrize(
     ("study", "count"),
     [
-        (STUDIES["power"], 40),
-        (STUDIES["saturating"], 12),
-        (STUDIES["size_samples"], 12),
-        (STUDIES["repetition"], 4),
+        (STUDIES["power"], 12),
+        (STUDIES["saturating"], 6),
+        (STUDIES["size_samples"], 6),
+        (STUDIES["repetition"], 2),
     ],
     ids=list(STUDIES),
 )
@@ -30,5 +30,5 @@ def test_intervals_hold_the_truth(study: Study, count: int) -> None:
 
 def test_intervals_allow_for_chance_that_trunks_share() -> None:
     true = COOL_DOWNS.truth["a"]
-    exponents = [COOL_DOWNS.fit(seed, replicates=100)["a"] for seed in range(8)]
-    assert sum(exponent.low <= true <= exponent.high for exponent in exponents) >= 6
+    exponents = [COOL_DOWNS.fit(seed, replicates=100)["a"] for seed in range(4)]
+    assert sum(exponent.low <= true <= exponent.high for exponent in exponents) >= 3

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from sweep_support import study_config
 
-from caft.errors import DataError
 from pipelines.sweep.config import FitConfig
-from pipelines.sweep.fit import fit_laws, usable
+from pipelines.sweep.fit import fit_laws
 
 TARGET = "1-scenes/whole_t2i_r1"
 SCALES = {"one": 2.0, "other": 4.0}
@@ -57,20 +56,24 @@ def test_known_laws_are_found_compared_and_stored(tmp_path):
     json.loads((folder / "fit.json").read_text())
 
 
-def test_worse_learning_rates_and_perfect_scores_have_no_part_in_a_law():
+def test_worse_learning_rates_and_perfect_scores_have_no_part_in_a_law(tmp_path):
     rows = study(rates=(1e-4, 1e-3))
     rows[-1][TARGET] = 0.0
-    used, reasons = usable(rows, TARGET)
-    assert len(used) == len(rows) // 2 - 1
-    assert {row["lr"] for row in used} == {1e-3}
-    assert any("32 points with a worse learning rate" in reason for reason in reasons)
-    assert any("1 points without a single error" in reason for reason in reasons)
+    printed = fit_laws(config(tmp_path), rows)
+    assert "32 runs are worse over lr" in printed
+    assert "1 runs without a single error are left out, which bends the law" in printed
+    points = json.loads((tmp_path / "study" / "fit" / "fit.json").read_text())["studies"][0]
+    assert sum(len(law["points"]["error"]) for law in points["laws"]) == len(rows) // 2 - 1
 
 
-def test_studies_without_a_law_say_why(tmp_path):
-    with pytest.raises(DataError, match=r"no law: .*"):
-        fit_laws(config(tmp_path), study()[:1])
+def test_a_target_without_a_law_is_one_line_and_no_report(tmp_path):
+    printed = fit_laws(config(tmp_path), study()[:1])
+    assert "no law: one: no law in compute: 1 point to fit" in printed
+    assert len(printed.splitlines()) == 1
+    assert not (tmp_path / "study" / "fit").exists()
+
+
+def test_a_point_without_its_score_is_left_out_and_named(tmp_path):
     rows = study(families=("one",))
     rows[3][TARGET] = float("nan")
-    with pytest.raises(DataError, match=r"runs\.csv line 5: .* is nan"):
-        fit_laws(config(tmp_path), rows)
+    assert f"1 runs have no {TARGET}: line 5" in fit_laws(config(tmp_path), rows)
