@@ -208,8 +208,8 @@ def experiment_page(server: str, tracking: TrackingConfig) -> str:
 def _create(
     tracking: TrackingConfig, stage: str, name: str, tags: dict[str, str] | None = None
 ) -> str:
-    client = open_client(tracking)
     try:
+        client = open_client(tracking)
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
             location = _artifact_location(tracking)

@@ -11,6 +11,7 @@ from caft.errors import ClusterError, ConfigError, DataError, UnexpectedError
 from pipelines.config import command
 from pipelines.evaluate.embed import TextEncoder, ray_data
 from pipelines.failures import WHAT_TO_DO, located, one_voice, understood
+from pipelines.progress import Progress
 from pipelines.workers import run_tasks
 
 
@@ -143,3 +144,12 @@ def test_of_several_workers_the_one_that_ended_the_others_is_named():
 def test_an_exception_from_another_process_keeps_its_array_free_words():
     error = ValueError(f"shape {np.zeros(3)}\nsecond line")
     assert str(understood(error)).startswith("ValueError: shape [0. 0. 0.]; run the same")
+
+
+def test_the_first_estimate_of_the_time_left_waits_for_ten_steps(capsys):
+    progress = Progress("train x", 100, "steps", every_s=0.0)
+    for _ in range(10):
+        progress.update(1)
+    lines = capsys.readouterr().out.splitlines()
+    assert all("ETA unknown" in line for line in lines[:9])
+    assert "unknown" not in lines[9]

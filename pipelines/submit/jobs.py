@@ -104,7 +104,7 @@ class Jobs:
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs of all nodes that are alive; waits for the first node of a new cluster."""
         deadline = time.monotonic() + FIRST_NODE_WITHIN_S
-        alive = [("state", "=", "ALIVE")]
+        alive: list[tuple[str, str, str | bool | int | float]] = [("state", "=", "ALIVE")]
         while True:
             nodes = self._ask(
                 lambda: list_nodes(address=self._address, filters=alive, limit=10_000)

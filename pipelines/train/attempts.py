@@ -131,6 +131,11 @@ class _Stop:
         if not self.training:
             raise KeyboardInterrupt
         if self.asked:  # a second time: the workers do not get the time to save
+            print(
+                "train: ended at once: what was trained since the last checkpoint is not saved; "
+                "run the same command again to continue from it",
+                flush=True,
+            )
             os._exit(128 + number)
         print("train: stopping; a checkpoint is saved first", flush=True)
         self.asked = True
