@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 
 CUTS = (0.5, 0.65, 0.8)  # of the range of log compute: runs beyond are held out
 PARSIMONY = 1.1  # a form with more parameters must be better by more than this factor
+FAR = 10.0  # difference of Schwarz's criterion: odds of about 150 to 1
 HELD_OUT_REPLICATES = 200  # at most, at each cut
 
 
@@ -244,5 +245,15 @@ def _best(fits: Mapping[str, Fit], held_out: Mapping[str, HeldOut]) -> str:
     judged = [name for name in simplest if name in held_out]
     if not judged:
         return simplest[0]
+    # What is far from the runs it was fitted to is not chosen for a lucky guess beyond them.
+    criteria = {name: _criterion(fits[name]) for name in judged}
+    judged = [name for name in judged if criteria[name] <= min(criteria.values()) + FAR]
     least = min(held_out[name].log_error for name in judged)
     return next(n for n in judged if held_out[n].log_error <= PARSIMONY * least + EXACT)
+
+
+def _criterion(fit: Fit) -> float:
+    """Schwarz's information criterion of a fit; less is better."""
+    points = len(fit.error)
+    square = float((fit.residuals**2).mean()) + EXACT**2
+    return points * float(np.log(square)) + len(fit.values) * float(np.log(points))

@@ -69,9 +69,9 @@ def _in_compute(family: FamilyStudy, study: Study) -> Series:
         fit.error,
         fit.residuals,
         curve_x,
-        fit.law_band({"compute": curve_x}),
+        _drawn(fit.law_band({"compute": curve_x})),
         (family.runs.inputs["compute"][left], family.runs.error[left]),
-        (budgets, fit.predict({"compute": budgets})) if len(budgets) else None,
+        (budgets, _drawn(fit.predict({"compute": budgets}))) if len(budgets) else None,
     )
 
 
@@ -85,7 +85,7 @@ def _in_size(fit: Fit) -> list[Series]:
         curve_x = np.geomspace(x.min(), x.max(), CURVE_POINTS)
         fixed = {key: np.full(CURVE_POINTS, v) for key, v in zip(keys, values, strict=True)}
         label = f"{number(values[0])} parameters"
-        band = fit.law_band({**fixed, "samples": curve_x})
+        band = _drawn(fit.law_band({**fixed, "samples": curve_x}))
         series.append(Series(label, x, fit.error[mine], fit.residuals[mine], curve_x, band))
     return series
 
@@ -137,6 +137,13 @@ def _draw(main: Panel, below: Panel, one: Series, shade: str) -> None:
         for place, budget in enumerate(x):
             main.bar(budget, band.value[place], band.low[place], band.high[place], shade)
     below.points(one.x, 100 * np.expm1(one.residuals), shade, radius=3)
+
+
+def _drawn(band: Band) -> Band:
+    """The band as it can be drawn: where there is no interval, the value alone."""
+    known = np.isfinite(band.low) & np.isfinite(band.high)
+    low, high = (np.where(known, end, band.value) for end in (band.low, band.high))
+    return Band(band.value, low, high)
 
 
 def _first(pair: tuple[Array, Array] | None) -> list[Array]:

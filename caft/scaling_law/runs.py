@@ -235,7 +235,7 @@ def _with_test_size(
 
 
 def _sizes(rows: Sequence[Row], path: Path, target: Target) -> Array | None:
-    if target.test_size is None:
+    if target.test_size is None or target.is_loss:  # no share of a test's items
         return None
     if _is_number(target.test_size):
         return np.full(len(rows), float(target.test_size))

@@ -4,11 +4,12 @@ Between the study and its report."""
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import norm
 
 from caft.scaling_law.choice import Choice
-from caft.scaling_law.compare import Pairs
 from caft.scaling_law.figures import number
-from caft.scaling_law.study import IN_COMPUTE, FamilyStudy, Study
+from caft.scaling_law.solve import CONFIDENCE
+from caft.scaling_law.study import IN_COMPUTE, FamilyStudy, Rivals, Study
 
 SHARE = 95  # of held-out runs that are predicted within what is said, in per cent
 
@@ -16,11 +17,7 @@ SHARE = 95  # of held-out runs that are predicted within what is said, in per ce
 def verdict(study: Study) -> str:
     """What a study says, in one line."""
     parts = [_of_family(family) for family in study.families]
-    parts += [
-        _of_pairs(rivals.one, rivals.other, rivals.pairs)
-        for rivals in study.comparisons
-        if rivals.pairs is not None
-    ]
+    parts += [_of_rivals(rivals) for rivals in study.comparisons]
     return f"{study.target}: {'; '.join(parts)}"
 
 
@@ -45,14 +42,26 @@ def _quality(choice: Choice) -> str:
     return f"{'is doubtful' if held_out.problem else 'holds'} {over}, {said}"
 
 
-def _of_pairs(one: str, other: str, pairs: Pairs) -> str:
-    band = pairs.at(pairs.compute)
-    better = [
-        f"{name} is better from {number(where.min())} to {number(where.max())}"
-        for name, told in ((one, band.high < 1), (other, band.low > 1))
-        if len(where := pairs.compute[told])
-    ]
-    crossing = pairs.crossing
-    if crossing is not None and pairs.compute.min() < crossing.value[0] < pairs.compute.max():
-        better.append(f"they cross at {number(crossing.value[0])}")
-    return ", ".join(better) if better else f"{one} and {other} are not told apart"
+def _of_rivals(rivals: Rivals) -> str:
+    """Where each of two families is better: by the law of their ratio, else by single runs."""
+    one, other, pairs = rivals.one, rivals.other, rivals.pairs
+    found = []
+    if pairs is not None:
+        band, crossing = pairs.at(pairs.compute), pairs.crossing
+        found = [
+            f"{name} is better from {number(where.min())} to {number(where.max())}"
+            for name, told in ((one, band.high < 1), (other, band.low > 1))
+            if len(where := pairs.compute[told])
+        ]
+        if crossing is not None and pairs.compute[0] < crossing.value[0] < pairs.compute[-1]:
+            found.append(f"they cross at {number(crossing.value[0])}")
+    if not found:
+        # One of many pairs may differ by chance alone: as much surer must each of them be.
+        sure = norm.isf((1 - CONFIDENCE) / 2 / max(len(rivals.runs), 1))
+        found = [
+            f"{one if pair.z < 0 else other} is better at {number(pair.compute[0])} (errors of "
+            f"{number(pair.error[0])} and {number(pair.error[1])}, z = {abs(pair.z):.1f})"
+            for pair in rivals.runs
+            if abs(pair.z) > sure
+        ]
+    return ", ".join(found) if found else f"{one} and {other} are not told apart"

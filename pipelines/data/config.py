@@ -3,6 +3,7 @@ Read before anything starts; its resolved form is stored with the dataset."""
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Literal
 
@@ -11,9 +12,18 @@ from pydantic import Field, field_validator, model_validator
 from caft.config import Config, SuperpixelConfig
 from pipelines.config import StageConfig
 
+NAMED_DELIMITERS = {"tab": "\t", r"\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 CaptionKind = Literal["raw", "short", "long"]
 SourceKind = Literal[
-    "auto", "table", "cc3m", "cc12m", "sharegpt4v", "webdataset", "folder", "dataset"
+    "auto",
+    "table",
+    "cc3m",
+    "cc12m",
+    "sharegpt4v",
+    "webdataset",
+    "embedded",
+    "folder",
+    "dataset",
 ]
 
 
@@ -34,9 +44,46 @@ class SourceConfig(Config):
         description="column -> kind; columns a file lacks are passed over, but one must be "
         "there; None: found by their names",
     )
+    encoding: str | None = Field(
+        None, description="of a list or of texts; None: told by its bytes, UTF-8 where unmarked"
+    )
+    delimiter: str | None = Field(
+        None, description="of a list, one character; None: told by its bytes"
+    )
+    quoting: Literal["doubled", "escaped", "none"] | None = Field(
+        None,
+        description="how a list writes a quote inside of a quoted cell: twice or behind a "
+        "backslash; none: quotes are text; None: told by its bytes",
+    )
+    max_bad_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="of the first thousand rows that are broken or damaged text; more is refused",
+    )
     image_root: str | None = Field(
         None, description="folder or URL before relative image paths; None: the file's folder"
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding).incrementaldecoder  # noqa: B018
+                "".encode(encoding)
+            except LookupError:
+                raise ValueError(f"encoding: Python knows no text encoding {encoding!r}") from None
+        return encoding
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_is_one_character(cls, delimiter: str | None) -> str | None:
+        plain = NAMED_DELIMITERS.get(delimiter or "", delimiter)
+        if plain is not None and (len(plain) != 1 or not plain.isascii() or plain in '"\n\r'):
+            named = ", ".join(NAMED_DELIMITERS)
+            raise ValueError(f"delimiter: {delimiter!r} is not one character, nor one of {named}")
+        return plain
 
 
 class DownloadConfig(Config):
@@ -79,6 +126,9 @@ class CaptionConfig(Config):
 
     split_mode: Literal["default", "reference"] = "default"
     min_chars: int = Field(3, ge=1, description="shorter sentences are dropped")
+    max_chars: int = Field(
+        20_000, gt=0, description="of one caption; the sentences beyond are left out, and counted"
+    )
 
 
 class ColumnFilter(Config):

@@ -16,9 +16,11 @@ class Reason(NamedTuple):
 
 REASONS = {
     "bad_row": Reason("plan", "a line of the list that does not have the list's columns"),
+    "bad_text": Reason("plan", "a URL or caption with bytes that are not of its encoding"),
     "bad_url": Reason("plan", "neither an http(s) URL with a host nor a file of a known place"),
     "no_caption": Reason("plan", "no caption with a sentence in it"),
     "not_sampled": Reason("plan", "outside the share of its source that `weight` takes"),
+    "merged_captions": Reason("plan", "its captions are with an earlier row of the same URL"),
     "duplicate_url": Reason("plan", "another row has the same URL and longer captions"),
     "short_caption": Reason("filter", "no caption as long as filters.min_caption_chars"),
     "few_sentences": Reason("filter", "fewer sentences than filters.min_sentences"),

@@ -21,8 +21,8 @@ from caft.config import PictureRule
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter, PixelPreprocess, Preprocess, open_adapter
-from pipelines.evaluate.adapters.own import CAFTAdapter, CAFTPreprocess
-from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Piece, Rows
+from pipelines.evaluate.adapters.own import CAFTAdapter
+from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Rows
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.features import (
     FeatureWriter,
@@ -31,6 +31,7 @@ from pipelines.evaluate.features import (
     open_features,
 )
 from pipelines.evaluate.measures import one_image
+from pipelines.evaluation_input import CAFTPreprocess, Piece
 from pipelines.failures import located, one_voice
 from pipelines.progress import Progress
 from pipelines.workers import connect

@@ -17,11 +17,10 @@ from caft.errors import ConfigError, DataError
 from caft.metrics import retrieval_recall
 from caft.metrics.retrieval import recalls
 from caft.model import CAFT, ImageFeatures, TextFeatures
+from caft.scoring import score_names
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
-from pipelines.evaluate.adapters.own import CAFTPreprocess
-from pipelines.evaluate.opening import Piece, evaluation_caption, read_piece
-from pipelines.evaluate.results import score_names
+from pipelines.evaluation_input import CAFTPreprocess, Piece, evaluation_caption, read_piece
 from pipelines.failures import one_voice
 from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 from pipelines.train.config import EvaluationConfig, TrainConfig

@@ -290,3 +290,16 @@ def test_families_apart_by_less_than_their_intervals_are_told_apart_in_pairs(
     printed = capsys.readouterr().out
     assert "caft is better from 10¹⁸ to 10²¹" in printed.splitlines()[0]
     assert re.search(r"single run's error over that of other .* z = -\d", printed)
+
+
+def test_too_few_runs_for_an_interval_still_make_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*front_rows()[-3:], *front_rows("other", 1.3)[-1:]]
+    path = write_runs(tmp_path / "runs.csv", rows)
+    assert run_command(path, "--test-size", "5000") == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert "other: no law" in first
+    assert "caft is better at 10²¹" in first
+    assert any("no interval" in line for line in rest)
+    assert (tmp_path / "out" / "fit.html").exists()

@@ -13,11 +13,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from pipelines.data.images.formats import FORMATS
+
 if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG file with further pictures behind the first
 STORED_FORMATS = (*JPEG_FORMATS, "PNG", "WEBP")
 PLAIN_MODES = ("RGB", "L")
@@ -28,6 +29,8 @@ HASHED_SIDE_PX = 64  # a JPEG that is kept as it came is decoded no further than
 UNUSUAL = "subsampling level"  # of colours, which libjpeg decodes and its short interface does not
 LITTLE = 1.25  # shrunk less, linear interpolation is as good as averaging, and five times as fast
 MAX_DETAIL_CHARS = 200
+# More than the pixels take without compression, and room for a colour profile and small EXIF data.
+STORED_BYTES_PER_PIXEL, STORED_EXTRA_BYTES = 4, 2**16
 
 Image.MAX_IMAGE_PIXELS = None  # config.max_pixels decides, before anything is decoded
 SIDE_PX, FREQUENCIES = 32, 8
@@ -139,6 +142,9 @@ def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.nda
     longest = max(picture.size)
     whole = plain is not None or (is_jpeg and picture.mode in PLAIN_MODES)
     stored = whole and longest <= max_side_px and orientation == UPRIGHT
+    # A file that holds far more than a picture, such as megabytes of comments, is written anew.
+    width, height = picture.size
+    stored = stored and len(data) <= STORED_BYTES_PER_PIXEL * width * height + STORED_EXTRA_BYTES
     if stored and is_jpeg:
         grey = _decode_jpeg(picture, data, "L", (HASHED_SIDE_PX, HASHED_SIDE_PX))
         return grey, orientation, True
