@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from caft.captions import Rule
-from caft.config import Config, PictureRule
+from caft.config import Config, PictureRule, Seed
 from pipelines import storage
 from pipelines.config import StageConfig
 
@@ -254,7 +254,7 @@ class EvaluateConfig(StageConfig):
     )
     controls: ControlsConfig = ControlsConfig()
     bootstrap_samples: int = Field(1000, gt=0, description="resamples behind each 95% interval")
-    seed: int = Field(0, ge=0, description="of the bootstrap, of shuffling and of noise")
+    seed: Seed = Field(0, description="of the bootstrap, of shuffling and of noise")
     batch_size: int = Field(64, gt=0, description="images encoded at a time")
     concurrency: int = Field(1, gt=0, description="actors that hold the model")
     num_gpus_per_actor: float = Field(0.0, ge=0, description="also of a task that scores")
