@@ -14,7 +14,6 @@ from caft import __version__
 from caft.config import to_yaml
 from caft.documents import parse_yaml
 from caft.errors import ConfigError, DataError
-from caft.superpixels.network import open_sfcn
 from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.data.chunk import process_chunk
@@ -220,6 +219,8 @@ def check(config: DataConfig) -> None:
     """
     check_filters(config.filters)
     if config.superpixels is not None and config.superpixels.segmenter.method == "sfcn":
+        from caft.superpixels.network import open_sfcn  # loads PyTorch
+
         open_sfcn(config.superpixels.segmenter)
     similarity = config.filters.similarity
     if similarity and not storage.exists(similarity.checkpoint):
