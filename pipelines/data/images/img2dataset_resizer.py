@@ -43,10 +43,12 @@ def _resizer_module() -> ModuleType:
     """img2dataset's module alone: its package imports Torch, pandas and W&B, four times as slow."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks the network
     package = find_spec("img2dataset")
-    (folder,) = (package and package.submodule_search_locations) or [None]
-    spec = folder and spec_from_file_location("img2dataset_resizer", Path(folder, "resizer.py"))
-    if not spec or spec.loader is None:
-        raise ModuleNotFoundError("image.resizer: img2dataset is not installed")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("image.resizer: the package img2dataset is not installed")
+    file = Path(package.origin).with_name("resizer.py")
+    spec = spec_from_file_location("img2dataset_resizer", file)
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -59,8 +61,8 @@ ARGUMENTS = inspect.signature(RESIZER).parameters
 def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
     """What is stored of an encoded image: as `prepare.prepare_image`, its bytes the Resizer's.
 
-    The Resizer does not turn images as their EXIF says, and reads what OpenCV reads. phash and contrast are those of the whole image as it is shown, so that borders
-    and crops hide no duplicate.
+    The Resizer does not turn images as their EXIF says, and reads what OpenCV reads. phash and
+    contrast are those of the whole image as it is shown: borders and crops hide no duplicate.
 
     Raises:
         ImageRefused: the Resizer stores none of it; more than `max_pixels`; kept as it came though
