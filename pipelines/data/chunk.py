@@ -32,6 +32,7 @@ from pipelines.data.sources import LeftOut, fetch_file, is_file, parse_rows, rea
 from pipelines.data.sources.rows import new_row
 from pipelines.data.sources.tar_members import DamagedTar
 from pipelines.data.write import ParquetSink, read_table
+from pipelines.failures import located
 
 # Candidates and rejects know their place in the chunk, in which order the dataset has them.
 PLACE = pa.field("place", pa.int32())
@@ -94,7 +95,8 @@ def _process(
         for row in timed(fetch(rows, config), "fetch", seconds):
             watchdog.moved()
             started = time.perf_counter()
-            prepare(row, decoder, config, evaluation)
+            with located(f"row {row['url']}"):
+                prepare(row, decoder, config, evaluation)
             decoded = time.perf_counter()
             count += 1
             notes.update(row["notes"])
@@ -178,10 +180,11 @@ def refuse_before_download(
             row |= {"reason": "duplicate_url", "detail": "another row has it with longer captions"}
         if row["reason"] is None and row["place"] in merged:
             row |= {"reason": "merged_captions", "detail": "its captions are with an earlier row"}
-        if row["reason"] is None:
-            split_captions(row, config.captions)
-        if row["reason"] is None:
-            apply_filters(row, config.filters, BEFORE_DOWNLOAD)
+        with located(f"row {row['url']}"):
+            if row["reason"] is None:
+                split_captions(row, config.captions)
+            if row["reason"] is None:
+                apply_filters(row, config.filters, BEFORE_DOWNLOAD)
         yield row
 
 
@@ -263,6 +266,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
 
+def _fetch_file(row: dict[str, Any]) -> None:
+    with located(f"row {row['url']}"):
+        fetch_file(row)
+
+
 def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Read the files of rows whose URL is a path, some ahead of the consumer."""
     rows = iter(rows)
@@ -273,5 +281,5 @@ def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 for row in batch
                 if row["reason"] is None and row["data"] is None and is_file(row["url"])
             ]
-            list(readers.map(fetch_file, waiting))
+            list(readers.map(_fetch_file, waiting))
             yield from batch

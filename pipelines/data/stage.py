@@ -65,7 +65,7 @@ def run(config: DataConfig) -> None:
         ConfigError: the output holds a dataset of another configuration.
         StorageError: the output cannot be written, or the disk is too small.
     """
-    output = storage.usable_path(config.output, "output").rstrip("/")
+    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
     config = config.model_copy(update={"output": output})
     check(config)
     _claim_output(config)
@@ -309,7 +309,12 @@ def _process_chunks(
         reported = _Reported(plan, config)
         for receipt in receipts.values():
             reported.add(receipt)
-        for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS):
+
+        def name(item: list[Any]) -> str:
+            chunk = Chunk(**item[0])
+            return f"{chunk.number} of source '{config.sources[chunk.source].name}' ({chunk.path})"
+
+        for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS, name):
             receipts[receipt["chunk"]] = receipt
             reported.add(receipt)
     return {chunk.number: receipts[chunk.number] for chunk in plan.chunks}

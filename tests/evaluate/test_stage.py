@@ -20,8 +20,9 @@ from caft.transforms import decode_image
 from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.opening import open_benchmark, read_piece
+from pipelines.evaluate.opening import open_benchmark
 from pipelines.evaluate.stage import run
+from pipelines.evaluation_input import read_piece
 
 
 def without_ray(settings, benchmark_settings, alpha):

@@ -45,7 +45,8 @@ def make_config(dataset_folder, tmp_path_factory):
         base = [
             f"dataset={dataset_folder}", f"output={output}", "global_batch=8", "block_size=4",
             "batch_norm_images=4",
-            "epochs=0.64", "ingest.window_steps=3", "ingest.extra_parts=1", "log_every_steps=1",
+            "epochs=0.64", "optimizer.warmup_steps=4", "optimizer.lr=2.8e-5",
+            "ingest.window_steps=3", "ingest.extra_parts=1", "log_every_steps=1",
             "checkpoint.every_steps=4", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
             f"tracking.spool={folder / 'spool'}", "progress_every_s=1", "scaling.max_failures=0",
         ]  # fmt: skip
