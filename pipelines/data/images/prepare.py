@@ -62,7 +62,7 @@ def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
     Raises:
         ImageRefused: whatever else is wrong with the bytes.
     """
-    return _guarded(_prepare, data, config)
+    return guarded(_prepare, data, config)
 
 
 def hash_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
@@ -71,10 +71,11 @@ def hash_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
     Raises:
         ImageRefused: as `prepare_image` does.
     """
-    return _guarded(_hash, data, config)
+    return guarded(_hash, data, config)
 
 
-def _guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
+def guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
+    """`work` of an image and its configuration; all that it raises is an ImageRefused."""
     try:
         return work(data, config)
     except ImageRefused:
@@ -86,7 +87,7 @@ def _guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    picture = _open(data, config)
+    picture = open_picture(data, config)
     pixels, orientation, stored = _decode(picture, data, config.max_side_px)
     width, height = picture.size
     if orientation >= 5:
@@ -112,12 +113,21 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def _hash(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    grey = small_grey(_decode(_open(data, config), data, config.max_side_px)[0])
+    grey = upright_grey(data, config)
     return {"phash": perceptual_hash(grey), "mirrored_phash": perceptual_hash(grey[:, ::-1])}
 
 
-def _open(data: bytes, config: ImageConfig) -> Image.Image:
-    """The picture with its header read and its pixels not."""
+def upright_grey(data: bytes, config: ImageConfig) -> np.ndarray:
+    """`small_grey` of an encoded image as it is shown. Raises nearly anything."""
+    return small_grey(_decode(open_picture(data, config), data, config.max_side_px)[0])
+
+
+def open_picture(data: bytes, config: ImageConfig) -> Image.Image:
+    """The picture with its header read and its pixels not.
+
+    Raises:
+        ImageRefused: not in one of FORMATS, or more than `max_pixels`.
+    """
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -143,8 +153,7 @@ def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.nda
     whole = plain is not None or (is_jpeg and picture.mode in PLAIN_MODES)
     stored = whole and longest <= max_side_px and orientation == UPRIGHT
     # A file that holds far more than a picture, such as megabytes of comments, is written anew.
-    width, height = picture.size
-    stored = stored and len(data) <= STORED_BYTES_PER_PIXEL * width * height + STORED_EXTRA_BYTES
+    stored = stored and len(data) <= most_bytes(*picture.size)
     if stored and is_jpeg:
         grey = _decode_jpeg(picture, data, "L", (HASHED_SIDE_PX, HASHED_SIDE_PX))
         return grey, orientation, True
@@ -162,6 +171,11 @@ def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.nda
         return pixels, orientation, True
     pixels = _to_srgb(_shrink(pixels, width, height), picture.info.get("icc_profile"))
     return _turn(pixels, orientation), orientation, False
+
+
+def most_bytes(width: int, height: int) -> int:
+    """Of a file that is stored as it came."""
+    return STORED_BYTES_PER_PIXEL * width * height + STORED_EXTRA_BYTES
 
 
 def _orientation(picture: Image.Image) -> int:
