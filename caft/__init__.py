@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from caft import superpixels as superpixels
     from caft import text_encoder as text_encoder
     from caft import tokenizer as tokenizer
+    from caft import torch_files as torch_files
     from caft import transforms as transforms
     from caft.checkpoint import load_model
     from caft.heat_maps import hierarchy, localize

@@ -29,6 +29,9 @@ from caft.problems import described
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
 
+# What torch, NumPy and Arrow all take.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
 PictureRule = Annotated[
     Literal["crop", "squash"],
     Field(
@@ -39,9 +42,11 @@ PictureRule = Annotated[
 
 
 class Config(BaseModel):
-    """Base of every schema: immutable, and an unknown key is an error."""
+    """Base of every schema: immutable, an unknown key is an error, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -220,9 +225,9 @@ class TextConfig(Config):
 class LossWeights(Config):
     """The factor of each term in the total that training minimises."""
 
-    part_text_conditioned: float = Field(1.0, ge=0, allow_inf_nan=False)
-    part_multi_positive: float = Field(1.0, ge=0, allow_inf_nan=False)
-    whole: float = Field(1.0, ge=0, allow_inf_nan=False)
+    part_text_conditioned: float = Field(1.0, ge=0)
+    part_multi_positive: float = Field(1.0, ge=0)
+    whole: float = Field(1.0, ge=0)
 
 
 class LossConfig(Config):
@@ -235,6 +240,16 @@ class LossConfig(Config):
     weights: LossWeights = LossWeights()
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms that `caft_loss` gives."""
+        left_out = {
+            "part_text_conditioned": not self.parts,
+            "part_multi_positive": not self.parts,
+            "whole": not self.has_whole,
+        }
+        return tuple(name for name, _ in self.weights if not left_out.get(name))
+
+    @property
     def has_whole(self) -> bool:
         return self.whole != "none"
 
@@ -242,15 +257,10 @@ class LossConfig(Config):
     def _consistent(self) -> LossConfig:
         if not self.parts and not self.has_whole:
             raise ValueError("parts false and whole 'none' leave no loss to train with")
-        left_out = {
-            "part_text_conditioned": not self.parts,
-            "part_multi_positive": not self.parts,
-            "whole": not self.has_whole,
-        }
         for name, weight in self.weights:
-            if left_out.get(name) and weight != 1:
+            if name not in self.terms and weight != 1:
                 raise ValueError(f"weights.{name} {weight:g}: this configuration has no such loss")
-        if not any(weight for name, weight in self.weights if not left_out.get(name)):
+        if not any(weight for name, weight in self.weights if name in self.terms):
             raise ValueError("weights: every loss weighs 0, so there is nothing to train with")
         return self
 

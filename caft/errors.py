@@ -32,3 +32,7 @@ class StorageError(CAFTError):
 
 class UnidentifiedError(CAFTError):
     """A parameter of a scaling law that the runs do not determine."""
+
+
+class UnexpectedError(CAFTError):
+    """An exception that nothing foresaw, in a stage or in one of its tasks."""

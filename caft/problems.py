@@ -43,4 +43,5 @@ def _sections_at(schema: type[BaseModel], keys: list[str]) -> list[type[BaseMode
 
 
 def _names(section: type[BaseModel]) -> set[str]:
-    return set(section.model_fields) - set(OLD_KEYS.get(section.__name__, {}))
+    known = {field.alias or name for name, field in section.model_fields.items()}
+    return known - set(OLD_KEYS.get(section.__name__, {}))

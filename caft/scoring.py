@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caft.attention_pool import AttentionPool
+from caft.config import ModelConfig
 from caft.model import CAFT
 
 Features = Mapping[str, Tensor]  # of images or of captions by name; the first dimension counts them
@@ -46,6 +47,17 @@ class Scorer(Protocol):
     ) -> dict[str, Tensor]:
         """The asked components, each (I, T), of I prepared images with T prepared captions."""
         ...
+
+
+def kind_names(components: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of score that a scorer's components give; the last is the model's own."""
+    return ("whole", "blended") if len(components) > 1 else tuple(components)
+
+
+def score_names(model: ModelConfig) -> tuple[str, ...]:
+    """The kinds of score a CAFT model has; the last is its own, that of `CAFT.score`."""
+    components = [("whole", model.losses.has_whole), ("part", model.losses.parts)]
+    return kind_names([name for name, there in components if there])
 
 
 class CAFTScorer:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caft.config import TextConfig
 from caft.errors import ConfigError
 
 ASSET_DIR = Path(__file__).resolve().parent / "assets"
@@ -81,6 +82,16 @@ def load_tokenizer(name: str) -> Tokenizer:
         known = ", ".join(sorted(p.stem for p in ASSET_DIR.glob("*.json")))
         raise ConfigError(f"text.tokenizer: '{name}' is not shipped; known: {known}")
     return BPETokenizer(path)
+
+
+def require_vocabulary(text: TextConfig) -> None:
+    """Raises ConfigError where the model has no embedding for ids that its tokenizer gives."""
+    known = load_tokenizer(text.tokenizer).vocab_size
+    if text.vocab_size < known:
+        raise ConfigError(
+            f"text.vocab_size: {text.vocab_size:,}, but tokenizer '{text.tokenizer}' has "
+            f"{known:,} tokens; set vocab_size to that, or name the tokenizer that is meant"
+        )
 
 
 def clean_text(text: str) -> str:

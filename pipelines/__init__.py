@@ -2,5 +2,10 @@
 
 import os
 
-# Ray Data announces every execution on several lines; a stage's own progress says what matters.
-os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+from pipelines.environment import prepare
+
+# Ray Data announces every execution on several lines and prints each exception's traceback twice;
+# a stage's own progress and its last line say what matters.
+os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
+
+prepare()

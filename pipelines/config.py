@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from pydantic import Field, model_validator
 
 from caft.config import Config, load_config, to_yaml
-from caft.errors import CAFTError
+from caft.errors import UnexpectedError
 from caft.overrides import argument
+from pipelines.failures import understood
 
 StageT = TypeVar("StageT", bound="StageConfig")
 
@@ -76,7 +77,7 @@ def stage_main(
 
     A stage with `check_data` also takes `--check-data`, which calls that for the exit code instead.
 
-    A CAFTError is printed as one line on stderr and gives exit code 2, Ctrl-C gives 130.
+    A failure is printed as one line on stderr and gives `command`'s exit code.
     """
     package = schema.__module__.rsplit(".", 1)[0]
     parser = argparse.ArgumentParser(prog=f"python -m {package}", description=schema.__doc__)
@@ -99,6 +100,9 @@ def stage_main(
         elif check_data and args.check_data:
             return check_data(config)
         else:
+            from pipelines.runs import check_tracking  # MLflow, which --print-config does not need
+
+            check_tracking(config.tracking)
             run(config)
         return 0
 
@@ -115,12 +119,14 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def command(call: Callable[[], int]) -> int:
-    """The exit code of `call`; of a CAFTError 2 and of Ctrl-C 130, after one line on stderr."""
+    """The exit code of `call`: 2 of a CAFTError, 1 of any other exception, 130 of Ctrl-C, each
+    after one line on stderr."""
     try:
         return call()
-    except CAFTError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return 2
+    except Exception as error:
+        known = understood(error)
+        print(f"{type(known).__name__}: {known}", file=sys.stderr, flush=True)
+        return 1 if isinstance(known, UnexpectedError) else 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
         return 130

@@ -6,6 +6,8 @@ from __future__ import annotations
 import sys
 import time
 
+FIRST_ETA_AFTER = 10  # units: the first ones are slow, as they compile, connect and fill caches
+
 
 class Progress:
     """Counts units of work and prints about it at most once per `every_s` seconds."""
@@ -29,7 +31,8 @@ class Progress:
     def _print(self, now: float) -> None:
         seconds = max(now - self._started, 1e-9)
         rate = (self._done - self._first) / seconds
-        left = (self._total - self._done) / rate if rate else float("inf")
+        told = self._done - self._first >= FIRST_ETA_AFTER
+        left = (self._total - self._done) / rate if told else float("inf")
         parts = [
             f"{self._label} {self._done:,}/{self._total:,} {self._unit}",
             f"{100 * self._done / max(1, self._total):.0f}%",

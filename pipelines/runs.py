@@ -19,6 +19,16 @@ from pipelines.config import TrackingConfig
 
 SQLITE = "sqlite:///"
 PENDING = "pending-"
+SCHEMES = re.compile(
+    r"(https?://|file:|databricks(-uc)?(:|$)|uc(:|$)|(postgresql|mysql|sqlite|mssql)(\+\w+)?:)"
+)
+REFUSED = ("INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND")  # MLflow's error codes
+BROKEN = (
+    "is not a database",
+    "unable to open database",
+    "Could not parse SQLAlchemy URL",
+    "Invalid url",
+)
 STAND_IN = "caft_stand_in"  # tag of a run: what it was called before it was one
 
 
@@ -30,6 +40,8 @@ def start_run(
     if run_id is None:
         try:
             return _create(tracking, stage, name)
+        except ConfigError:
+            raise
         except Exception as error:  # any failure of the server or of the way to it
             warn_away(tracking, error)
             run_id = f"{PENDING}{uuid.uuid4().hex}"
@@ -37,6 +49,78 @@ def start_run(
     if run_id.startswith(PENDING) and not (note.exists() and note.read_text()):
         note.write_text(json.dumps({"stage": stage, "name": name}))
     return run_id
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Refuse an address that can never work. A server that does not answer now is none: what is
+    logged waits for it.
+
+    Raises:
+        ConfigError: it has no scheme or one that MLflow does not know, it is a file store, its
+            database is of another version, or the experiment was deleted.
+    """
+    _require_scheme(tracking)
+    if not tracking.uri.startswith((SQLITE, "http://", "https://", "file:")):
+        return  # MLflow asks other databases for minutes, which the run's own start does anyway
+    try:
+        experiment = open_client(tracking).get_experiment_by_name(tracking.experiment)
+        if experiment is not None:
+            _require_active(experiment, tracking)
+    except Exception as error:
+        if refusal := _for_good(tracking, error):
+            raise refusal from None
+
+
+def _require_scheme(tracking: TrackingConfig) -> None:
+    uri, shown = tracking.uri, _shown_uri(tracking)
+    if not SCHEMES.match(uri):
+        where = f"http://{shown}" if re.match(r"[\w.-]+:\d+(/|$)", uri) else f"{SQLITE}{shown}"
+        raise ConfigError(
+            f"tracking.uri: '{shown}' names no server or database that MLflow can log to; write "
+            f"{where}" + (f", or http://{shown} for a server" if where.startswith(SQLITE) else "")
+        )
+    if uri.startswith("sqlite:") and (not uri.startswith(SQLITE) or uri == SQLITE):
+        raise ConfigError(f"tracking.uri: '{shown}': write {SQLITE}FILE, with three slashes")
+    if uri.startswith(SQLITE) and "?" in uri:
+        raise ConfigError(
+            f"tracking.uri: '{shown}': what follows '?' would not be part of the file's name; "
+            "name a file without it"
+        )
+    if uri.startswith("http") and not re.match(r"https?://[^/?#\s:]+", uri):
+        raise ConfigError(f"tracking.uri: '{shown}' names no host; write http://HOST:PORT")
+
+
+def _require_active(experiment: Any, tracking: TrackingConfig) -> None:
+    if experiment.lifecycle_stage != "active":
+        number = experiment.experiment_id
+        raise ConfigError(
+            f"tracking.experiment: '{tracking.experiment}' was deleted; bring it back by `mlflow "
+            f"experiments restore --experiment-id {number}`, or choose another name"
+        )
+
+
+def _for_good(tracking: TrackingConfig, error: Exception) -> ConfigError | None:
+    """What MLflow would answer at every time, in one line; None of a server that is away."""
+    if isinstance(error, ConfigError):
+        return error
+    words = " ".join(str(error).split())
+    if "out-of-date database schema" in words:
+        hint = f"back it up, then run `mlflow db upgrade {_shown_uri(tracking)}`"
+        return ConfigError(
+            f"tracking.uri: {_shown_uri(tracking)} is a database of another version of MLflow; "
+            f"{hint}, or name another one"
+        )
+    if "filesystem tracking backend" in words:
+        return ConfigError(
+            f"tracking.uri: {_shown_uri(tracking)} is a folder, which MLflow does not log to any "
+            f"more; write {SQLITE}FILE, and see `mlflow migrate-filestore` for what is in it"
+        )
+    if isinstance(error, OSError) and tracking.uri.startswith(SQLITE):
+        return ConfigError(f"tracking.uri: {_shown_uri(tracking)}: cannot be written: {error}")
+    code = getattr(error, "error_code", None)
+    if code in REFUSED or any(sign in words for sign in BROKEN):
+        return ConfigError(f"tracking.uri: {_shown_uri(tracking)}: {words[:200]}")
+    return None
 
 
 def real_run_id(tracking: TrackingConfig, root: Path, run_id: str) -> str:
@@ -124,13 +208,17 @@ def experiment_page(server: str, tracking: TrackingConfig) -> str:
 def _create(
     tracking: TrackingConfig, stage: str, name: str, tags: dict[str, str] | None = None
 ) -> str:
-    client = open_client(tracking)
-    experiment = client.get_experiment_by_name(tracking.experiment)
-    experiment_id = (
-        experiment.experiment_id
-        if experiment is not None
-        else client.create_experiment(tracking.experiment, _artifact_location(tracking))
-    )
+    try:
+        client = open_client(tracking)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        if experiment is None:
+            location = _artifact_location(tracking)
+            experiment_id = client.create_experiment(tracking.experiment, location)
+        else:
+            _require_active(experiment, tracking)
+            experiment_id = experiment.experiment_id
+    except Exception as error:
+        raise (_for_good(tracking, error) or error) from None
     run_name = stage if name == stage else f"{stage} {name}"
     run = client.create_run(experiment_id, tags=tags, run_name=run_name)
     return str(run.info.run_id)
@@ -163,7 +251,7 @@ def address_of(tracking: TrackingConfig) -> str:
 
 
 def _sqlite_file(uri: str) -> Path:
-    return Path(uri.removeprefix(SQLITE)).absolute()
+    return Path(uri.removeprefix(SQLITE)).expanduser().absolute()
 
 
 def answers(tracking: TrackingConfig) -> bool:

@@ -43,7 +43,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         StorageError: a protocol that is not known, or whose package is not installed.
     """
     if is_local(path):
-        return pafs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
+        return pafs.LocalFileSystem(), os.path.abspath(_expanded(path).removeprefix("file://"))
     if path.startswith("s3://"):
         environment = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
         return _s3(*(os.environ.get(name) for name in environment)), path.removeprefix("s3://")
@@ -247,23 +247,47 @@ def delete_folder(path: str) -> None:
             fs.delete_dir(inner)
 
 
-def usable_path(path: str, field: str) -> str:
-    """`path` made absolute. What a stage can not use is refused here, before it starts.
+def usable_path(path: str, field: str, folder: bool = False) -> str:
+    """`path` made absolute, `~` expanded. What a stage can not use is refused here, before it
+    starts.
+
+    Args:
+        folder: whether it is to be a folder.
 
     Raises:
-        ConfigError: a relative path inside a Ray job, which runs in a temporary copy of the
-            working directory: its outputs would vanish with it.
+        ConfigError: an empty path, one below a file, or a relative one inside a Ray job, which
+            runs in a temporary copy of the working directory: its outputs would vanish with it.
         StorageError: a path on an S3 endpoint where nobody answers. Later, in the middle of work,
             it would be given minutes to come back.
     """
+    if not path.strip():
+        raise ConfigError(f"{field}: is empty; give a path")
     require_answer(path)
-    if not is_local(path) or os.path.isabs(path.removeprefix("file://")):
+    if not is_local(path):
+        return path
+    path = _expanded(path)
+    if path.startswith("~"):
+        raise ConfigError(f"{field}: '{path}': there is no such home; give an absolute path")
+    _require_no_file(path.removeprefix("file://"), field, folder)
+    if os.path.isabs(path.removeprefix("file://")):
         return path
     if os.environ.get("RAY_JOB_SUBMISSION_ID") or "runtime_resources" in os.getcwd():
         raise ConfigError(
             f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path"
         )
     return os.path.abspath(path)
+
+
+def _expanded(path: str) -> str:
+    return os.path.expanduser(path) if path.startswith("~") else path
+
+
+def _require_no_file(path: str, field: str, folder: bool) -> None:
+    """Refuse what is below a file, and what is one where a folder is due."""
+    whole = Path(os.path.abspath(path))
+    for part in (*([whole] if folder else []), *whole.parents):
+        if os.path.exists(part) and not os.path.isdir(part):
+            raise ConfigError(f"{field}: {path}: {part} is a file, not a folder; name another path")
 
 
 def require_answer(path: str) -> None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import grpc
 import ray
+from ray._common.utils import get_default_system_temp_dir
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
-from caft import errors
-from caft.errors import CAFTError, ClusterError
+from caft.errors import ClusterError
+from pipelines.failures import attempt, first_words, one_voice, root_cause, value_of
 
 # Ray Data's own limit is none, with which an item that ends every process would never be given up.
 RETRIES = 4
+MOST_OF_A_NAME = 200  # characters of an item in a message
+ANSWER_WITHIN_S = 15.0
+LONGEST_SOCKET = "session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 
 def run_tasks(
@@ -25,6 +31,7 @@ def run_tasks(
     items: Iterable[Any],
     concurrency: int,
     cpus: float = 1.0,
+    name: Callable[[Any], str] = str,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (item, function(item)) in the order in which items finish.
 
@@ -32,9 +39,10 @@ def run_tasks(
         label: what the cluster's pages call these tasks.
         concurrency: items in work at a time.
         cpus: that one of them reserves.
+        name: of an item, in the message of a failure.
 
     Raises:
-        CAFTError: the one that the function raised.
+        CAFTError: the one that the function raised; an UnexpectedError for any other exception.
         ClusterError: an item's process was lost, more often than Ray starts one again.
     """
     rows = [{"item": json.dumps(item)} for item in items]
@@ -42,10 +50,8 @@ def run_tasks(
         return
 
     def call(row: dict[str, str]) -> dict[str, str]:
-        try:
-            result = {"value": function(json.loads(row["item"]))}
-        except CAFTError as error:  # as a value, or Ray prints its traceback before the one line
-            result = {"error": [type(error).__name__, str(error)]}
+        item = json.loads(row["item"])
+        result = attempt(lambda: function(item), f"{label} {name(item)}"[:MOST_OF_A_NAME])
         return {"item": row["item"], "result": json.dumps(result)}
 
     call.__name__ = label
@@ -60,15 +66,14 @@ def run_tasks(
             num_cpus=cpus,
             max_retries=RETRIES,
         )
-    try:
-        for row in results.iter_rows():
-            result = json.loads(row["result"])
-            if "error" in result:
-                kind, message = result["error"]
-                raise getattr(errors, kind)(message)
-            yield json.loads(row["item"]), result["value"]
-    except RayError as error:
-        raise ClusterError(f"{label}: {_first_words(error)}") from error
+    with one_voice(label):
+        try:
+            for row in results.iter_rows():
+                yield json.loads(row["item"]), value_of(json.loads(row["result"]))
+        except RayError as error:
+            if isinstance(root_cause(error), WorkerCrashedError | NodeDiedError | OutOfMemoryError):
+                raise ClusterError(f"{label}: {_given_up(error)}") from error
+            raise
 
 
 def cluster_cpus() -> int:
@@ -77,11 +82,9 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _first_words(error: RayError) -> str:
+def _given_up(error: RayError) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, WorkerCrashedError | NodeDiedError | OutOfMemoryError):
-        return f"its process ended {RETRIES + 1} times; see the workers' logs ({text[:200]})"
-    return text[-300:]
+    return f"its process ended {RETRIES + 1} times; see the workers' logs ({text[:200]})"
 
 
 def connect(worker_environment: dict[str, str] | None = None) -> None:
@@ -90,7 +93,50 @@ def connect(worker_environment: dict[str, str] | None = None) -> None:
 
     Ray's own choice without an address is the last cluster that was started on this machine, even
     if it is gone; the stage would then wait for minutes, and in vain.
+
+    Raises:
+        ClusterError: nobody answers there, or a local cluster cannot start.
     """
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS") or "local"
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        require_short_sockets(os.path.join(get_default_system_temp_dir(), "ray"))
+    else:
+        _require_answer(address)
+    try:
         ray.init(address=address, runtime_env={"env_vars": worker_environment or {}})
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"RAY_ADDRESS {address}: {first_words(error)}") from None
+
+
+def require_short_sockets(folder: str) -> None:
+    """Raises ClusterError where the sockets that Ray makes below `folder` get too long a path."""
+    longest = os.path.join(os.path.abspath(folder), LONGEST_SOCKET)
+    most = 107 if sys.platform == "linux" else 103
+    if (size := len(os.fsencode(longest))) > most:
+        raise ClusterError(
+            f"{folder}: Ray's sockets below it have paths of {size} bytes, the system takes "
+            f"{most}; set RAY_TMPDIR to a folder with a shorter path, such as /tmp"
+        )
+
+
+def _require_answer(address: str) -> None:
+    """Raises ClusterError where nothing at `address` speaks as Ray does; Ray itself would ask for
+    minutes, and then end the process."""
+    if address == "auto" or os.environ.get("RAY_USE_TLS") == "1":
+        return  # Ray looks for it itself, or its certificates are needed to ask
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"RAY_ADDRESS {address}: is that of a job server, to which python -m pipelines.submit "
+            "speaks; for a stage give HOST:6379, or unset it for a local cluster"
+        )
+    target = address.removeprefix("ray://")
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(ANSWER_WITHIN_S)
+        except grpc.FutureTimeoutError:
+            raise ClusterError(
+                f"RAY_ADDRESS {address}: no Ray cluster answers within {ANSWER_WITHIN_S:g} s; "
+                "start one there, correct it, or unset it for a local cluster"
+            ) from None

@@ -22,12 +22,13 @@ from caft.checkpoint.manifest import (
     sha256_of,
     write_manifest,
 )
-from caft.checkpoint.released import RELEASED_SUFFIXES, load_released
+from caft.checkpoint.released import load_released
 from caft.config import ModelConfig, merged, read_yaml, to_yaml, validate
 from caft.documents import parse_yaml
 from caft.errors import CheckpointError, ConfigError, StorageError
 from caft.model import CAFT
 from caft.state_dicts import misfit, plain_weights
+from caft.torch_files import RELEASED_SUFFIXES
 
 CONFIG_METADATA_KEY = "caft_config"
 CONVERTED_FROM = "converted_from"  # the entry of a manifest that names a converted file

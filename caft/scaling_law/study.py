@@ -167,14 +167,14 @@ def _rivals(
     laws = pairs = None
     if IN_COMPUTE in one.laws and IN_COMPUTE in other.laws:
         laws = _comparison(one, other, budgets)
-    columns = [(family.runs.inputs["compute"], family.runs.error) for family in (one, other)]
+    left, right = ((family.runs.inputs["compute"], family.runs.error) for family in (one, other))
     with suppress(DataError):  # fronts that hardly overlap
-        pairs = pair_fronts(*columns, replicates)
-    if one.runs.noise is None or other.runs.noise is None:
-        return Rivals(*names, laws, pairs, ())
+        pairs = pair_fronts(left, right, replicates)
     best = []
     for family in (one, other):
         runs = family.runs
+        if runs.noise is None:
+            return Rivals(*names, laws, pairs, ())
         places = front(runs.inputs["compute"], runs.error, None)
         best.append(
             (runs.inputs["compute"][places], runs.error[places], (runs.noise * runs.error)[places])

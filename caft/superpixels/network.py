@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from caft.config import SFCN_CELL_PX, SuperpixelConfig
 from caft.errors import CheckpointError, ConfigError
+from caft.torch_files import read_released
 
 ASSET_DIR = Path(__file__).resolve().parents[1] / "assets"
 WIDTHS = (16, 32, 64, 128, 256)
@@ -130,8 +131,6 @@ def read_sfcn_weights(config: SuperpixelConfig) -> dict[str, Tensor]:
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
-    from caft.checkpoint.released import read_released  # the reader of models, which hold this one
-
     try:
         weights = read_released(path)
     except CheckpointError as error:

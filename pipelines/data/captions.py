@@ -7,6 +7,7 @@ from typing import Any
 
 from caft.captions import split_sentences
 from pipelines.data.config import CaptionConfig
+from pipelines.data.sources.cells import CUT
 
 
 def split_captions(row: dict[str, Any], config: CaptionConfig) -> None:
@@ -20,18 +21,26 @@ def split_captions(row: dict[str, Any], config: CaptionConfig) -> None:
     row["captions"] = [
         {"source": entry["source"], "kind": entry["kind"], "sentences": sentences}
         for entry in row["texts"]
-        if (sentences := _sentences(entry, config))
+        if (sentences := _sentences(entry, config, row["notes"]))
     ]
     if not row["captions"]:
         row["reason"] = "no_caption"
         row["detail"] = f"no sentence of {config.min_chars} or more characters"
 
 
-def _sentences(entry: dict[str, Any], config: CaptionConfig) -> list[str]:
+def _sentences(entry: dict[str, Any], config: CaptionConfig, notes: set[str]) -> list[str]:
     if entry["sentences"]:
         return list(entry["texts"])
-    return [
-        sentence
-        for text in entry["texts"]
-        for sentence in split_sentences(text, config.split_mode, config.min_chars)
-    ]
+    sentences: list[str] = []
+    left = config.max_chars
+    for text in entry["texts"]:
+        # Splitting takes time that grows with the text; a sentence that is cut here is left out.
+        found = split_sentences(text[: left + 1], config.split_mode, config.min_chars)
+        if len(text) > left:
+            notes.add(CUT)
+            found = found[:-1] if len(found) > 1 else [one[:left] for one in found]
+        sentences += found
+        left -= sum(map(len, found))
+        if left <= 0:
+            break
+    return sentences

@@ -6,7 +6,7 @@ from __future__ import annotations
 import faulthandler
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.data.captions import split_captions
-from pipelines.data.config import DataConfig
+from pipelines.data.config import DataConfig, SourceConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated
 from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.urls import EqualUrls, moved_captions, with_captions
 from pipelines.data.fetch.download import download
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
 from pipelines.data.images.decoder import Decoder
@@ -27,8 +28,11 @@ from pipelines.data.images.prepare import ImageRefused
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
-from pipelines.data.sources import fetch_file, is_file, parse_rows, read_container
+from pipelines.data.sources import LeftOut, fetch_file, is_file, parse_rows, read_container
+from pipelines.data.sources.rows import new_row
+from pipelines.data.sources.tar_members import DamagedTar
 from pipelines.data.write import ParquetSink, read_table
+from pipelines.failures import located
 
 # Candidates and rejects know their place in the chunk, in which order the dataset has them.
 PLACE = pa.field("place", pa.int32())
@@ -41,7 +45,7 @@ INDEX_ROW_GROUP = 100_000
 
 def process_chunk(
     chunk: Chunk,
-    duplicates: Sequence[int],
+    equal: EqualUrls,
     config: DataConfig,
     layout: Layout,
     evaluation: EvaluationHashes | None,
@@ -52,26 +56,29 @@ def process_chunk(
     driver that still runs, leaves what the first receipt stands for as it is.
 
     Args:
-        duplicates: places in the chunk of rows whose URL another row has.
+        equal: rows whose URL another row has, and captions that come to the chunk's.
     """
     receipt = layout.receipt("chunk", chunk.number)
     if not storage.exists(receipt):
         with suppress(_Overtaken):
-            storage.write_json(receipt, _process(chunk, duplicates, config, layout, evaluation))
+            storage.write_json(receipt, _process(chunk, equal, config, layout, evaluation))
     return storage.read_json(receipt)
 
 
 def _process(
     chunk: Chunk,
-    duplicates: Sequence[int],
+    equal: EqualUrls,
     config: DataConfig,
     layout: Layout,
     evaluation: EvaluationHashes | None,
 ) -> dict[str, Any]:
     watchdog = Watchdog(config.stall_timeout_s)
-    rows = read_chunk(chunk, config, layout)
-    rows = refuse_before_download(rows, frozenset(duplicates), config)
+    left_out = LeftOut()
+    rows = read_chunk(chunk, config, layout, equal.moved, left_out)
+    rows = refuse_before_download(rows, equal, config)
     reasons: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    captions: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
     count = 0
     with (
@@ -88,9 +95,12 @@ def _process(
         for row in timed(fetch(rows, config), "fetch", seconds):
             watchdog.moved()
             started = time.perf_counter()
-            prepare(row, decoder, config, evaluation)
+            with located(f"row {row['url']}"):
+                prepare(row, decoder, config, evaluation)
             decoded = time.perf_counter()
             count += 1
+            notes.update(row["notes"])
+            captions.update({entry["source"] for entry in row["texts"]})
             if row["reason"] is None:
                 kept.add(row)
                 index.add(index_row(row))
@@ -106,6 +116,9 @@ def _process(
         "input_rows": count,
         "kept": kept.entry,
         "reasons": dict(reasons),
+        "notes": dict(notes),
+        "captions": dict(captions),
+        "left_out": left_out.rows,
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
     }
 
@@ -114,13 +127,29 @@ class _Overtaken(Exception):
     """Another process has finished the chunk meanwhile."""
 
 
-def read_chunk(chunk: Chunk, config: DataConfig, layout: Layout) -> Iterator[dict[str, Any]]:
-    """The chunk's rows in order, each with its `place`."""
+def read_chunk(
+    chunk: Chunk,
+    config: DataConfig,
+    layout: Layout,
+    moved: int | None = None,
+    left_out: LeftOut | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The chunk's rows in order, each with its `place`.
+
+    Args:
+        moved: number of the file with captions that come to the chunk's rows.
+        left_out: takes note of what a container holds and is not read.
+    """
     source = config.sources[chunk.source]
     if chunk.container:
-        rows = read_container(chunk.path, source, tuple(config.filters.columns))
+        columns = tuple(config.filters.columns)
+        rows = _to_its_end(
+            chunk.path, source, read_container(chunk.path, source, columns, left_out)
+        )
     else:
         table = read_table(storage.join(layout.output, chunk.path))
+        if moved is not None:
+            table = with_captions(table, moved_captions(layout, moved, chunk.number))
         starts = range(0, len(table), PARSE_ROWS)
         rows = (row for n in starts for row in parse_rows(table.slice(n, PARSE_ROWS), source))
     for place, row in enumerate(rows):
@@ -130,17 +159,32 @@ def read_chunk(chunk: Chunk, config: DataConfig, layout: Layout) -> Iterator[dic
         yield row
 
 
+def _to_its_end(
+    path: str, source: SourceConfig, rows: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A container's rows; what a damaged one does not give is one row more, rejected."""
+    try:
+        yield from rows
+    except DamagedTar as error:
+        row = new_row(f"{path}::", source)
+        yield row | {"reason": "bad_row", "detail": str(error).removeprefix(f"{path}: ")}
+
+
 def refuse_before_download(
-    rows: Iterable[dict[str, Any]], duplicates: frozenset[int], config: DataConfig
+    rows: Iterable[dict[str, Any]], equal: EqualUrls, config: DataConfig
 ) -> Iterator[dict[str, Any]]:
     """Split captions and refuse what needs no image to be refused."""
+    duplicates, merged = frozenset(equal.duplicate), frozenset(equal.merged)
     for row in rows:
         if row["reason"] is None and row["place"] in duplicates:
             row |= {"reason": "duplicate_url", "detail": "another row has it with longer captions"}
-        if row["reason"] is None:
-            split_captions(row, config.captions)
-        if row["reason"] is None:
-            apply_filters(row, config.filters, BEFORE_DOWNLOAD)
+        if row["reason"] is None and row["place"] in merged:
+            row |= {"reason": "merged_captions", "detail": "its captions are with an earlier row"}
+        with located(f"row {row['url']}"):
+            if row["reason"] is None:
+                split_captions(row, config.captions)
+            if row["reason"] is None:
+                apply_filters(row, config.filters, BEFORE_DOWNLOAD)
         yield row
 
 
@@ -222,6 +266,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
 
+def _fetch_file(row: dict[str, Any]) -> None:
+    with located(f"row {row['url']}"):
+        fetch_file(row)
+
+
 def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Read the files of rows whose URL is a path, some ahead of the consumer."""
     rows = iter(rows)
@@ -232,5 +281,5 @@ def _fetch_files(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 for row in batch
                 if row["reason"] is None and row["data"] is None and is_file(row["url"])
             ]
-            list(readers.map(fetch_file, waiting))
+            list(readers.map(_fetch_file, waiting))
             yield from batch

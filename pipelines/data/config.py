@@ -3,6 +3,8 @@ Read before anything starts; its resolved form is stored with the dataset."""
 
 from __future__ import annotations
 
+import codecs
+import math
 import re
 from typing import Literal
 
@@ -11,9 +13,22 @@ from pydantic import Field, field_validator, model_validator
 from caft.config import Config, SuperpixelConfig
 from pipelines.config import StageConfig
 
+NAMED_DELIMITERS = {"tab": "\t", r"\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 CaptionKind = Literal["raw", "short", "long"]
+Interpolation = Literal[
+    "nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4"
+]
+OWN_RESIZER_KEYS = ("max_side_px", "jpeg_quality")
 SourceKind = Literal[
-    "auto", "table", "cc3m", "cc12m", "sharegpt4v", "webdataset", "folder", "dataset"
+    "auto",
+    "table",
+    "cc3m",
+    "cc12m",
+    "sharegpt4v",
+    "webdataset",
+    "embedded",
+    "folder",
+    "dataset",
 ]
 
 
@@ -34,9 +49,46 @@ class SourceConfig(Config):
         description="column -> kind; columns a file lacks are passed over, but one must be "
         "there; None: found by their names",
     )
+    encoding: str | None = Field(
+        None, description="of a list or of texts; None: told by its bytes, UTF-8 where unmarked"
+    )
+    delimiter: str | None = Field(
+        None, description="of a list, one character; None: told by its bytes"
+    )
+    quoting: Literal["doubled", "escaped", "none"] | None = Field(
+        None,
+        description="how a list writes a quote inside of a quoted cell: twice or behind a "
+        "backslash; none: quotes are text; None: told by its bytes",
+    )
+    max_bad_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="of the first thousand rows that are broken or damaged text; more is refused",
+    )
     image_root: str | None = Field(
         None, description="folder or URL before relative image paths; None: the file's folder"
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding).incrementaldecoder  # noqa: B018
+                "".encode(encoding)
+            except LookupError:
+                raise ValueError(f"encoding: Python knows no text encoding {encoding!r}") from None
+        return encoding
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_is_one_character(cls, delimiter: str | None) -> str | None:
+        plain = NAMED_DELIMITERS.get(delimiter or "", delimiter)
+        if plain is not None and (len(plain) != 1 or not plain.isascii() or plain in '"\n\r'):
+            named = ", ".join(NAMED_DELIMITERS)
+            raise ValueError(f"delimiter: {delimiter!r} is not one character, nor one of {named}")
+        return plain
 
 
 class DownloadConfig(Config):
@@ -63,9 +115,53 @@ class DownloadConfig(Config):
     )
 
 
-class ImageConfig(Config):
+class Img2datasetConfig(Config):
+    """Keys of img2dataset's `Resizer`, by its names and with the defaults of its command."""
+
+    image_size: int = Field(256, gt=0, description="pixels; what it bounds is up to resize_mode")
+    resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = (
+        "border"
+    )
+    resize_only_if_bigger: bool = False
+    upscale_interpolation: Interpolation = "lanczos"
+    downscale_interpolation: Interpolation = "area"
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_quality: int = Field(95, ge=0, description="of png its compression, 0 to 9")
+    skip_reencode: bool = Field(
+        False, description="keep files of encode_format that need no resizing as they came"
+    )
+    disable_all_reencoding: bool = Field(False, description="keep every file as it came")
+    min_image_size: int = Field(0, ge=0, description="a shorter side is too_small")
+    max_image_area: float | None = Field(
+        None, gt=0, description="more pixels are a decompression_bomb; None: any number"
+    )
+    max_aspect_ratio: float | None = Field(
+        None, ge=1, description="long side / short side, more is aspect_ratio; None: any"
+    )
+
+    @field_validator("max_image_area", "max_aspect_ratio", mode="before")
+    @classmethod
+    def _infinite_is_none(cls, value: object) -> object:
+        return None if value in (math.inf, "inf") else value  # as img2dataset writes it
+
+    @model_validator(mode="after")
+    def _quality_fits_the_format(self) -> Img2datasetConfig:
+        most = {"png": 9, "jpg": 100}.get(self.encode_format, math.inf)  # webp: above 100 lossless
+        if self.encode_quality > most:
+            raise ValueError(
+                f"encode_quality {self.encode_quality}: {self.encode_format} takes 0 to {most}"
+            )
+        return self
+
+
+class ImageConfig(Img2datasetConfig):
     """What can be decoded, and how it is stored."""
 
+    resizer: Literal["caft", "img2dataset"] = Field(
+        "caft",
+        description="caft: max_side_px and jpeg_quality; img2dataset: the bytes that its Resizer "
+        "makes, by the keys of its names",
+    )
     max_side_px: int = Field(512, gt=0, description="longer images are shrunk, aspect kept")
     max_pixels: int = Field(100_000_000, gt=0, description="more is a decompression bomb")
     jpeg_quality: int = Field(92, ge=1, le=100, description="for images that were shrunk")
@@ -73,12 +169,28 @@ class ImageConfig(Config):
         30.0, gt=0, description="for one image; the decoding process is then replaced"
     )
 
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> ImageConfig:
+        other = "caft" if self.resizer == "img2dataset" else "img2dataset"
+        unread = OWN_RESIZER_KEYS if other == "caft" else tuple(Img2datasetConfig.model_fields)
+        for name in unread:
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: only resizer: {other} uses it, here it is {self.resizer}; leave it "
+                    f"at {default}, or set resizer"
+                )
+        return self
+
 
 class CaptionConfig(Config):
     """How captions become lists of sentences."""
 
     split_mode: Literal["default", "reference"] = "default"
     min_chars: int = Field(3, ge=1, description="shorter sentences are dropped")
+    max_chars: int = Field(
+        20_000, gt=0, description="of one caption; the sentences beyond are left out, and counted"
+    )
 
 
 class ColumnFilter(Config):

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pipelines.data.config import DataConfig
+from pipelines.data.prediction import Duration, Estimate, Range
 from pipelines.data.stats_rows import bytes_text
-
-if TYPE_CHECKING:
-    from pipelines.data.estimate import Duration, Estimate, Range
 
 WIDTH = 100
 

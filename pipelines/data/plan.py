@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 from caft.errors import DataError
 from pipelines import storage
 from pipelines.data.config import DataConfig, SourceConfig
-from pipelines.data.dedup.pairs import exact_duplicates, in_partition
-from pipelines.data.paths import ROWS_PER_CHUNK, Chunk, Layout
+from pipelines.data.paths import Chunk, Layout
 from pipelines.data.sources import (
     CONTAINERS,
+    LeftOut,
     detect_kind,
     list_containers,
     read_tables,
 )
-from pipelines.data.write import read_table, write_table
+from pipelines.data.write import write_table
 from pipelines.workers import run_tasks
 
 INDEX_SCHEMA = pa.schema([("key", pa.binary(16)), ("characters", pa.int32())])
@@ -31,10 +31,16 @@ INDEX_SCHEMA = pa.schema([("key", pa.binary(16)), ("characters", pa.int32())])
 
 @dataclass(frozen=True)
 class Plan:
-    """All chunks in order; `fingerprint` is a digest of every URL."""
+    """All chunks in order.
+
+    Attributes:
+        fingerprint: a digest of every URL.
+        left_out: of each source, what of its lists is not read, with the rows that hold it.
+    """
 
     chunks: tuple[Chunk, ...]
     fingerprint: str
+    left_out: tuple[dict[str, int | None], ...] = ()
 
 
 def make_plan(config: DataConfig, layout: Layout) -> Plan:
@@ -53,18 +59,29 @@ def make_plan(config: DataConfig, layout: Layout) -> Plan:
         fingerprint.update(done[number]["fingerprint"].encode())
         for entry in done[number]["chunks"]:
             chunks.append(Chunk(len(chunks), number, **entry))
-    write_plan(layout, chunks, fingerprint.hexdigest())
+    left_out = [done[number].get("left_out", {}) for number in numbers]
+    write_plan(layout, chunks, fingerprint.hexdigest(), left_out)
     return load_plan(layout)
 
 
-def write_plan(layout: Layout, chunks: Sequence[Chunk], fingerprint: str) -> None:
-    plan = {"chunks": [asdict(chunk) for chunk in chunks], "fingerprint": fingerprint}
+def write_plan(
+    layout: Layout,
+    chunks: Sequence[Chunk],
+    fingerprint: str,
+    left_out: Sequence[dict[str, int | None]] = (),
+) -> None:
+    plan = {
+        "chunks": [asdict(chunk) for chunk in chunks],
+        "fingerprint": fingerprint,
+        "left_out": list(left_out),
+    }
     storage.write_json(_plan_path(layout), plan)
 
 
 def load_plan(layout: Layout) -> Plan:
     stored = storage.read_json(_plan_path(layout))
-    return Plan(tuple(Chunk(**chunk) for chunk in stored["chunks"]), stored["fingerprint"])
+    chunks = tuple(Chunk(**chunk) for chunk in stored["chunks"])
+    return Plan(chunks, stored["fingerprint"], tuple(stored.get("left_out", ())))
 
 
 def plan_source(config: DataConfig, layout: Layout, number: int) -> dict[str, Any]:
@@ -75,12 +92,13 @@ def plan_source(config: DataConfig, layout: Layout, number: int) -> dict[str, An
         return storage.read_json(receipt)
     fingerprint = hashlib.sha256()
     chunks: list[dict[str, Any]] = []
+    left_out = LeftOut()
     if detect_kind(source) in CONTAINERS:
         for path in list_containers(source):
             fingerprint.update(path.encode())
             chunks.append({"path": path, "rows": None, "container": True})
     else:
-        for table in _chunk_tables(source, config):
+        for table in _chunk_tables(source, config, left_out):
             keys = url_keys(table["url"])
             fingerprint.update(keys.tobytes())
             table = _sample(table, keys, source.weight)
@@ -91,36 +109,13 @@ def plan_source(config: DataConfig, layout: Layout, number: int) -> dict[str, An
             chunks.append({"path": path, "rows": len(table), "container": False})
     if not chunks:
         raise DataError(f"{source.path}: no row in it; give a list with at least one URL")
-    result = {"chunks": chunks, "fingerprint": fingerprint.hexdigest()}
+    result = {
+        "chunks": chunks,
+        "fingerprint": fingerprint.hexdigest(),
+        "left_out": left_out.rows,
+    }
     storage.write_json(receipt, result)
     return result
-
-
-def url_duplicates(
-    plan: Plan, config: DataConfig, layout: Layout, concurrency: int
-) -> dict[int, list[int]]:
-    """Chunk -> places of its rows that need no download, since another row has their URL.
-
-    Of equal ones the row with the longest captions is kept, the first one among those. Chunks of
-    containers are not asked: what they hold is known once they are read.
-    """
-    path = storage.join(layout.plan, "duplicates.parquet")
-    if not storage.exists(path):
-        lists = [chunk for chunk in plan.chunks if not chunk.container]
-        rows = sum(chunk.rows or 0 for chunk in lists)
-        partitions = max(1, -(-rows // config.duplicates.partition_rows))
-
-        def find(part: int) -> list[int]:
-            keys, characters, ids = _keys_of(lists, layout, part, partitions)
-            return exact_duplicates(keys, characters, ids)[0].tolist()
-
-        found = run_tasks("equal_urls", find, range(partitions), concurrency)
-        dropped = sorted(row for _, some in found for row in some)
-        write_table(path, pa.table({"row": pa.array(dropped, pa.int64())}))
-    places: dict[int, list[int]] = {}
-    for row in read_table(path)["row"].to_pylist():
-        places.setdefault(row // ROWS_PER_CHUNK, []).append(row % ROWS_PER_CHUNK)
-    return places
 
 
 def url_keys(urls: pa.ChunkedArray) -> np.ndarray:
@@ -138,11 +133,13 @@ def _plan_path(layout: Layout) -> str:
     return storage.join(layout.plan, "plan.json")
 
 
-def _chunk_tables(source: SourceConfig, config: DataConfig) -> Iterator[pa.Table]:
+def _chunk_tables(
+    source: SourceConfig, config: DataConfig, left_out: LeftOut
+) -> Iterator[pa.Table]:
     """The source's rows in tables of `chunk_rows`."""
     waiting: list[pa.Table] = []
     count = 0
-    for table in read_tables(source, tuple(config.filters.columns)):
+    for table in read_tables(source, tuple(config.filters.columns), left_out):
         waiting.append(table)
         count += len(table)
         while count >= config.chunk_rows:
@@ -174,30 +171,26 @@ def _sample(table: pa.Table, keys: np.ndarray, weight: float) -> pa.Table:
     return table.set_column(table.schema.get_field_index("reason"), "reason", reason)
 
 
+def _damaged(table: pa.Table) -> pa.ChunkedArray:
+    """Which rows have a text with U+FFFD; a chunk rejects them, and nothing is merged with them."""
+    damaged = pc.match_substring(table["url"], "\ufffd")
+    captions = table["captions"].combine_chunks()
+    texts = captions.flatten().field("text")
+    found = pc.indices_nonzero(pc.match_substring(texts.flatten(), "\ufffd"))
+    if not len(found):
+        return damaged
+    entries = pc.list_parent_indices(texts).take(found)
+    rows = pc.list_parent_indices(captions).take(entries)
+    return pc.or_(
+        damaged, pa.chunked_array([pc.is_in(pa.array(range(len(table))), rows.cast(pa.int64()))])
+    )
+
+
 def _index(table: pa.Table, keys: np.ndarray) -> pa.Table:
     """Key and length of captions of each row; no key where a row is rejected already."""
     column = pa.FixedSizeBinaryArray.from_buffers(
         INDEX_SCHEMA.field("key").type, len(keys), [None, pa.py_buffer(keys.tobytes())]
     )
-    rejected = pc.is_valid(table["reason"]).combine_chunks()
+    rejected = pc.or_(pc.is_valid(table["reason"]), _damaged(table)).combine_chunks()
     column = pc.if_else(rejected, pa.scalar(None, column.type), column)
     return pa.table([column, caption_characters(table)], schema=INDEX_SCHEMA)
-
-
-def _keys_of(
-    chunks: list[Chunk], layout: Layout, part: int, partitions: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys, caption characters and row numbers (n,) of one partition of all planned rows."""
-    found = [(np.empty(0, "V16"), np.empty(0, np.int64), np.empty(0, np.int64))]
-    for chunk in chunks:
-        folder, name = layout.plan, chunk.path.rsplit("/", 1)[-1]
-        table = read_table(storage.join(folder, f"index-{name}"))
-        keys = table["key"].to_pylist()
-        there = np.flatnonzero([key is not None for key in keys])
-        joined = np.frombuffer(b"".join(key for key in keys if key is not None), "V16")
-        mine = in_partition(joined, part, partitions)
-        rows = there[mine] + chunk.number * ROWS_PER_CHUNK
-        characters = table["characters"].to_numpy().astype(np.int64)[there[mine]]
-        found.append((joined[mine], characters, rows))
-    keys, characters, rows = (np.concatenate(column) for column in zip(*found, strict=True))
-    return keys, characters, rows

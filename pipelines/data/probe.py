@@ -31,6 +31,7 @@ from pipelines.data.config import DataConfig, ImageConfig
 from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, hash_set
 from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.urls import EqualUrls
 from pipelines.data.files import as_stored
 from pipelines.data.images.decoder import Decoder
 from pipelines.data.plan import in_share
@@ -38,6 +39,7 @@ from pipelines.data.sources import is_file, sample_rows
 from pipelines.data.write import ParquetSink, read_table
 
 KEPT = "kept"
+NOTHING_EQUAL = EqualUrls([], [], None)  # which takes the whole of the lists
 LEAST_ROWS = 50  # of each source, however small its share of all rows is
 BATCHES = 10  # whose spread says how far the time per row can be trusted
 STEADY_SHARE = 0.5  # of the rows must come before the sample runs out, to tell the tail from them
@@ -149,7 +151,7 @@ class _Run:
     def rows(self, rows: Sequence[dict[str, Any]]) -> None:
         config = self._config
         index_path = str(self._folder / "index.parquet")
-        planned = refuse_before_download(self._feed(rows), frozenset(), config)
+        planned = refuse_before_download(self._feed(rows), NOTHING_EQUAL, config)
         with (
             Decoder(config.image) as decoder,
             ParquetSink(str(self.candidates), CANDIDATE_SCHEMA, config.row_group_rows) as kept,

@@ -16,9 +16,11 @@ class Reason(NamedTuple):
 
 REASONS = {
     "bad_row": Reason("plan", "a line of the list that does not have the list's columns"),
+    "bad_text": Reason("plan", "a URL or caption with bytes that are not of its encoding"),
     "bad_url": Reason("plan", "neither an http(s) URL with a host nor a file of a known place"),
     "no_caption": Reason("plan", "no caption with a sentence in it"),
     "not_sampled": Reason("plan", "outside the share of its source that `weight` takes"),
+    "merged_captions": Reason("plan", "its captions are with an earlier row of the same URL"),
     "duplicate_url": Reason("plan", "another row has the same URL and longer captions"),
     "short_caption": Reason("filter", "no caption as long as filters.min_caption_chars"),
     "few_sentences": Reason("filter", "fewer sentences than filters.min_sentences"),
@@ -36,14 +38,18 @@ REASONS = {
     "http_5xx": Reason("download", "the server failed: 500 to 599", True),
     "http_other": Reason("download", "too many redirects, or another answer that is no image"),
     "noai": Reason("download", "the server forbids use for training (X-Robots-Tag)"),
-    "too_large": Reason("download", "more bytes than download.max_bytes"),
+    "too_large": Reason(
+        "download", "more bytes than download.max_bytes, or than its pixels explain"
+    ),
     "missing_file": Reason("download", "the image file is not where the list says"),
     "not_an_image": Reason("image", "the bytes are no image in a supported format"),
     "truncated_image": Reason("image", "the image ends early or is damaged"),
-    "decompression_bomb": Reason("image", "more pixels than image.max_pixels"),
+    "decompression_bomb": Reason("image", "more pixels than image.max_pixels or max_image_area"),
     "decoder_crash": Reason("image", "decoding it ends or stalls the decoding process"),
-    "too_small": Reason("filter", "a side is shorter than filters.min_side_px"),
-    "aspect_ratio": Reason("filter", "more elongated than filters.max_aspect_ratio"),
+    "too_small": Reason("filter", "a side below filters.min_side_px or image.min_image_size"),
+    "aspect_ratio": Reason(
+        "filter", "more elongated than the max_aspect_ratio of filters or image"
+    ),
     "near_constant": Reason("filter", "less contrast than filters.min_contrast"),
     "low_similarity": Reason("filter", "image and captions agree less than filters.similarity"),
     "evaluation_image": Reason("decontamination", "near-duplicate of an evaluation image"),

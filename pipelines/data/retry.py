@@ -19,6 +19,7 @@ from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
 from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.urls import no_equal_urls, planned_with_captions
 from pipelines.data.files import (
     REJECTS_ROW_GROUP,
     await_temporaries,
@@ -78,6 +79,7 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
             files=[*map(asdict, dataset.files), *added.files],
             rejects=[*_rest(dataset, layout, set(reasons)), *added.rejects],
             input_rows=dataset.manifest["counts"]["input_rows"],
+            texts={name: s.get("texts", {}) for name, s in dataset.manifest["sources"].items()},
         )
         fingerprint = dataset.manifest["input_fingerprint"]
         manifest = make_manifest(config, fingerprint, merged, layout.generation, tracker.run_id)
@@ -125,8 +127,7 @@ def _plan(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequenc
         if not chunks:
             storage.delete_folder(layout.plan)
             raise DataError(f"{dataset.path}: no row was rejected for {', '.join(reasons)}")
-        none = pa.table({"row": pa.array([], pa.int64())})  # equal URLs went when the set was made
-        write_table(storage.join(layout.plan, "duplicates.parquet"), none)
+        no_equal_urls(layout)
         write_plan(layout, chunks, dataset.manifest["input_fingerprint"])
     return load_plan(layout)
 
@@ -145,7 +146,7 @@ def _rejected_rows(
             waiting = []
         source = entry.source
         keys = _retried(dataset, entry, reasons)["key"].to_pylist()
-        waiting.append(_planned(storage.join(dataset.path, entry.plan), keys))
+        waiting.append(_planned(entry.plan, Layout(dataset.path), keys))
     if waiting:
         yield source, pa.concat_tables(waiting)
 
@@ -155,10 +156,10 @@ def _retried(dataset: Dataset, entry: RejectsEntry, reasons: set[str]) -> pa.Tab
     return table.filter(pc.is_in(table["reason"], value_set=pa.array(sorted(reasons))))
 
 
-def _planned(path: str, keys: Sequence[str]) -> pa.Table:
+def _planned(path: str, layout: Layout, keys: Sequence[str]) -> pa.Table:
     """The rows of a plan file that were tried under these keys: of equal URLs the one with the
-    longest captions."""
-    table = read_table(path)
+    longest captions, those that came to it included."""
+    table = planned_with_captions(path, layout)
     wanted = {bytes.fromhex(key) for key in keys}
     characters = caption_characters(table).to_pylist()
     best: dict[bytes, int] = {}

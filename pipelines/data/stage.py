@@ -14,7 +14,6 @@ from caft import __version__
 from caft.config import to_yaml
 from caft.documents import parse_yaml
 from caft.errors import ConfigError, DataError
-from caft.superpixels.network import open_sfcn
 from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.data.chunk import process_chunk
@@ -23,6 +22,7 @@ from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION, read_manifest
 from pipelines.data.dedup.decontamination import all_evaluation_hashes, check_evaluation_sets
 from pipelines.data.dedup.duplicates import drops_path, find_drops
 from pipelines.data.dedup.similarity_pass import refuse_dissimilar
+from pipelines.data.dedup.urls import EqualUrls, equal_urls
 from pipelines.data.files import (
     await_temporaries,
     delete_leftovers,
@@ -32,8 +32,9 @@ from pipelines.data.files import (
 )
 from pipelines.data.filters import check_filters
 from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
-from pipelines.data.plan import Plan, make_plan, url_duplicates
-from pipelines.data.sources import check_source, detect_kind, source_identity
+from pipelines.data.plan import Plan, make_plan
+from pipelines.data.sources import detect_kind, source_identity
+from pipelines.data.sources.check import check_source
 from pipelines.data.stats import publish
 from pipelines.identity import (
     difference,
@@ -47,8 +48,8 @@ from pipelines.tracking import Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
-BEHAVIOURS: tuple[str, ...] = ()  # that decide rows though no key does
 FREE_FIELDS = {"tracking", "progress_every_s", "concurrency", "output", "stall_timeout_s"}
+BEHAVIOURS = ("captions",)  # that decide rows though no key does
 # Rough need of disk, to refuse work that cannot fit before it starts.
 BYTES_PER_ROW = 20_000
 CHUNK_CPUS = 0.5  # two chunks share a core: one decodes while the other waits for its last rows
@@ -63,7 +64,7 @@ def run(config: DataConfig) -> None:
         ConfigError: the output holds a dataset of another configuration.
         StorageError: the output cannot be written, or the disk is too small.
     """
-    output = storage.usable_path(config.output, "output").rstrip("/")
+    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
     config = config.model_copy(update={"output": output})
     check(config)
     _claim_output(config)
@@ -133,6 +134,7 @@ def make_manifest(
         sources[source.name] = {
             "licence": source.licence,
             "weight": source.weight,
+            "texts": entries.texts.get(source.name, {}),
             **_counts(kept, rejected),
         }
     kept = sum(entry["rows"] for entry in entries.files)
@@ -206,6 +208,7 @@ class Entries:
     files: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
     input_rows: int
+    texts: dict[str, dict[str, Any]]  # of each source, what `texts_of` says
 
 
 def check(config: DataConfig) -> None:
@@ -216,6 +219,8 @@ def check(config: DataConfig) -> None:
     """
     check_filters(config.filters)
     if config.superpixels is not None and config.superpixels.segmenter.method == "sfcn":
+        from caft.superpixels.network import open_sfcn  # loads PyTorch
+
         open_sfcn(config.superpixels.segmenter)
     similarity = config.filters.similarity
     if similarity and not storage.exists(similarity.checkpoint):
@@ -261,7 +266,29 @@ def build(config: DataConfig, layout: Layout, plan: Plan, known: Sequence[int] =
         files=[entries["part"] for entries in written if entries["part"]],
         rejects=[entry for entries in written for entry in entries["rejects"]],
         input_rows=sum(receipt["input_rows"] for receipt in receipts.values()),
+        texts={
+            source.name: _texts(number, plan, receipts)
+            for number, source in enumerate(config.sources)
+        },
     )
+
+
+def _texts(source: int, plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What was seen of a source's texts, in rows: that hold each caption column, that needed
+    repair; and columns and files that are left out."""
+    captions: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    left_out: dict[str, int | None] = dict(plan.left_out[source]) if plan.left_out else {}
+    for chunk in plan.chunks:
+        if chunk.source != source:
+            continue
+        receipt = receipts[chunk.number]
+        captions.update(receipt.get("captions", {}))
+        notes.update(receipt.get("notes", {}))
+        for name, rows in receipt.get("left_out", {}).items():
+            known = left_out.get(name)
+            left_out[name] = rows if known is None else known + (rows or 0)
+    return {"captions": dict(captions), "notes": dict(notes), "left_out": left_out}
 
 
 def _process_chunks(
@@ -271,18 +298,24 @@ def _process_chunks(
     receipts = _receipts(layout, "chunk")
     todo = [chunk for chunk in plan.chunks if chunk.number not in receipts]
     if todo:
-        places = url_duplicates(plan, config, layout, concurrency)
+        equal = equal_urls(plan.chunks, config, layout, concurrency)
         evaluation = all_evaluation_hashes(config.decontamination, layout, concurrency)
-        items = [[asdict(chunk), places.get(chunk.number, [])] for chunk in todo]
+        nothing = EqualUrls([], [], None)
+        items = [[asdict(chunk), asdict(equal.get(chunk.number, nothing))] for chunk in todo]
 
         def work(item: list[Any]) -> dict[str, Any]:
-            chunk, duplicates = item
-            return process_chunk(Chunk(**chunk), duplicates, config, layout, evaluation)
+            chunk, same = item
+            return process_chunk(Chunk(**chunk), EqualUrls(**same), config, layout, evaluation)
 
         reported = _Reported(plan, config)
         for receipt in receipts.values():
             reported.add(receipt)
-        for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS):
+
+        def name(item: list[Any]) -> str:
+            chunk = Chunk(**item[0])
+            return f"{chunk.number} of source '{config.sources[chunk.source].name}' ({chunk.path})"
+
+        for _, receipt in run_tasks("chunk", work, items, concurrency, CHUNK_CPUS, name):
             receipts[receipt["chunk"]] = receipt
             reported.add(receipt)
     return {chunk.number: receipts[chunk.number] for chunk in plan.chunks}

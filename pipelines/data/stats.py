@@ -23,6 +23,8 @@ from pipelines.data.stats_rows import bytes_text, sample_kept
 from pipelines.tracking import Tracker
 
 PAGE = "stats.html"
+SHOWN = 20  # names in one cell of a table
+BROKEN_SHARE = 0.1  # of a source's rows, from which on the page warns
 TEMPLATE = Path(__file__).parent / "stats.html.j2"
 
 
@@ -112,8 +114,43 @@ def render(dataset: Dataset, finished: datetime) -> str:
         bytes=sum(entry.bytes for entry in dataset.files),
         kept=sample_kept(dataset, manifest["config"]["row_group_rows"]),
         rejected=read_rejects(dataset),
+        texts=_texts(sources),
+        warnings=_warnings(sources),
         facts=_facts(dataset, finished),
     )
+
+
+def _texts(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """What is known of each source's texts, in words; sources of earlier versions say nothing."""
+    return {
+        name: {
+            part: _listed(said["texts"].get(part, {})) for part in ("captions", "notes", "left_out")
+        }
+        for name, said in sources.items()
+        if said.get("texts")
+    }
+
+
+def _listed(rows: dict[str, int | None]) -> str:
+    """`title (1,000), width`: names with their rows, where they are counted."""
+    shown = [
+        name if count is None else f"{name} ({count:,})"
+        for name, count in list(rows.items())[:SHOWN]
+    ]
+    return ", ".join(shown) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+
+
+def _warnings(sources: dict[str, dict[str, Any]]) -> list[str]:
+    """What should not be overlooked: a source that gave nothing, or lost much as broken rows."""
+    found = []
+    for name, said in sources.items():
+        broken = sum(said["rejected"].get(reason, 0) for reason in ("bad_row", "bad_text"))
+        if said["kept"] == 0:
+            found.append(f"{name}: kept none of its {said['input_rows']:,} rows")
+        elif broken > BROKEN_SHARE * said["input_rows"]:
+            share = _share(broken, said["input_rows"])
+            found.append(f"{name}: {share} of its rows are broken (bad_row, bad_text)")
+    return found
 
 
 def _reason_lines(rejected: dict[str, int], sources: Sequence[dict[str, Any]]) -> list[ReasonLine]:

@@ -19,15 +19,19 @@ from pipelines import storage
 OPAQUE_COLUMNS = {"image", "superpixels"}
 
 
-def write_table(path: str, table: pa.Table) -> None:
+def write_table(path: str, table: pa.Table, row_group_rows: int | None = None) -> None:
     """Write a table as one whole Parquet file."""
     with storage.staged(path) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", row_group_size=row_group_rows)
 
 
 @storage.retried
-def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file.
+def read_table(
+    path: str,
+    columns: list[str] | None = None,
+    filters: list[tuple[str, str, int]] | None = None,
+) -> pa.Table:
+    """Read one Parquet file, or the rows of it that filters as PyArrow's let through.
 
     Raises:
         StorageError: it is not there or is damaged.
@@ -35,7 +39,7 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     fs, inner = storage.filesystem(path)
     try:
         with fs.open_input_file(inner) as file:
-            return pq.read_table(file, columns=columns)
+            return pq.read_table(file, columns=columns, filters=filters)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path}: cannot be read: {error}") from None
 

@@ -15,6 +15,7 @@ from caft.config import PictureRule
 from caft.masks import decode_rle
 from caft.model import CAFT, ImageFeatures
 from pipelines.data.dataset import Dataset
+from pipelines.evaluation_input import Piece
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,6 @@ class Region:
 
 Caption = str | tuple[str, ...]  # a text as it was written, or the sentences that a dataset holds
 Regions = Mapping[str, tuple[Region, ...]]  # by image URL
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Images that are read together; `first` is the position of the first in the benchmark."""
-
-    file: str  # of Parquet; empty where every image is a file of its own
-    row_group: int
-    first: int
 
 
 class Rows(Protocol):

@@ -36,7 +36,8 @@ def _checked(config: AnyBenchmarkConfig, field: str) -> tuple[bool, list[str]]:
         benchmark = open_benchmark(config, field)
     except CAFTError as error:
         return False, [str(error)]
-    return True, [f"{len(benchmark.urls):,} images in {benchmark.rows.place}"]
+    texts = f" with {len(benchmark.captions):,} captions" if benchmark.captions else ""
+    return True, [f"{len(benchmark.urls):,} images{texts} in {benchmark.rows.place}"]
 
 
 def _lines(config: PublishedConfig, inventory: Inventory) -> Iterator[str]:

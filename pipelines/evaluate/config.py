@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+)
 
 from caft.captions import Rule
-from caft.config import Config, PictureRule
+from caft.config import Config, PictureRule, Seed
 from pipelines import storage
 from pipelines.config import StageConfig
 
@@ -97,6 +106,65 @@ class LabelledConfig(Config):
         return self.model_copy(update=update)
 
 
+def _plain_texts(value: Any) -> Any:
+    """One value or several, as CSV spells them: `is: true` finds JSON's true."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    if not values or not all(isinstance(v, str | bool | int | float | date) for v in values):
+        raise ValueError("a text or number is due, or a list of them")
+    return tuple(str(v).lower() if isinstance(v, bool) else str(v) for v in values)
+
+
+class SplitConfig(Config):
+    """Which records of a list are scored."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    field: str = Field(description="field of a record that says its split")
+    value: Annotated[tuple[str, ...], BeforeValidator(_plain_texts)] = Field(
+        alias="is", description="its value, or a list of them"
+    )
+
+
+def _grouped(value: Any) -> Any:
+    """One field or several; a list inside names fields that make up one caption together."""
+    fields = (value,) if isinstance(value, str) else value
+    if not isinstance(fields, list | tuple):
+        raise ValueError("a field's name is due, or a list of them")
+    groups = tuple((field,) if isinstance(field, str) else field for field in fields)
+    if not groups or not all(groups):
+        raise ValueError("name at least one field")
+    return groups
+
+
+class ListConfig(Config):
+    """Images with their captions, as a list says: CSV, TSV, JSON Lines, JSON or Parquet."""
+
+    name: str = Field(pattern=r"^[\w-]+$", description="what metrics and report call it")
+    list: str = Field(description=".csv, .tsv, .jsonl, .json or .parquet; also .gz")
+    image: str = Field("image", min_length=1, description="field of the image's path")
+    captions: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_grouped)] = Field(
+        (("caption",),),
+        description="fields of captions, each with a text or a list of them; fields in a list "
+        "inside are joined, as lines, to one caption",
+    )
+    images: tuple[str, ...] = Field((), description="folders of the images; empty: the list's own")
+    split: SplitConfig | None = Field(None, description="None: all records are scored")
+    records: str = Field(
+        "", description="key of the records in a JSON object; empty: the one list of objects in it"
+    )
+    count: int | None = Field(None, gt=0, description="images that must be there; None: any")
+    sentences: Rule | None = Field(
+        None,
+        description="rule that captions are split by; None: the one each model was trained with",
+    )
+    preprocess: ShownBy = None
+
+    def below(self, folder: str) -> ListConfig:
+        """With relative paths taken from `folder`."""
+        images = tuple(_below(folder, path) for path in self.images)
+        return self.model_copy(update={"list": _below(folder, self.list), "images": images})
+
+
 def _below(folder: str, path: str) -> str:
     here = storage.is_local(path) and not path.startswith(("/", "file:"))
     return storage.join(folder, path) if here else path
@@ -105,14 +173,15 @@ def _below(folder: str, path: str) -> str:
 def _benchmark_tag(benchmark: Any) -> str:
     """Which schema a benchmark follows. A tag has a space, which no key has."""
     keys = benchmark if isinstance(benchmark, Mapping) else type(benchmark).model_fields
-    tags = {"set": "published set", "labelled": "labelled images"}
+    tags = {"set": "published set", "labelled": "labelled images", "list": "own list"}
     return next((tag for key, tag in tags.items() if key in keys), "dataset folder")
 
 
 AnyBenchmarkConfig = Annotated[
     Annotated[BenchmarkConfig, Tag("dataset folder")]
     | Annotated[PublishedConfig, Tag("published set")]
-    | Annotated[LabelledConfig, Tag("labelled images")],
+    | Annotated[LabelledConfig, Tag("labelled images")]
+    | Annotated[ListConfig, Tag("own list")],
     Discriminator(_benchmark_tag),
 ]
 
@@ -173,7 +242,7 @@ class EvaluateConfig(StageConfig):
     )
     benchmarks: tuple[AnyBenchmarkConfig, ...] = Field(min_length=1)
     data: str | None = Field(
-        None, description="folder that relative paths of published and labelled sets start from"
+        None, description="folder that relative paths of sets, labelled images and lists start from"
     )
     allow_missing: bool = Field(
         False, description="leave out published sets that are not there, and say so"
@@ -185,7 +254,7 @@ class EvaluateConfig(StageConfig):
     )
     controls: ControlsConfig = ControlsConfig()
     bootstrap_samples: int = Field(1000, gt=0, description="resamples behind each 95% interval")
-    seed: int = Field(0, ge=0, description="of the bootstrap, of shuffling and of noise")
+    seed: Seed = Field(0, description="of the bootstrap, of shuffling and of noise")
     batch_size: int = Field(64, gt=0, description="images encoded at a time")
     concurrency: int = Field(1, gt=0, description="actors that hold the model")
     num_gpus_per_actor: float = Field(0.0, ge=0, description="also of a task that scores")

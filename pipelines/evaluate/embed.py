@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from caft.captions import JOINER, Rule, caption_sentences
 from caft.config import PictureRule
-from caft.errors import CAFTError, CheckpointError, ClusterError
+from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter, PixelPreprocess, Preprocess, open_adapter
-from pipelines.evaluate.adapters.own import CAFTAdapter, CAFTPreprocess
-from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Piece, Rows
+from pipelines.evaluate.adapters.own import CAFTAdapter
+from pipelines.evaluate.benchmark import Benchmark, Caption, Measure, Rows
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.features import (
     FeatureWriter,
@@ -30,6 +31,8 @@ from pipelines.evaluate.features import (
     open_features,
 )
 from pipelines.evaluate.measures import one_image
+from pipelines.evaluation_input import CAFTPreprocess, Piece
+from pipelines.failures import located, one_voice
 from pipelines.progress import Progress
 from pipelines.workers import connect
 
@@ -160,18 +163,10 @@ class Encoder:
     ) -> Iterator[dict[str, np.ndarray]]:
         label = f"evaluate {self.adapter.name} {label}"
         progress = Progress(label, total, "rows", self.config.progress_every_s)
-        try:
+        with one_voice(label):
             for batch in embedded.iter_batches(batch_size=None):
                 progress.update(len(next(iter(batch.values()))))
                 yield batch
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, CAFTError):
-                raise
-            raise type(cause)(str(cause).splitlines()[0]) from None  # Ray adds lines of advice
-        except ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[-300:]
-            raise ClusterError(f"{label}: {reason}") from error
 
     def _checked(self, batch: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
@@ -222,18 +217,20 @@ class Preparer:
     rows: Rows
     preprocess: Preprocess
 
+    @one_voice("decoding images")
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Columns over the piece's n rows: position, url, label map and what the model
         preprocesses."""
         cv2.setNumThreads(1)  # one task is one core; Ray runs several
         piece = Piece(**{name: values[0] for name, values in batch.items()})
-        rows = self.rows.read(piece)
-        return {
-            "position": piece.first + np.arange(len(rows)),
-            "url": [row["url"] for row in rows],
-            LABEL_MAP: [row.get(LABEL_MAP) or b"" for row in rows],
-            **self.preprocess(rows),
-        }
+        with located(f"{self.rows.place}: {piece.file}, row group {piece.row_group}"):
+            rows = self.rows.read(piece)
+            return {
+                "position": piece.first + np.arange(len(rows)),
+                "url": [row["url"] for row in rows],
+                LABEL_MAP: [row.get(LABEL_MAP) or b"" for row in rows],
+                **self.preprocess(rows),
+            }
 
 
 class ImageEncoder:
@@ -242,13 +239,22 @@ class ImageEncoder:
     def __init__(
         self, checkpoint: str, measure: Measure | None, rule: PictureRule | None, use_gpu: bool
     ) -> None:
-        self._adapter = _on_device(checkpoint, use_gpu)
+        self._checkpoint, self._use_gpu = checkpoint, use_gpu
         self._measure = measure
         self._rule = rule
 
+    @cached_property  # Ray loses the exception of an actor that cannot be made
+    def _adapter(self) -> Adapter:
+        return _on_device(self._checkpoint, self._use_gpu)
+
+    @one_voice("encoding images")
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Columns over the batch's rows: position, features and what was measured."""
+        with located(f"a batch of {len(batch['url'])} from {batch['url'][0]}"):
+            return self._encode(batch)
+
+    def _encode(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         measured: list[list[int]] = [[] for _ in batch["position"]]
         if isinstance(self._adapter, CAFTAdapter):
             images = self._adapter.image_features(batch)
@@ -270,8 +276,13 @@ class TextEncoder:
     """Ray Data actor that holds the model and reads captions."""
 
     def __init__(self, checkpoint: str, use_gpu: bool) -> None:
-        self._adapter = _on_device(checkpoint, use_gpu)
+        self._checkpoint, self._use_gpu = checkpoint, use_gpu
 
+    @cached_property
+    def _adapter(self) -> Adapter:
+        return _on_device(self._checkpoint, self._use_gpu)
+
+    @one_voice("encoding captions")
     @torch.inference_mode()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         captions = [caption for text in batch["captions"] for caption in json.loads(text)]

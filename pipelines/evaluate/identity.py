@@ -22,7 +22,9 @@ FREE_FIELDS: dict[str, Any] = {
         ("tracking", "progress_every_s", "checkpoint", "output", "features", "data"), True
     ),
     **dict.fromkeys(("batch_size", "concurrency", "num_gpus_per_actor"), True),
-    "benchmarks": {"__all__": {"dataset", "regions", "root", "images", "labelled", "class_names"}},
+    "benchmarks": {
+        "__all__": {"dataset", "regions", "root", "images", "labelled", "class_names", "list"}
+    },
 }
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from caft.captions import split_sentences
@@ -18,17 +16,20 @@ from caft.errors import DataError
 from caft.masks import decode_rle
 from pipelines import storage
 from pipelines.data.dataset import Dataset, FileEntry, open_dataset
-from pipelines.evaluate.benchmark import Benchmark, Measure, Piece, Region, Regions, class_prompts
+from pipelines.evaluate.benchmark import Benchmark, Measure, Region, Regions, class_prompts
 from pipelines.evaluate.config import (
     AnyBenchmarkConfig,
     BenchmarkConfig,
     LabelledConfig,
+    ListConfig,
     PublishedConfig,
 )
 from pipelines.evaluate.measures import RegionMeasure, SegmentationMeasure
-from pipelines.evaluate.sets.files import ImageFiles
-from pipelines.evaluate.sets.inventory import Present, take_inventory
+from pipelines.evaluate.sets.files import ImageFiles, Present, fingerprint
+from pipelines.evaluate.sets.inventory import take_inventory
 from pipelines.evaluate.sets.labelled import open_labelled
+from pipelines.evaluate.sets.own import read_list
+from pipelines.evaluation_input import Piece, evaluation_caption, read_piece, read_row_group
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def open_benchmark(config: AnyBenchmarkConfig, field: str) -> Benchmark:
         return open_published(config, field)
     if isinstance(config, LabelledConfig):
         return open_labelled(config, field)
+    if isinstance(config, ListConfig):
+        return open_list(config, field)
     return open_split(config, field)
 
 
@@ -102,24 +105,6 @@ def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
     )
 
 
-def read_piece(dataset: str, split: str, piece: Piece) -> list[dict[str, Any]]:
-    """The rows of one piece with `url`, `image`, `captions` and `superpixels`.
-
-    Raises:
-        DataError: the file has been damaged since it was opened.
-    """
-    columns = ("url", "image", "captions", "superpixels")
-    return _read_row_group(dataset, piece.file, piece.row_group, split, columns)
-
-
-def evaluation_caption(captions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sentences an image is scored with: of its first long caption, else of its first."""
-    for caption in captions:
-        if caption["kind"] == "long":
-            return list(caption["sentences"])
-    return list(captions[0]["sentences"])
-
-
 def read_regions(path: str, urls: set[str]) -> tuple[Regions, str]:
     """The regions of `urls` in a JSON Lines file, and the file's digest.
 
@@ -164,25 +149,9 @@ def _split_rows(
     """Row groups of a file that hold rows of the split, with URL and captions of those rows."""
     fs, path = storage.filesystem(storage.join(dataset.path, entry.name))
     for index in range(pq.read_metadata(path, filesystem=fs).num_row_groups):
-        if _read_row_group(dataset.path, entry.name, index, split, ()):
+        if read_row_group(dataset.path, entry.name, index, split, ()):
             columns = ("url", "captions")
-            yield index, _read_row_group(dataset.path, entry.name, index, split, columns)
-
-
-def _read_row_group(
-    dataset: str, name: str, index: int, split: str, columns: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    path = storage.join(dataset, name)
-    fs, inner = storage.filesystem(path)
-    try:
-        with pq.ParquetFile(inner, filesystem=fs) as file:
-            table = file.read_row_group(index, columns=[*columns, "split"])
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{path}: corrupt Parquet ({reason}); delete it and run the data stage again"
-        ) from None
-    return table.filter(pc.equal(table["split"], split)).to_pylist()
+            yield index, read_row_group(dataset.path, entry.name, index, split, columns)
 
 
 class MissingSet(DataError):
@@ -205,48 +174,53 @@ def open_published(config: PublishedConfig, field: str) -> Benchmark:
         )
     if inventory.problems:
         print(f"evaluate: {config.name} is partial: {'; '.join(inventory.problems)}", flush=True)
-    captions = []
-    text_to_image = []
-    for position, found in enumerate(present):
-        for caption in found.entry.captions:
-            if not split_sentences(caption):
-                raise MissingSet(f"{field} '{config.name}': {found.image.path}: empty caption")
-            captions.append(caption)
-            text_to_image.append(position)
+    for found in present:
+        if not all(split_sentences(caption) for caption in found.entry.captions):
+            raise MissingSet(f"{field} '{config.name}': {found.image.path}: empty caption")
     regions = {found.image.path: found.entry.regions for found in present if found.entry.regions}
-    label_maps = tuple(found.label_map.path for found in present if found.label_map)
-    rows = ImageFiles(config.root, tuple(found.image.path for found in present), label_maps)
     measure: Measure | None = RegionMeasure(regions) if regions else None
     settings = [config.set, inventory.split]
     if inventory.classes:
         prompts = class_prompts(inventory.classes, config.templates)
         measure = SegmentationMeasure(prompts)
         settings += [text for texts in prompts for text in texts]
+    shown = config.preprocess or ("squash" if measure else None)
+    opened = _of_files(config, config.root, inventory.split, present, settings)
+    return replace(opened, regions=regions, measure=measure, preprocess=shown)
+
+
+def open_list(config: ListConfig, field: str) -> Benchmark:
+    """Open a user's own list; `field` names it in messages.
+
+    Raises:
+        DataError: a list, a row or an image that cannot be used.
+        ConfigError: a relative path inside a Ray job.
+    """
+    split = ",".join(config.split.value) if config.split else ""
+    return _of_files(config, config.list, split, read_list(config, field), [split])
+
+
+def _of_files(
+    config: PublishedConfig | ListConfig,
+    place: str,
+    split: str,
+    present: Sequence[Present],
+    settings: Sequence[str],
+) -> Benchmark:
+    """The benchmark of images that are files of their own, and of their captions."""
+    label_maps = tuple(found.label_map.path for found in present if found.label_map)
+    rows = ImageFiles(place, tuple(found.image.path for found in present), label_maps)
     return Benchmark(
         config.name,
-        inventory.split,
+        split,
         None,
         rows,
         rows.pieces,
         rows.images,
-        tuple(captions),
-        tuple(text_to_image),
-        regions,
-        _fingerprint(present, settings),
-        measure,
-        preprocess=config.preprocess or ("squash" if measure else None),
+        tuple(caption for found in present for caption in found.entry.captions),
+        tuple(n for n, found in enumerate(present) for _ in found.entry.captions),
+        {},
+        fingerprint(present, settings),
+        preprocess=config.preprocess,
         rule=config.sentences,
     )
-
-
-def _fingerprint(present: Iterable[Present], settings: Iterable[str]) -> str:
-    """Digest of names, sizes and texts: the same wherever the files lie. Images are told apart by
-    their size in bytes; reading them all would take longer than encoding them."""
-    digest = hashlib.sha256(json.dumps(list(settings)).encode())
-    for found in present:
-        entry = found.entry
-        label_map = [entry.label_map, found.label_map.bytes] if found.label_map else []
-        regions = [[region.text, region.rle] for region in entry.regions]
-        facts = [entry.image, found.image.bytes, entry.captions, regions, label_map]
-        digest.update(json.dumps(facts).encode())
-    return digest.hexdigest()

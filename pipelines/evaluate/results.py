@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from caft.config import ModelConfig
 from caft.metrics.classification import class_features, classification_scores
 from caft.metrics.intervals import recall_intervals
 from caft.metrics.retrieval import RECALL_AT, recalls
 from caft.retrieval import Ranking, ScoreKind
-from caft.scoring import Scorer
+from caft.scoring import Scorer, kind_names
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.controls import Group, recalls_by_length, variants
 from pipelines.evaluate.embed import MEASURED, Encoder
@@ -45,15 +44,9 @@ class BenchmarkResults:
         return self.metrics | {name: getattr(self, name) for name in nested}
 
 
-def score_names(model: ModelConfig) -> tuple[str, ...]:
-    """The kinds of score a CAFT model has; the last is its own, that of `CAFT.score`."""
-    components = [("whole", model.losses.has_whole), ("part", model.losses.parts)]
-    return _kind_names([name for name, there in components if there])
-
-
 def own_score(scorer: Scorer) -> str:
     """The kind of score that a model is judged by."""
-    return _kind_names(scorer.components)[-1]
+    return kind_names(scorer.components)[-1]
 
 
 def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> BenchmarkResults:
@@ -67,7 +60,7 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     if not benchmark.captions:
         return BenchmarkResults(metrics, {}, {}, {}, {}, None)
     (texts,) = encoder.texts([benchmark.captions], benchmark.name, benchmark.rule)
-    names = _kind_names(ranker.scorer.components)
+    names = kind_names(ranker.scorer.components)
     kinds = _kinds(config.alpha, names)
     if config.top_k is not None:
         kinds.append(ScoreKind("rerank", config.alpha, config.top_k))
@@ -188,10 +181,6 @@ def table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
-def _kind_names(components: Sequence[str]) -> tuple[str, ...]:
-    return ("whole", "blended") if len(components) > 1 else tuple(components)
-
-
 def _kinds(alpha: float, names: Sequence[str]) -> list[ScoreKind]:
     return [ScoreKind(name, alpha if name == "blended" else 0.0) for name in names]
 
@@ -211,7 +200,7 @@ def classified(
     # The default rule keeps each as it is: a class may be called "St. Bernard".
     (found,) = encoder.texts([captions], benchmark.name, "default")
     classes = {name: class_features(tensor, len(prompts)) for name, tensor in found.items()}
-    kinds = _kinds(encoder.config.alpha, _kind_names(ranker.scorer.components))
+    kinds = _kinds(encoder.config.alpha, kind_names(ranker.scorer.components))
     ranks = ranker.classify(images, classes, labels, kinds, label)
     own = torch.tensor(labels)
     return {"classes": float(len(prompts))} | {

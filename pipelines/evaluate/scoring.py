@@ -10,10 +10,8 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError
 from torch import Tensor
 
-from caft.errors import ClusterError
 from caft.metrics.classification import label_ranks
 from caft.retrieval import (
     OwnScores,
@@ -31,6 +29,7 @@ from caft.retrieval import (
 )
 from caft.scoring import Features, Scorer
 from pipelines.evaluate.features import StoredFeatures
+from pipelines.failures import one_voice
 from pipelines.progress import Progress
 from pipelines.workers import RETRIES, cluster_cpus, connect
 
@@ -101,7 +100,7 @@ class Ranker:
         ) -> Iterator[Any]:
             task: Any = ray.remote(**options)(function)
             waiting: deque[tuple[int, Any]] = deque()
-            try:
+            with one_voice(label):
                 for first, block in images.blocks():
                     rows = len(next(iter(block.values())))
                     waiting.append((rows, task.remote(block, first, *shared)))
@@ -112,9 +111,6 @@ class Ranker:
                 for rows, result in waiting:
                     yield ray.get(result)
                     progress.update(rows)
-            except RayError as error:
-                reason = " ".join(str(error).split())[-300:]
-                raise ClusterError(f"{label}: {reason}") from error
 
         return over_blocks
 

@@ -72,7 +72,7 @@ def run(config: EvaluateConfig) -> None:
         StorageError: the output cannot be written.
     """
     checkpoints = open_checkpoints(config.checkpoints)
-    output = storage.usable_path(config.output, "output").rstrip("/")
+    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
     beside = storage.join(output.rpartition("/")[0], FEATURES)
     features = storage.usable_path(config.features or beside, "features")
     config = config.model_copy(update={"output": output, "features": features})

@@ -26,7 +26,7 @@ from pipelines.submit.chain import (
     parse_step,
     read_chain,
 )
-from pipelines.submit.jobs import Jobs, on_local_cluster, pack
+from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster, pack
 from pipelines.tracking import SECRET_WORDS
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
@@ -50,7 +50,7 @@ def submit(steps: Sequence[Step], args: argparse.Namespace) -> int:
         ConfigError: the working directory is too large, or a variable holds a secret.
     """
     environment = job_environment(args.env)
-    jobs = Jobs()
+    jobs = Jobs(LONG_PATIENCE_S)
     name = args.name or "-".join(step.stage for step in steps)
     with tempfile.TemporaryDirectory() as folder:
         package = pack(Path.cwd(), Path(folder))
@@ -59,10 +59,12 @@ def submit(steps: Sequence[Step], args: argparse.Namespace) -> int:
             + (f", without {', '.join(package.left_out)}" if package.left_out else ""),
             flush=True,
         )
-        job = jobs.start(
+        job = new_id()
+        jobs.start(
             ["python", "-m", *chain_arguments(steps)],
             {"working_dir": str(package.path), "env_vars": environment},
             {"name": name, "stage": "+".join(step.stage for step in steps)},
+            job,
         )
     print(f"submit: job {job}", flush=True)
     return 0 if args.detach else _follow(jobs, job)
@@ -106,7 +108,7 @@ def _follow(jobs: Jobs, job: str) -> int:
 
 
 def _look(args: argparse.Namespace) -> int:
-    jobs = Jobs()
+    jobs = Jobs(LONG_PATIENCE_S if args.follow else PATIENCE_S)
     if args.command == "list":
         for job in jobs.all():
             began = datetime.fromtimestamp((job.start_time or 0) / 1000)

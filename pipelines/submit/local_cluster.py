@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from caft.errors import ClusterError
+from pipelines.workers import require_short_sockets
 
 START_WITHIN_S = 90.0
 STOP_WITHIN_S = 20.0
@@ -170,7 +171,8 @@ class LocalCluster:
         self._root.mkdir(parents=True, exist_ok=True)
         self._write_token()
         # Ray puts sockets below this folder, and a socket's path has at most 107 characters.
-        temporary = Path(tempfile.mkdtemp(prefix="caft-ray-"))
+        temporary = Path(tempfile.mkdtemp(prefix="caft-ray-", dir=os.environ.get("RAY_TMPDIR")))
+        require_short_sockets(str(temporary))
         self._temporary.write_text(str(temporary))
         environment = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
         log = self._root / "ray.log"

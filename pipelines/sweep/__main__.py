@@ -17,7 +17,8 @@ from caft.errors import DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
-from pipelines.submit.jobs import Jobs, on_local_cluster
+from pipelines.runs import check_tracking
+from pipelines.submit.jobs import LONG_PATIENCE_S, Jobs, on_local_cluster
 from pipelines.sweep.asked import require_same_tasks
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.fit import FIT, fit_laws
@@ -71,7 +72,7 @@ def run(config: SweepConfig) -> None:
         storage.write_json(storage.join(config.output, RUN), {"run_id": parent.run_id})
         storage.write_bytes(storage.join(config.output, "sweep.yaml"), to_yaml(config).encode())
         tracking = config.tracking.model_copy(update={"parent_run_id": parent.run_id})
-        jobs = Jobs()
+        jobs = Jobs(LONG_PATIENCE_S)
         scheduler = Scheduler(
             config,
             all_tasks(config, points, tracking, rows),
@@ -161,16 +162,18 @@ def main(argv: Sequence[str]) -> int:
 
     def call() -> int:
         config = load_config(SweepConfig, args.config, args.overrides)
-        output = storage.usable_path(config.output, "output").rstrip("/")
+        output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
         config = config.model_copy(update={"output": output})
         if args.print_config:
             print(to_yaml(config), end="")
-        elif args.command == "run" and not os.environ.get("RAY_ADDRESS"):
+            return 0
+        if args.command == "run":
+            check_tracking(config.tracking)
+        if args.command == "run" and not os.environ.get("RAY_ADDRESS"):
             make_plan(config, pool_rows(config))  # what is wrong is said before a cluster starts
             root = Path(config.output if storage.is_local(config.output) else "runs") / "cluster"
             return on_local_cluster(["-m", "pipelines.sweep", *argv], root)
-        else:
-            COMMANDS[args.command](config)
+        COMMANDS[args.command](config)
         return 0
 
     return command(call)

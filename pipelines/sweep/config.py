@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from caft.config import Config, ModelChoice
+from caft.config import Config, ModelChoice, Seed
 from caft.scaling_law.forms import FORMS
 from pipelines.config import StageConfig
 
@@ -69,7 +69,7 @@ class SweepConfig(StageConfig):
     lr_kept: int = Field(
         1, gt=0, description="rates of a model that go on after the fewest samples_seen"
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     cooldown_fraction: float = Field(
         0.2, gt=0, lt=1, description="of a point's steps; before it all points share a trunk"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from caft.errors import ClusterError
 from pipelines import storage
 from pipelines.progress import Progress
-from pipelines.submit.jobs import Jobs, Outcome
+from pipelines.submit.jobs import Jobs, Outcome, new_id
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.state import Store
@@ -83,7 +83,7 @@ class Scheduler:
                 continue
             words = self._jobs.last_words(state.jobs[-1])
             last = words.splitlines()[-1] if words else "no log"
-            if len(state.jobs) < self._config.tries:
+            if outcome != Outcome.REFUSED and len(state.jobs) < self._config.tries:
                 print(f"sweep: {name} failed ({last}); it is tried again", flush=True)
                 self._store.update(name, status="waiting")
             else:
@@ -151,9 +151,10 @@ class Scheduler:
                 continue
             if task.waits_for_choice and self._choice(task.points[0].setting.competes) is None:
                 continue
-            job = self._jobs.submit(task.stage, task.arguments, name)
-            jobs = (*self._store[name].jobs, job)
+            jobs = (*self._store[name].jobs, new_id())
+            # First the note: a job that was started and not noted would run a second time.
             self._store.update(name, status="running", jobs=jobs, started_at=time.time())
+            self._jobs.submit(task.stage, task.arguments, name, jobs[-1])
             room -= 1
 
 

@@ -13,6 +13,7 @@ from caft.config import ModelConfig, load_model_config, to_yaml
 from caft.errors import DataError
 from caft.model import CAFT
 from caft.superpixels.network import open_sfcn
+from caft.tokenizer import require_vocabulary
 from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
@@ -24,12 +25,12 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed.config import resolve_deepspeed
 from pipelines.train.deepspeed.engine import check_settings
 from pipelines.train.final import restore_final
-from pipelines.train.held_out import open_held_out
+from pipelines.train.held_out import check_best_metric, open_held_out
 from pipelines.train.identity import begun, known_run_id, require_same_run, require_same_training
 from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan, open_subset
-from pipelines.train.schedule import cooldown_steps
+from pipelines.train.schedule import check_schedule
 from pipelines.train.start import check_start, reading_as
 from pipelines.workers import connect
 
@@ -46,8 +47,9 @@ def run(config: TrainConfig) -> None:
             does not serve.
         StorageError: the output has no room for two checkpoints.
         ConfigError: the output holds a run of another configuration, or an unfinished one of a
-            version that trains otherwise; the superpixel network has no weights, the cool-down is
-            longer than the run, or deepspeed.file says otherwise.
+            version that trains otherwise; the superpixel network has no weights, the tokenizer
+            does not fit, the warm-up or the cool-down is longer than the run, checkpoints are kept
+            by a metric that is never logged, or deepspeed.file says otherwise.
     """
     config = resolve_deepspeed(config)
     if config.deepspeed.file is not None:
@@ -55,9 +57,10 @@ def run(config: TrainConfig) -> None:
     model = load_model_config(config.model)
     if model.image.superpixels.method == "sfcn":
         open_sfcn(model.image.superpixels)  # weights that do not serve are known before Ray starts
+    require_vocabulary(model.text)
     dataset = open_dataset(config.dataset)
     model = reading_as(dataset, model)
-    output = storage.usable_path(config.output, "output").rstrip("/")
+    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
     config = config.model_copy(update={"output": output})
     final = storage.join(output, FINAL)
     if config.start_from is not None:
@@ -91,8 +94,8 @@ def run(config: TrainConfig) -> None:
         )
     held_out = open_held_out(config)
     total_steps = max(1, round(config.epochs * plan.steps_per_epoch))
-    if config.optimizer.schedule == "constant_cooldown":
-        cooldown_steps(total_steps, config.optimizer)  # it fits, or nothing starts
+    check_schedule(total_steps, config.optimizer)
+    check_best_metric(config, model)
     check_start(config, model, dataset.fingerprint, total_steps)
     storage.check_space(output, 2 * _checkpoint_bytes(model, config))
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}

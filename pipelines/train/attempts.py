@@ -21,7 +21,8 @@ from ray.train.v2.api.config import ScalingConfig as RayScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from caft.errors import CAFTError
+from caft.errors import ClusterError, UnexpectedError
+from pipelines.failures import shortened, understood
 from pipelines.train.loop import TrainJob, train_worker
 from pipelines.train.resources import Growth, find_room, room_given_back, worker_resources
 from pipelines.train.signal_board import Notice, NoticeBoard
@@ -55,15 +56,18 @@ def train_to_the_end(job: TrainJob, newest_step: Callable[[], int]) -> None:
                 with room_given_back():
                     left = _run_group(job, workers, stop)
             except (WorkerGroupError, ControllerError, RayActorError) as error:
-                if mistake := _users_own(error):
-                    raise mistake from None
+                known = understood(error, "train")
+                if not isinstance(known, UnexpectedError | ClusterError):
+                    raise known from None
                 newest = newest_step()
                 failures = 1 if newest > reached else failures + 1
                 reached = newest
                 if failures > scaling.max_failures:
-                    raise
+                    raise type(known)(
+                        f"the workers failed {failures} times since step {reached:,}: {known}"
+                    ) from None
                 print(
-                    f"train: the workers failed ({_in_short(error)}), failure {failures} of "
+                    f"train: the workers failed ({shortened(known)}), failure {failures} of "
                     f"{scaling.max_failures} since step {reached:,}; going on from there",
                     flush=True,
                 )
@@ -117,19 +121,6 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _users_own(error: Exception) -> CAFTError | None:
-    """A worker's complaint that is the user's to mend."""
-    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    return next((failure for failure in failures if isinstance(failure, CAFTError)), None)
-
-
-def _in_short(error: Exception) -> str:
-    """One line: what is wrong, which is last where Ray wraps an error's traceback."""
-    inner = error.controller_failure if isinstance(error, ControllerError) else error
-    lines = str(inner).strip().splitlines() or [type(inner).__name__]
-    return lines[-1 if inner is not error else 0][:300]
-
-
 class _Stop:
     """SIGINT and SIGTERM while a run trains. While no workers run, there is nothing to save."""
 
@@ -140,6 +131,11 @@ class _Stop:
         if not self.training:
             raise KeyboardInterrupt
         if self.asked:  # a second time: the workers do not get the time to save
+            print(
+                "train: ended at once: what was trained since the last checkpoint is not saved; "
+                "run the same command again to continue from it",
+                flush=True,
+            )
             os._exit(128 + number)
         print("train: stopping; a checkpoint is saved first", flush=True)
         self.asked = True

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from caft.config import Config, ModelChoice
+from caft.config import Config, ModelChoice, Seed
 from pipelines.config import StageConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _in_order(workers: int | tuple[int, int]) -> int | tuple[int, int]:
@@ -28,7 +29,7 @@ class OptimizerConfig(Config):
     """AdamW and its learning rate; 1-D parameters (biases, norms, scales) are not decayed."""
 
     lr: float = Field(5e-4, gt=0, description="highest rate, reached at the end of the warm-up")
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.5, ge=0)
     warmup_steps: int = Field(2000, ge=0)
@@ -209,7 +210,7 @@ class SubsetConfig(Config):
     """A random part of the split. Of one seed, the smaller ones lie in the larger ones."""
 
     rows: int = Field(gt=0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class EvaluationConfig(Config):
@@ -247,7 +248,7 @@ class TrainConfig(StageConfig):
         description="images per block of batch statistics, at most global_batch of them; None: the "
         "largest divisor of global_batch up to 32",
     )
-    seed: int = 0
+    seed: Seed = 0
     log_every_steps: int = Field(20, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     ingest: IngestConfig = IngestConfig()

@@ -15,11 +15,11 @@ import torch
 from caft.config import ModelConfig
 from caft.errors import ClusterError, StorageError
 from pipelines import storage
+from pipelines.failures import understood
 from pipelines.tracking import Tracker
 from pipelines.train.config import EvaluationConfig
-from pipelines.train.held_out import HeldOutSet, start_scoring
+from pipelines.train.held_out import PREFIX, HeldOutSet, start_scoring
 
-PREFIX = "eval/"
 RECORD = "held_out.json"  # in the run's output: metrics by step
 LOOK_EVERY_S = 1.0
 SAY_AFTER_S = 20.0  # without a CPU; Ray starts a process in less
@@ -154,7 +154,7 @@ class Evaluations:
         self._failed += 1
         self._tracker.log_metrics({f"{PREFIX}failed": float(self._failed)}, step)
         self._say(
-            f"{step}", f"that of step {step:,} failed ({_first_line(error)}); training goes on"
+            f"{step}", f"that of step {step:,} failed ({understood(error)}); training goes on"
         )
 
     def _say(self, subject: str, text: str) -> None:
@@ -168,9 +168,3 @@ def _read(path: str) -> dict[int, dict[str, float]]:
     if not storage.exists(path):
         return {}
     return {int(step): metrics for step, metrics in storage.read_json(path).items()}
-
-
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[0][:300]

@@ -13,18 +13,20 @@ import ray
 import torch
 
 from caft.config import ModelConfig
-from caft.errors import DataError
+from caft.errors import ConfigError, DataError
 from caft.metrics import retrieval_recall
+from caft.metrics.retrieval import recalls
 from caft.model import CAFT, ImageFeatures, TextFeatures
+from caft.scoring import score_names
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
-from pipelines.evaluate.adapters.own import CAFTPreprocess
-from pipelines.evaluate.opening import Piece, evaluation_caption, read_piece
-from pipelines.evaluate.results import score_names
+from pipelines.evaluation_input import CAFTPreprocess, Piece, evaluation_caption, read_piece
+from pipelines.failures import one_voice
 from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 from pipelines.train.config import EvaluationConfig, TrainConfig
 from pipelines.train.ingest import index_row_groups
 
+PREFIX = "eval/"  # of its metrics, in MLflow and in checkpoints
 STARTED = "started"
 
 
@@ -67,6 +69,23 @@ def open_held_out(config: TrainConfig) -> HeldOutSet | None:
     return HeldOutSet(path, evaluation.split, tuple(pieces), images)
 
 
+def check_best_metric(config: TrainConfig, model: ModelConfig) -> None:
+    """Raises ConfigError where checkpoints are kept by a metric that no checkpoint will have."""
+    checkpoint = config.checkpoint
+    if not checkpoint.keep_best:
+        return
+    known = [f"loss/{name}" for name in ("total", *model.losses.terms)]
+    if config.evaluation is not None:
+        keys = recalls(torch.ones(1), torch.ones(1))
+        known += [f"{PREFIX}{name}_{key}" for name in score_names(model) for key in keys]
+    if checkpoint.best_metric not in known:
+        missing = checkpoint.best_metric.startswith(PREFIX) and config.evaluation is None
+        raise ConfigError(
+            f"checkpoint.best_metric: '{checkpoint.best_metric}' is never logged with a checkpoint"
+            + ("; set evaluation" if missing else f"; known: {', '.join(known)}")
+        )
+
+
 def start_scoring(
     weights: Any, model: ModelConfig, held_out: HeldOutSet, evaluation: EvaluationConfig
 ) -> Any:
@@ -92,7 +111,8 @@ def _score_task(
     trained = CAFT(model)
     trained.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
     device = torch.device("cuda" if evaluation.num_gpus else "cpu")
-    yield score_held_out(trained.to(device), held_out, evaluation)
+    with one_voice(f"{held_out.dataset}, split {held_out.split}"):
+        yield score_held_out(trained.to(device), held_out, evaluation)
 
 
 @torch.inference_mode()

@@ -87,6 +87,7 @@ def iter_batches(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # or a DataError ends as text in a traceback
     groups = _window_groups(plan, lanes, start_step, total_steps)
     step = start_step
     while segment := list(itertools.islice(groups, SEGMENT_GROUPS)):

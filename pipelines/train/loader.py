@@ -23,6 +23,7 @@ from caft.superpixels import stored_labels
 from caft.tokenizer import load_tokenizer
 from caft.transforms import train_image
 from pipelines import storage
+from pipelines.failures import located, one_voice
 from pipelines.superpixel_columns import pack_superpixels
 from pipelines.train.config import IngestConfig
 from pipelines.train.plan import Piece, Subset
@@ -46,11 +47,17 @@ class Loader:
         """Sub-captions beside the chunks: the part losses alone read them."""
         return self.ingest.extra_parts if self.model.losses.parts else 0
 
+    @one_voice("decoding rows")
     def __call__(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """Decode one window (as `asdict` spells it) to arrays over its n rows, in the order in
         which steps consume them."""
         cv2.setNumThreads(1)  # one task is one core; Ray runs several
         pieces = [Piece(**piece) for piece in row["pieces"]]
+        files = ", ".join(dict.fromkeys(piece.file for piece in pieces))
+        with located(f"{self.dataset}: {files}"):
+            return self._load(row, pieces)
+
+    def _load(self, row: dict[str, Any], pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
         rows = read_rows(self.dataset, pieces, self.split, self.subset)
         order = np.random.default_rng(row["seed"]).permutation(len(rows.keys))
         size = self.model.image.image_size_px
@@ -58,10 +65,12 @@ class Loader:
         stored, parts = [], []
         for place, n in enumerate(order):
             rng = sample_generator(row["epoch"], rows.keys[n])
-            image, labels = self._image(rows, n, rng)
+            with located(f"key {rows.keys[n]}"):
+                image, labels = self._image(rows, n, rng)
+                text = sample_parts(rows.captions[n], rng, self.model.text.chunks, self.extra_parts)
             images[place] = image
             stored.append(labels)
-            parts += sample_parts(rows.captions[n], rng, self.model.text.chunks, self.extra_parts)
+            parts += text
         return {
             "keys": np.array([rows.keys[n] for n in order], dtype=object),
             "images": images,

@@ -14,6 +14,7 @@ from caft.config import ModelConfig
 from caft.model import create_model
 from pipelines import storage
 from pipelines.behaviours import numbers
+from pipelines.failures import one_voice
 from pipelines.run_layout import FINAL
 from pipelines.tracking import Tracker
 from pipelines.train.checkpoints.store import CheckpointStore
@@ -63,6 +64,7 @@ class TrainJob:
         }
 
 
+@one_voice("train worker")
 def train_worker(settings: dict[str, Any]) -> int:
     """The Ray Train worker function, of a `job` and a board of `notices`; returns the notice that
     it left for, 0 after the last step."""

@@ -51,6 +51,17 @@ def cooldown_steps(total_steps: int, config: OptimizerConfig) -> int:
     return steps
 
 
+def check_schedule(total_steps: int, config: OptimizerConfig) -> None:
+    """Raises ConfigError where a run of `total_steps` ends before its warm-up or cool-down does."""
+    if config.warmup_steps > total_steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps: the warm-up of {config.warmup_steps:,} steps is longer than "
+            f"the run of {total_steps:,}; lower it or raise epochs"
+        )
+    if config.schedule == "constant_cooldown":
+        cooldown_steps(total_steps, config)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices are decayed; biases, norms, scales and other 1-D parameters are not."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]

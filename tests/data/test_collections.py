@@ -29,6 +29,7 @@ from caft.superpixels import stored_labels
 from pipelines.data.config import DataConfig, SimilarityFilter
 from pipelines.data.dataset import open_dataset
 from pipelines.data.dedup.similarity import SimilarityScorer
+from pipelines.data.retry import retry
 from pipelines.data.stage import run
 from pipelines.data.verify import verify
 
@@ -89,6 +90,52 @@ def test_of_equal_urls_the_longest_captions_stay_whatever_the_source(
     shares = open_dataset(config.output).manifest["sources"]
     assert shares["one"]["kept"] == shares["other"]["kept"] == COUNT // 2
     assert verify(config.output) == []
+
+
+def test_equal_urls_of_one_source_are_one_image_with_all_captions(ray_cluster, server, tmp_path):
+    listed = [(server.url(f"/{n % 4}.jpg"), f"Caption {n} of it. It is one.") for n in range(20)]
+    listed += [listed[0], (server.url("/0.jpg"), "nan"), (server.url("/0.jpg"), "caf\ufffd it is.")]
+    one = write_list(tmp_path / "one.csv", listed)
+    server.requests.clear()
+    config = small_config(tmp_path, [one], chunk_rows=3)  # rows of one image in several chunks
+    run(config)
+    assert len(server.requests) == 4
+    kept = rows_of(config.output)
+    for n in range(4):
+        captions = kept[server.url(f"/{n}.jpg")]["captions"]
+        assert [c["sentences"][0] for c in captions] == [
+            f"Caption {m} of it" for m in range(n, 20, 4)
+        ]
+    counts = counts_of(config.output)
+    assert counts["input_rows"] == 23
+    assert counts["rejected"] == {"bad_text": 1, "merged_captions": 17, "no_caption": 1}
+    texts = open_dataset(config.output).manifest["sources"][one["name"]]["texts"]
+    assert texts["notes"] == {"damaged": 1}
+    assert verify(config.output) == []
+
+
+def test_captions_that_were_merged_are_there_for_a_retry(ray_cluster, server, tmp_path):
+    listed = [(server.url(f"/{n}.jpg"), f"Caption {n} of it.") for n in range(4)]
+    listed += [(server.url("/later.jpg"), f"Text {n} of it.") for n in range(5)]
+    config = small_config(tmp_path, [write_list(tmp_path / "one.csv", listed)], chunk_rows=3)
+    run(config)
+    assert counts_of(config.output)["rejected"] == {"http_4xx": 1, "merged_captions": 4}
+    server.script["/later.jpg"] = body(picture(55, 99))
+    retry(config.output, ["http_4xx"])
+    row = rows_of(config.output)[server.url("/later.jpg")]
+    assert [c["sentences"] for c in row["captions"]] == [[f"Text {n} of it"] for n in range(5)]
+    assert counts_of(config.output)["rejected"] == {"merged_captions": 4}
+    assert counts_of(config.output)["input_rows"] == 9
+    assert verify(config.output) == []
+
+
+def test_what_another_version_began_is_refused_by_the_behaviour(ray_cluster, sources, tmp_path):
+    config = small_config(tmp_path, [sources("list", [(n, caption(n)) for n in range(4)])])
+    run(config)
+    (tmp_path / "data/manifest.json").unlink()
+    (tmp_path / "data/identity.json").unlink()  # which earlier versions did not write
+    with pytest.raises(ConfigError, match=r"of another version: captions \(what the data"):
+        run(config)
 
 
 def test_equal_bytes_and_near_images_name_what_they_duplicate(ray_cluster, server, tmp_path):

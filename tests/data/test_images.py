@@ -318,3 +318,16 @@ def test_contrast_tells_blank_images():
     halves = np.zeros((99, 100), np.uint8)
     halves[:, 50:] = 255
     assert prepare_image(encoded(halves, "PNG"), CONFIG)["contrast"] == pytest.approx(127.5, abs=1)
+
+
+def test_a_picture_padded_with_comments_is_stored_without_them():
+    plain = encoded(enlarged(128, 128), "JPEG")
+    comment = b"\xff\xfe" + (65_002).to_bytes(2, "big") + bytes(65_000)
+    padded = plain[:2] + comment * 260 + plain[2:]
+    assert len(padded) > 16e6
+    row = prepare_image(padded, CONFIG)
+    assert len(row["image"]) < 4 * 128 * 128
+    assert (row["width"], row["height"]) == (128, 128)
+    assert bits(prepare_image(plain, CONFIG)["phash"], row["phash"]) <= 2
+    few = plain[:2] + comment[:2] + b"\x00\x08hello!" + plain[2:]
+    assert prepare_image(few, CONFIG)["image"] == few

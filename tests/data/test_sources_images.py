@@ -12,7 +12,6 @@ from sources_support import captions_of, image_bytes, read_rows, source, tar_byt
 from caft.errors import DataError
 from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.data.sources import (
-    check_source,
     detect_kind,
     fetch_file,
     is_file,
@@ -20,6 +19,7 @@ from pipelines.data.sources import (
     read_container,
     source_identity,
 )
+from pipelines.data.sources.check import check_source
 
 
 def read_all(config, extra=()):

@@ -11,7 +11,6 @@ from sources_support import captions_of, image_bytes, read_rows, source, tar_byt
 from caft.errors import DataError, StorageError
 from pipelines import storage
 from pipelines.data.sources import (
-    check_source,
     detect_kind,
     fetch_file,
     list_containers,
@@ -19,6 +18,7 @@ from pipelines.data.sources import (
     sample_rows,
     source_identity,
 )
+from pipelines.data.sources.check import check_source
 
 
 @pytest.fixture(scope="module")

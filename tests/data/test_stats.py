@@ -18,7 +18,7 @@ from pipelines.data.dataset import open_dataset
 from pipelines.data.reasons import REASONS
 from pipelines.data.retry import retry
 from pipelines.data.stage import run
-from pipelines.data.stats import write_stats
+from pipelines.data.stats import _texts, _warnings, write_stats
 from pipelines.data.stats_rejects import HOSTS_KEPT, _Hosts, read_rejects
 from pipelines.data.stats_rows import sample_kept
 
@@ -168,6 +168,28 @@ def test_hostile_captions_and_urls_stay_text(ray_cluster, make_data_config, tmp_
     for shown in ("<script>alert(1)</script>", "{{ 7 * 7 }}", "javascript:alert(4)", "<u>folder"):
         assert shown in page.text
     assert page.text.count("<script>alert(8)</script>") == 1
+
+
+def test_texts_and_warnings_are_in_words():
+    texts = {
+        "captions": {"raw": 1200},
+        "notes": {"entities": 3},
+        "left_out": {"title": 7, "w": None},
+    }
+    said = {
+        "kept": 80,
+        "input_rows": 100,
+        "rejected": {"bad_row": 9, "bad_text": 6},
+        "texts": texts,
+    }
+    nothing = {"kept": 0, "input_rows": 5, "rejected": {"dns": 5}}
+    assert _texts({"a": said, "old": nothing}) == {
+        "a": {"captions": "raw (1,200)", "notes": "entities (3)", "left_out": "title (7), w"}
+    }
+    assert _warnings({"a": said, "old": nothing}) == [
+        "a: 15.0% of its rows are broken (bad_row, bad_text)",
+        "old: kept none of its 5 rows",
+    ]
 
 
 def test_the_page_may_go_elsewhere(dataset_folder, tmp_path, capsys):

@@ -8,7 +8,8 @@ import pytest
 
 from caft.errors import ConfigError, DataError
 from pipelines.evaluate.config import BenchmarkConfig, EvaluateConfig
-from pipelines.evaluate.opening import evaluation_caption, open_benchmark, read_piece
+from pipelines.evaluate.opening import open_benchmark
+from pipelines.evaluation_input import evaluation_caption, read_piece
 
 
 def benchmark_config(settings, n=0, **changes):

@@ -17,10 +17,9 @@ from caft.superpixels import superpixel_labels
 from caft.superpixels.stored import encode_label_map
 from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.evaluate.adapters import PixelPreprocess
-from pipelines.evaluate.adapters.own import CAFTPreprocess
-from pipelines.evaluate.benchmark import Piece
 from pipelines.evaluate.embed import Preparer
 from pipelines.evaluate.opening import DatasetRows
+from pipelines.evaluation_input import CAFTPreprocess, Piece
 from pipelines.superpixel_columns import unpack_superpixels
 
 LABELS = np.arange(36).reshape(6, 6).repeat(16, 0).repeat(16, 1)

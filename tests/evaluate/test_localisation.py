@@ -10,7 +10,8 @@ from caft.metrics import binarise, centre_box, mask_overlap, peak_overlap
 from caft.transforms import decode_image
 from pipelines.evaluate.config import BenchmarkConfig
 from pipelines.evaluate.measures import RegionMeasure, heat_overlap, one_image, region_overlaps
-from pipelines.evaluate.opening import Region, open_benchmark, read_piece
+from pipelines.evaluate.opening import Region, open_benchmark
+from pipelines.evaluation_input import read_piece
 
 
 def first_piece(settings, checkpoint, n):

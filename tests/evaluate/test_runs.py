@@ -16,7 +16,8 @@ from caft.captions import even_chunks
 from caft.config import validate
 from caft.metrics import retrieval_recall
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.opening import open_benchmark, read_piece
+from pipelines.evaluate.opening import open_benchmark
+from pipelines.evaluation_input import read_piece
 
 
 def test_a_rerun_with_other_scores_reads_stored_features(settings, tmp_path):

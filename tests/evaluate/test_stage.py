@@ -1,5 +1,6 @@
 """The whole stage on a small dataset: numbers, report, MLflow, reruns, and refusals."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -20,8 +21,9 @@ from caft.transforms import decode_image
 from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.opening import open_benchmark, read_piece
+from pipelines.evaluate.opening import open_benchmark
 from pipelines.evaluate.stage import run
+from pipelines.evaluation_input import read_piece
 
 
 def without_ray(settings, benchmark_settings, alpha):
@@ -46,7 +48,7 @@ def without_ray(settings, benchmark_settings, alpha):
     ious, boxes = [], []
     for row in rows:
         image = decode_image(row["image"])
-        for region in benchmark.regions[row["url"]]:
+        for region in benchmark.regions.get(row["url"], ()):
             heat = caft.localize(model, image, [region.text])[0]
             ious.append(mask_iou(binarise(heat), region.mask))
             boxes.append(mask_iou(centre_box(*region.mask.shape), region.mask))
@@ -248,7 +250,8 @@ def test_a_checkpoint_of_another_configuration_stops_it(settings, tmp_path, make
     config = (folder / "config.yaml").read_text().replace("embed_dim: 256", "embed_dim: 128")
     (folder / "config.yaml").write_text(config)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["config.yaml"]["bytes"] = len(config)
+    digest = hashlib.sha256(config.encode()).hexdigest()
+    manifest["files"]["config.yaml"] = {"bytes": len(config), "sha256": digest}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     refused(settings | {"checkpoint": str(folder)}, CheckpointError, "does not fit")
 

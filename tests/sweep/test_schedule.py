@@ -38,16 +38,14 @@ class Server:
         self._jobs: dict[str, tuple[str, Path, str]] = {}
         self.most = self._open = 0
 
-    def submit(self, stage: str, arguments, name: str) -> str:
+    def submit(self, stage: str, arguments, name: str, job: str) -> None:
         self.submitted.append(name)
         self._open += 1
         self.most = max(self.most, self._open)
         output = json.loads(next(a for a in arguments if a[:7] == "output=")[7:])
-        job = f"{name}#{len(self.submitted)}"
         self._jobs[job] = (stage, Path(output), name)
         if stage == "train":
             self.asked[name] = load_config(TrainConfig, arguments[0], arguments[1:])
-        return job
 
     def outcome(self, job: str) -> Outcome:
         if job not in self._jobs:

@@ -142,7 +142,8 @@ def compute(case: Case, rank: int, folder: Path) -> dict[str, torch.Tensor]:
     found = {}
     for step in range(restore_state(before, engine, model) if before else 0, STEPS):
         batch = share_of_batch(step, rank, case.workers)
-        terms = torch.stack(compute_gradients(engine, trained, batch, step, config)).detach()
+        loss = compute_gradients(engine, trained, batch, step, config)
+        terms = torch.stack([*loss.terms.values(), loss.total]).detach()
         dist.all_reduce(terms)
         found[f"{step}/terms"] = terms.flatten()
         for name, parameter in model.named_parameters():

@@ -3,19 +3,19 @@ After the chunks, before duplicates; a chunk whose scores are written is not sco
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 
-from caft import errors
-from caft.errors import CAFTError
 from pipelines import storage
 from pipelines.data.config import SimilarityFilter
 from pipelines.data.dedup.duplicates import DROP_SCHEMA
 from pipelines.data.paths import ROWS_PER_CHUNK, Layout
 from pipelines.data.write import read_table, write_table
+from pipelines.failures import attempt, one_voice, value_of
 
 if TYPE_CHECKING:
     from pipelines.data.dedup.similarity import SimilarityScorer
@@ -38,9 +38,9 @@ def refuse_dissimilar(
                 compute=ray.data.ActorPoolStrategy(size=config.actors),
                 num_gpus=config.gpus_per_actor,
             )
-            for row in results.iter_rows():
-                if row["error"]:
-                    raise getattr(errors, row["error"])(row["message"])
+            with one_voice("similarity"):
+                for row in results.iter_rows():
+                    value_of(json.loads(row["result"]))
         tables += [read_table(_path(layout, number)) for number in chunks]
     return pa.concat_tables(tables)
 
@@ -53,11 +53,8 @@ class ChunkScorer:
         self._scorer: SimilarityScorer | None = None
 
     def __call__(self, item: dict[str, int]) -> dict[str, str]:
-        try:
-            self._score(item["chunk"])
-        except CAFTError as error:  # as a value, or Ray prints its traceback before the one line
-            return {"error": type(error).__name__, "message": str(error)}
-        return {"error": "", "message": ""}
+        number = item["chunk"]
+        return {"result": json.dumps(attempt(lambda: self._score(number), f"chunk {number}"))}
 
     def _score(self, number: int) -> None:
         from pipelines.data.dedup.similarity import (  # and PyTorch, here only

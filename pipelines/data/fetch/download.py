@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.data.config import DownloadConfig
 from pipelines.data.fetch.fetcher import Fetcher
+from pipelines.failures import located
 
 Row = dict[str, Any]
 
@@ -100,7 +101,8 @@ class _Thread:
 
     async def _fetch(self, row: Row) -> None:
         try:
-            row = await self._fetcher.fetch(row)
+            with located(f"row {row['url']}"):
+                row = await self._fetcher.fetch(row)
         except Exception as error:
             self._done.put(error)
             return

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.data.images.prepare import ImageRefused, prepare_image
+from pipelines.data.images.prepare import ImageRefused
 
 if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig
@@ -25,25 +25,33 @@ START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 2.0
 START_TRIES = 3
 TRIES = 2  # a process may be killed for another's sins, such as a full memory
 # Address space for libraries, and for as many copies of a picture as decoding holds at a time.
-MEMORY_BYTES, MEMORY_BYTES_PER_PIXEL = 2**30, 24
+MEMORY_BYTES = 2**30
+MEMORY_BYTES_PER_PIXEL = {"caft": 24, "img2dataset": 96}  # img2dataset's alpha is in float64
+# Named, for only the child imports them: img2dataset's packages take seconds and much memory.
+RESIZERS = {
+    "caft": "pipelines.data.images.prepare:prepare_image",
+    "img2dataset": "pipelines.data.images.img2dataset_resizer:prepare_image",
+}
 
 Prepare = Callable[[bytes, Any], dict[str, Any]]
 
 
 class Decoder:
-    """`prepare_image` in a child process that is replaced where an image ends or stalls it.
+    """`prepare_image` of the resizer in a child process, replaced where an image ends or stalls it.
 
     Args:
-        prepare: a function of a module, of encoded bytes and an `ImageConfig`'s values as
+        prepare: another function of a module, of encoded bytes and an `ImageConfig`'s values as
             attributes. It returns values that JSON has, and the bytes `image` where it likes.
 
     One image at a time. The child has one thread and a bounded address space, and ends with its
     parent, an image that it is at after `decode_timeout_s` at the latest.
     """
 
-    def __init__(self, config: ImageConfig, prepare: Prepare = prepare_image) -> None:
+    def __init__(self, config: ImageConfig, prepare: Prepare | None = None) -> None:
         self._config = config
-        self._target = f"{prepare.__module__}:{prepare.__qualname__}"
+        self._target = RESIZERS[config.resizer]
+        if prepare is not None:
+            self._target = f"{prepare.__module__}:{prepare.__qualname__}"
         self._child: _Child | None = None
 
     def __enter__(self) -> Decoder:
@@ -152,7 +160,7 @@ def _ending_text(code: int) -> str:
 
 def _serve(pipe: Connection, target: str, config: SimpleNamespace) -> None:
     """The child: images in, answers out, until the parent closes its end."""
-    _confine(config.max_pixels)
+    _confine(config)
     module, name = target.split(":")
     prepare = getattr(importlib.import_module(module), name)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print a line per damaged image
@@ -180,12 +188,12 @@ def _serve(pipe: Connection, target: str, config: SimpleNamespace) -> None:
             pipe.send_bytes(image)
 
 
-def _confine(max_pixels: int) -> None:
+def _confine(config: SimpleNamespace) -> None:
     """Take from this process what an image could use to harm others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what ends on Ctrl-C
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends it, whatever C code is doing
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-    memory = MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * max_pixels
+    memory = MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL[config.resizer] * config.max_pixels
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import cv2

@@ -13,11 +13,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from pipelines.data.images.formats import FORMATS
+
 if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG file with further pictures behind the first
 STORED_FORMATS = (*JPEG_FORMATS, "PNG", "WEBP")
 PLAIN_MODES = ("RGB", "L")
@@ -28,6 +29,8 @@ HASHED_SIDE_PX = 64  # a JPEG that is kept as it came is decoded no further than
 UNUSUAL = "subsampling level"  # of colours, which libjpeg decodes and its short interface does not
 LITTLE = 1.25  # shrunk less, linear interpolation is as good as averaging, and five times as fast
 MAX_DETAIL_CHARS = 200
+# More than the pixels take without compression, and room for a colour profile and small EXIF data.
+STORED_BYTES_PER_PIXEL, STORED_EXTRA_BYTES = 4, 2**16
 
 Image.MAX_IMAGE_PIXELS = None  # config.max_pixels decides, before anything is decoded
 SIDE_PX, FREQUENCIES = 32, 8
@@ -59,7 +62,7 @@ def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
     Raises:
         ImageRefused: whatever else is wrong with the bytes.
     """
-    return _guarded(_prepare, data, config)
+    return guarded(_prepare, data, config)
 
 
 def hash_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
@@ -68,10 +71,11 @@ def hash_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
     Raises:
         ImageRefused: as `prepare_image` does.
     """
-    return _guarded(_hash, data, config)
+    return guarded(_hash, data, config)
 
 
-def _guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
+def guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
+    """`work` of an image and its configuration; all that it raises is an ImageRefused."""
     try:
         return work(data, config)
     except ImageRefused:
@@ -83,7 +87,7 @@ def _guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    picture = _open(data, config)
+    picture = open_picture(data, config)
     pixels, orientation, stored = _decode(picture, data, config.max_side_px)
     width, height = picture.size
     if orientation >= 5:
@@ -109,12 +113,21 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def _hash(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    grey = small_grey(_decode(_open(data, config), data, config.max_side_px)[0])
+    grey = upright_grey(data, config)
     return {"phash": perceptual_hash(grey), "mirrored_phash": perceptual_hash(grey[:, ::-1])}
 
 
-def _open(data: bytes, config: ImageConfig) -> Image.Image:
-    """The picture with its header read and its pixels not."""
+def upright_grey(data: bytes, config: ImageConfig) -> np.ndarray:
+    """`small_grey` of an encoded image as it is shown. Raises nearly anything."""
+    return small_grey(_decode(open_picture(data, config), data, config.max_side_px)[0])
+
+
+def open_picture(data: bytes, config: ImageConfig) -> Image.Image:
+    """The picture with its header read and its pixels not.
+
+    Raises:
+        ImageRefused: not in one of FORMATS, or more than `max_pixels`.
+    """
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -139,6 +152,8 @@ def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.nda
     longest = max(picture.size)
     whole = plain is not None or (is_jpeg and picture.mode in PLAIN_MODES)
     stored = whole and longest <= max_side_px and orientation == UPRIGHT
+    # A file that holds far more than a picture, such as megabytes of comments, is written anew.
+    stored = stored and len(data) <= most_bytes(*picture.size)
     if stored and is_jpeg:
         grey = _decode_jpeg(picture, data, "L", (HASHED_SIDE_PX, HASHED_SIDE_PX))
         return grey, orientation, True
@@ -156,6 +171,11 @@ def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.nda
         return pixels, orientation, True
     pixels = _to_srgb(_shrink(pixels, width, height), picture.info.get("icc_profile"))
     return _turn(pixels, orientation), orientation, False
+
+
+def most_bytes(width: int, height: int) -> int:
+    """Of a file that is stored as it came."""
+    return STORED_BYTES_PER_PIXEL * width * height + STORED_EXTRA_BYTES
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -4,6 +4,7 @@ Every reader of rows with names asks here, so that all kinds of lists follow the
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,19 @@ URL_NAMES = (
     "filename",
     "filepath",
     "image",
+    "image_file",
+    "image_name",
+    "image_filename",
+    "image_filepath",
+    "image_src",
+    "image_link",
+    "img_name",
+    "img_file",
+    "img",
+    "urls",
+    "src",
+    "file",
+    "path",
 )
 CAPTION_NAMES = {
     "caption",
@@ -52,7 +66,16 @@ CAPTION_NAMES = {
     "descriptions",
     "recaption",
     "sentences",
+    "sentence",
+    "raw",
+    "comment",
+    "comments",
+    "conversations",
+    "messages",
 }
+CONVERSATIONS = ("conversations", "messages")  # the first answer describes the image
+# Names that a caption may hide behind: where they are left out, the report says so.
+CAPTION_LIKE = re.compile(r"capt|text|desc|\balt|title|prompt|sentence|comment|phrase|summary")
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,29 @@ class Columns:
     def names(self) -> list[str]:
         """Each column once, the URL column first."""
         return list(dict.fromkeys([self.url, *self.captions, *self.extra]))
+
+
+class LeftOut:
+    """Columns that a source has and that are not read.
+
+    Attributes:
+        rows: name -> rows that hold something, for those that may be captions; else None.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int | None] = {}
+
+    def add(self, names: Sequence[str], columns: Columns) -> list[str]:
+        """Take note of a list's columns; returns those whose rows are to be counted."""
+        used = set(columns.names)
+        unused = [name for name in dict.fromkeys(names) if name and name not in used]
+        counted = [name for name in unused if is_caption_like(name)]
+        for name in unused:
+            self.rows.setdefault(name, 0 if name in counted else None)
+        return [name for name in counted if names.count(name) == 1]
+
+    def count(self, name: str, rows: int) -> None:
+        self.rows[name] = (self.rows.get(name) or 0) + rows
 
 
 def choose_columns(
@@ -116,7 +162,7 @@ def caption_kinds(source: SourceConfig, names: Iterable[str]) -> dict[str, Capti
     if source.caption_columns is not None:
         present = set(names)
         return {name: kind for name, kind in source.caption_columns.items() if name in present}
-    return {name: _kind(name) for name in names if _is_caption(name)}
+    return {name: _kind(name) for name in names if is_known_caption(name)}
 
 
 def _url_column(source: SourceConfig, path: str, names: Sequence[str]) -> str:
@@ -140,16 +186,30 @@ def _url_column(source: SourceConfig, path: str, names: Sequence[str]) -> str:
     )
 
 
-def _is_caption(name: str) -> bool:
-    plain = _plain(name)
+def is_known_url(name: str) -> bool:
+    return _plain(name) in URL_NAMES
+
+
+def is_known_caption(name: str) -> bool:
+    plain = re.sub(r"_?\d{1,2}$", "", _plain(name))  # caption_1 .. caption_5
     return plain in CAPTION_NAMES or plain.endswith(("_caption", "_captions", "_text"))
+
+
+def is_caption_like(name: str) -> bool:
+    return CAPTION_LIKE.search(_plain(name)) is not None
+
+
+def caption_source(name: str) -> str:
+    """What a caption's `source` says of the column it comes from."""
+    return "sharegpt4v" if _plain(name) in CONVERSATIONS else name.removesuffix("_captions")
 
 
 def _kind(name: str) -> CaptionKind:
     plain = _plain(name)
     if plain.startswith("short"):
         return "short"
-    return "long" if plain.startswith(("long", "detailed", "dense")) else "raw"
+    long = plain.startswith(("long", "detailed", "dense")) or plain in CONVERSATIONS
+    return "long" if long else "raw"
 
 
 def _plain(name: str) -> str:

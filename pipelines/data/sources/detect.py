@@ -9,17 +9,29 @@ from caft.errors import DataError
 from pipelines import storage
 from pipelines.data.config import SourceConfig, SourceKind
 from pipelines.data.dataset import MANIFEST
+from pipelines.data.images.formats import IMAGES, UNREAD
 from pipelines.data.sources import paths
+from pipelines.data.sources.columns import is_known_url
 from pipelines.data.sources.datasets import list_parts
-from pipelines.data.sources.delimited import headerless_kind
+from pipelines.data.sources.dialect import find_form, headerless_kind
+from pipelines.data.sources.embedded import image_column
+from pipelines.data.sources.json_arrays import array_kind
+from pipelines.data.sources.lists import PARQUET_MARK, list_form
+from pipelines.data.sources.parquet import open_parquet
 
 SUFFIXES: dict[SourceKind, tuple[str, ...]] = {
     "table": paths.TABLES,
+    "embedded": (".parquet", ".pq"),
     "cc3m": (".tsv",),
     "cc12m": (".tsv",),
     "sharegpt4v": (".json",),
     "webdataset": (".tar", ".tgz"),
 }
+# Kinds whose files hold the images themselves: `list_containers` and `read_container` read them,
+# `read_tables` and `parse_rows` all others.
+CONTAINERS = ("webdataset", "dataset", "embedded")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's image folders
+TAR_MARK, TAR_MARK_AT = b"ustar", 257
 
 
 def detect_kind(source: SourceConfig) -> SourceKind:
@@ -31,8 +43,8 @@ def detect_kind(source: SourceConfig) -> SourceKind:
     if source.kind != "auto":
         return source.kind
     if paths.is_folder(source.path):
-        return _kind_of_folder(source.path)
-    return _kind_of_file(paths.find_files(source.path)[0].path)
+        return _kind_of_folder(source)
+    return _kind_of_file(paths.find_files(source.path)[0].path, source)
 
 
 def source_files(source: SourceConfig) -> list[paths.File]:
@@ -40,6 +52,10 @@ def source_files(source: SourceConfig) -> list[paths.File]:
     kind = detect_kind(source)
     if kind == "dataset":
         return list_parts(source)
+    if kind == "table" and paths.is_folder(source.path):
+        named = [file for files in paths.walk(source.path) for file in files if _is_metadata(file)]
+        if named:
+            return named
     return paths.find_files(source.path, SUFFIXES[kind])
 
 
@@ -56,36 +72,62 @@ def source_identity(source: SourceConfig) -> list[str]:
     ]
 
 
-def _kind_of_folder(path: str) -> SourceKind:
+def _kind_of_folder(source: SourceConfig) -> SourceKind:
+    path = source.path
     if storage.exists(storage.join(path, MANIFEST)):
         return "dataset"
     for files in paths.walk(path):
         endings = {paths.suffix(file.path) for file in files}
         if endings.intersection(SUFFIXES["webdataset"]):
             return "webdataset"
-        if endings.intersection(paths.IMAGES):
-            return "folder"
-        if endings.intersection(paths.TABLES):
+        if any(_is_metadata(file) for file in files):
             return "table"
+        if endings.intersection((*IMAGES, *UNREAD)):
+            return "folder"
+        lists = [file for file in files if paths.is_one_of(file.path, paths.TABLES)]
+        if lists:
+            return _kind_of_file(lists[0].path, source)
     raise DataError(
         f"{path}: neither a dataset of ours nor images, tars or lists in this folder; "
         f"lists are {', '.join(paths.TABLES)} files"
     )
 
 
-def _kind_of_file(path: str) -> SourceKind:
+def _is_metadata(file: paths.File) -> bool:
+    return file.path.rpartition("/")[2].lower() in METADATA
+
+
+def _kind_of_file(path: str, source: SourceConfig) -> SourceKind:
     ending = paths.suffix(path)
-    if ending in (".tar", ".tgz"):
+    if ending in SUFFIXES["webdataset"]:
         return "webdataset"
-    if ending == ".tsv" and (known := headerless_kind(path)) is not None:
-        return known
-    if ending == ".json":
-        return "sharegpt4v" if paths.head(path).lstrip()[:1] == b"[" else "table"
-    if ending in paths.TABLES:
-        return "table"
-    if ending == ".txt":
-        raise DataError(f"{path}: a .txt says nothing of its columns; make it a .csv or .tsv")
-    raise DataError(
-        f"{path}: not a {', '.join(paths.TABLES)}, .json or .tar file, nor a folder of images; "
-        "give one of these, or name its kind"
-    )
+    head = paths.head(path, 1024)
+    if head[TAR_MARK_AT:].startswith(TAR_MARK):
+        return "webdataset"
+    if ending not in (*paths.TABLES, ".json") and not _is_list(path, head, source):
+        if ending == ".txt":
+            raise DataError(f"{path}: a .txt says nothing of its columns; make it a .csv or .tsv")
+        raise DataError(
+            f"{path}: not a {', '.join(paths.TABLES)}, .json or .tar file, nor a folder of images; "
+            "give one of these, or name its kind"
+        )
+    form = list_form(path, source)
+    if form == "parquet":
+        with open_parquet(path) as file:
+            return "embedded" if image_column(file.schema_arrow, source) else "table"
+    if form == "array":
+        return "sharegpt4v" if array_kind(path, source) == "conversations" else "table"
+    if form == "delimited" and ending == ".tsv":
+        return headerless_kind(path, source) or "table"
+    return "table"
+
+
+def _is_list(path: str, head: bytes, source: SourceConfig) -> bool:
+    """Whether a file whose name says nothing is a list by its first bytes."""
+    if head.startswith(PARQUET_MARK) or head.lstrip()[:2] in (b'{"', b"[{"):
+        return True
+    if b"\0" in head[:2]:
+        return False
+    form = find_form(path, source)
+    known = [is_known_url(name) for name in form.names]
+    return len(form.names) > 1 and any(known)

@@ -4,6 +4,7 @@ Also the one place that turns an unreadable file into the line that a user gets.
 from __future__ import annotations
 
 import fnmatch
+import lzma
 import os
 import re
 import zlib
@@ -17,9 +18,16 @@ import pyarrow.fs as pafs
 from caft.errors import DataError
 from pipelines import storage
 
-CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".tgz": "gzip"}
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+# How files start that are packed, whatever their names say.
+MARKS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"PK\x03\x04", "zip"),
+)
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".jsonlines", ".parquet", ".pq")
 HEAD_BYTES = 2**20
 
 
@@ -35,14 +43,16 @@ def suffix(path: str) -> str:
     """The file's suffix in lower case, without that of a compression: `.csv` of `a.CSV.gz`."""
     name = path.lower()
     ending = os.path.splitext(name)[1]
-    if ending in CODECS and ending != ".tgz":
+    if ending in PACKED:
         ending = os.path.splitext(name.removesuffix(ending))[1]
     return ending
 
 
 def codec(path: str) -> str | None:
-    """How a file is compressed, by its name."""
-    return CODECS.get(os.path.splitext(path.lower())[1])
+    """How a file is compressed, by its first bytes."""
+    fs, inner = storage.filesystem(path)
+    with reading(path), fs.open_input_file(inner) as file:
+        return _codec(file.read(8))
 
 
 def is_folder(path: str) -> bool:
@@ -109,26 +119,27 @@ def head(path: str, size: int = HEAD_BYTES) -> bytes:
     return data
 
 
-def tail(path: str, size: int = 64) -> bytes:
-    """The last bytes of a file, uncompressed; reads all of a compressed one."""
-    if codec(path) is None:
-        fs, inner = storage.filesystem(path)
-        with reading(path), fs.open_input_file(inner) as file:
-            file.seek(max(file.size() - size, 0))
-            return file.read()
-    end = b""
-    with open_stream(path) as stream:
-        while data := stream.read(HEAD_BYTES):
-            end = (end + data)[-size:]
-    return end
-
-
 @contextmanager
 def open_stream(path: str) -> Iterator[pa.NativeFile]:
     """A file from its start, uncompressed on the way; errors as in `reading`."""
     fs, inner = storage.filesystem(path)
-    with reading(path), fs.open_input_stream(inner, compression=codec(path)) as stream:
-        yield stream
+    with reading(path), fs.open_input_file(inner) as file:
+        packed = _codec(file.read(8))
+        file.seek(0)
+        if packed is None:
+            yield file
+            return
+        with unpacked(file, packed, path) as stream:
+            yield stream
+
+
+def unpacked(file: pa.NativeFile, packed: str, path: str) -> pa.NativeFile:
+    """A compressed file as a stream of what it holds."""
+    if packed == "zip":
+        raise DataError(f"{path}: a zip archive; unpack it, or pack its files with gzip or zstd")
+    if packed == "xz":
+        return pa.PythonFile(lzma.open(file), mode="r")
+    return pa.CompressedInputStream(file, packed)
 
 
 @contextmanager
@@ -142,7 +153,7 @@ def reading(path: str, kind: str = "not a readable list") -> Iterator[None]:
         raise DataError(f"{path}: no permission to read it; check its owner and mode") from None
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: {kind}: {one_line(error)}") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         credentials = "; check its credentials and its region" if "://" in path else ""
         raise DataError(f"{path}: cannot be read: {one_line(error)}{credentials}") from None
 
@@ -168,10 +179,24 @@ def _find(path: str, suffixes: tuple[str, ...]) -> list[File]:
     if info.type == pafs.FileType.File:
         return [File(full_path(path), info.size)]
     if info.type == pafs.FileType.Directory:
-        return [file for file in list_folder(path)[0] if suffix(file.path) in suffixes]
+        direct = [file for file in list_folder(path)[0] if is_one_of(file.path, suffixes)]
+        return direct or [  # such as Hive's: `lang=en/part-0.parquet`
+            file for files in walk(path) for file in files if is_one_of(file.path, suffixes)
+        ]
     if any(sign in path for sign in "*?["):
         return _glob(path, inner)
     raise DataError(f"{path}: no such file")
+
+
+def is_one_of(path: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file has one of the suffixes and is none that Spark and others hide."""
+    return suffix(path) in suffixes and os.path.basename(path)[:1] not in "._"
+
+
+def _codec(mark: bytes) -> str | None:
+    if mark[:3] == b"BZh" and mark[4:7] == b"1AY":
+        return "bz2"
+    return next((name for start, name in MARKS if mark.startswith(start)), None)
 
 
 def _glob(path: str, inner: str) -> list[File]:

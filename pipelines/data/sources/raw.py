@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from caft.errors import DataError
-from pipelines.data.sources.columns import Columns
+from pipelines.data.sources.cells import cell_strings
+from pipelines.data.sources.columns import Columns, caption_source
 
 TEXTS = pa.list_(pa.string())
 CAPTIONS = pa.list_(pa.struct([("source", pa.string()), ("kind", pa.string()), ("text", TEXTS)]))
@@ -53,10 +54,33 @@ def to_raw(table: pa.Table, columns: Columns, root: str, path: str) -> pa.Table:
 
 def bad_rows(details: Sequence[str]) -> pa.Table:
     """Rows of RAW_SCHEMA for lines that are none of the list's, one for each detail."""
-    rows = [
-        {"url": "", "captions": [], "columns": [], "reason": "bad_row", "detail": detail}
-        for detail in details
-    ]
+    rows = len(details)
+    none = pa.array([[]] * rows, CAPTIONS)
+    columns = pa.array([[]] * rows, RAW_SCHEMA.field("columns").type)
+    arrays = [pa.repeat("", rows), none, columns, pa.repeat("bad_row", rows), pa.array(details)]
+    return pa.Table.from_arrays(arrays, schema=RAW_SCHEMA)
+
+
+def caption_cells(values: Sequence[Any], name: str, complaints: list[str | None]) -> pa.Array:
+    """Cells of any shape of a caption column, as list<string>; what they hold instead of texts is
+    added to `complaints`, one for each row."""
+    cells = []
+    for n, value in enumerate(values):
+        said: list[str] = []
+        cells.append(cell_strings(value, said))
+        if said and not cells[-1]:
+            complaints[n] = "; ".join(filter(None, [complaints[n], f"{name}: {said[0]}"]))
+    return pa.array(cells, TEXTS)
+
+
+def with_complaints(table: pa.Table, complaints: Sequence[str | None]) -> pa.Table:
+    """Rows of RAW_SCHEMA; those without any text are rejected for what they hold instead."""
+    if not any(complaints):
+        return table
+    rows = table.to_pylist()
+    for row, complaint in zip(rows, complaints, strict=True):
+        if complaint and row["reason"] is None and not any(c["text"] for c in row["captions"]):
+            row |= {"reason": "no_caption", "detail": complaint}
     return pa.Table.from_pylist(rows, RAW_SCHEMA)
 
 
@@ -101,7 +125,7 @@ def _locate_all(urls: pa.Array, root: str) -> tuple[pa.Array, pa.Array, pa.Array
 def _captions(table: pa.Table, columns: Columns, path: str) -> pa.Array:
     rows, names = table.num_rows, list(columns.captions)
     cells = _interleave([_cells(table[name], name, path) for name in names])
-    sources = [name.removesuffix("_captions") for name in names]
+    sources = [caption_source(name) for name in names]
     structs = pa.StructArray.from_arrays(
         [_tile(sources, rows), _tile(list(columns.captions.values()), rows), cells],
         fields=list(CAPTIONS.value_type),
@@ -164,21 +188,6 @@ def _tile(values: list[str], times: int) -> pa.Array:
 
 def _offsets(rows: int, width: int) -> pa.Array:
     return pa.array(np.arange(rows + 1, dtype=np.int32) * width)
-
-
-def clean(text: str) -> str:
-    """`text` with half surrogate pairs, which JSON can spell and Parquet cannot hold, replaced."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
-
-
-def clean_texts(value: Any) -> list[str]:
-    """The texts that a value or a list of values holds, stripped; empty ones are left out."""
-    values = value if isinstance(value, list) else [value]
-    return [clean(item.strip()) for item in values if isinstance(item, str) and item.strip()]
 
 
 def shorten(text: str) -> str:

@@ -3,17 +3,18 @@ Here cells that spell lists become lists, which takes time, so that chunks do it
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import json
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.data.config import SourceConfig
-from pipelines.data.sources.raw import clean_texts
+from pipelines.data.sources.cells import DAMAGED, cell_texts
 
 DEFAULT_SPLIT = "train"
+TEXT_NAME = "txt"
+DETAIL_CHARS, SHOWN_CHARS = 300, 40
 
 
 def parse_rows(table: pa.Table, source: SourceConfig) -> list[dict[str, Any]]:
@@ -30,22 +31,11 @@ def parse_rows(table: pa.Table, source: SourceConfig) -> list[dict[str, Any]]:
     for index, url in enumerate(table["url"].to_pylist()):
         row = new_row(url, source)
         end = start + (sizes[index] or 0)
-        for entry in range(start, end):
-            found = _texts(texts[entry])
-            if found:
-                row["texts"].append(
-                    {
-                        "source": sources[entry],
-                        "kind": kinds[entry],
-                        "texts": found,
-                        "sentences": False,
-                    }
-                )
-        start = end
         row["columns"] = dict(columns[index] or ())
         row["reason"], row["detail"] = reasons[index], details[index] or ""
-        if row["reason"] is None and not row["texts"]:
-            row["reason"], row["detail"] = "no_caption", "every caption column is empty"
+        cells = zip(sources[start:end], kinds[start:end], texts[start:end], strict=True)
+        set_texts(row, cells)
+        start = end
         rows.append(row)
     return rows
 
@@ -58,6 +48,7 @@ def new_row(url: str, source: SourceConfig) -> dict[str, Any]:
         "split": source.split or DEFAULT_SPLIT,
         "source": source.name,
         "texts": [],
+        "notes": set(),
         "columns": {},
         "reason": None,
         "detail": "",
@@ -65,23 +56,43 @@ def new_row(url: str, source: SourceConfig) -> dict[str, Any]:
     }
 
 
-def _texts(cell: list[Any] | None) -> list[str]:
-    """A cell as texts; a single text may spell a list of them."""
-    values = cell or []
-    if len(values) == 1 and values[0]:
-        spelled = _spelled_list(values[0])
-        values = values if spelled is None else spelled
-    return clean_texts(values)
+def set_texts(
+    row: dict[str, Any], cells: Iterable[tuple[str, str, Any]], complaint: str | None = None
+) -> None:
+    """Set a row's `texts` and `notes`, or its reason if it has no text, or a damaged one.
+
+    Args:
+        cells: source and kind of each caption, and what its cell holds: see `cell_texts`.
+        complaint: what a cell holds that is no text, if its reader has found it.
+    """
+    notes: set[str] = set()
+    complaints = [complaint] if complaint else []
+    seen: set[str] = set()
+    for source, kind, cell in cells:
+        said: list[str] = []
+        found = cell_texts(cell, notes, said)
+        complaints += [f"{source}: {one}" for one in said]
+        if source == TEXT_NAME:  # img2dataset writes one caption into .txt and .json
+            found = [text for text in found if text not in seen]
+        seen.update(found)
+        if found:
+            row["texts"].append(
+                {"source": source, "kind": kind, "texts": found, "sentences": False}
+            )
+    row["notes"] = notes
+    if row["reason"] is not None:
+        return
+    if DAMAGED in notes or "\ufffd" in row["url"]:
+        row["reason"], row["detail"] = "bad_text", _damage(row)
+    elif not row["texts"]:
+        detail = complaints[0] if complaints else "every caption column is empty"
+        row["reason"], row["detail"] = "no_caption", detail[:DETAIL_CHARS]
 
 
-def _spelled_list(cell: str) -> list[Any] | None:
-    """The list that a cell spells in JSON or Python, or None for ordinary text."""
-    if not (cell.lstrip().startswith("[") and cell.rstrip().endswith("]")):
-        return None
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(cell.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return value if isinstance(value, list) else None
-    return None
+def _damage(row: dict[str, Any]) -> str:
+    texts = [("url", row["url"])]
+    texts += [(entry["source"], text) for entry in row["texts"] for text in entry["texts"]]
+    name, text = next(pair for pair in texts if "\ufffd" in pair[1])
+    at = text.index("\ufffd")
+    around = text[max(0, at - SHOWN_CHARS) : at + SHOWN_CHARS]
+    return f"{name}: bytes that are not text of its encoding, at character {at + 1}: {around}"

@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from random import Random
 from typing import Any
 
@@ -15,23 +14,27 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.data.config import SourceConfig
-from pipelines.data.sources import paths
-from pipelines.data.sources.columns import choose_columns
+from pipelines.data.sources import embedded, paths
+from pipelines.data.sources.columns import LeftOut, choose_columns
 from pipelines.data.sources.datasets import count_rows, read_part
-from pipelines.data.sources.delimited import Layout, layout_of, parse_delimited, read_cells
-from pipelines.data.sources.detect import detect_kind, source_files
+from pipelines.data.sources.delimited import parse_delimited
+from pipelines.data.sources.detect import CONTAINERS, detect_kind, source_files
+from pipelines.data.sources.dialect import Form, find_form, read_cells
+from pipelines.data.sources.encodings import UTF8
 from pipelines.data.sources.folder import count_images, read_folder
-from pipelines.data.sources.jsonl import field_types, parse_jsonl
-from pipelines.data.sources.lists import JSON_LINES, read_list
+from pipelines.data.sources.json_arrays import parse_array
+from pipelines.data.sources.jsonl import look_at_lines, parse_jsonl
+from pipelines.data.sources.lists import list_form, read_list
 from pipelines.data.sources.parquet import open_parquet, parse_parquet
 from pipelines.data.sources.raw import RAW_SCHEMA
+from pipelines.data.sources.records import cut_records
 from pipelines.data.sources.rows import parse_rows
-from pipelines.data.sources.sharegpt4v import parse_sharegpt4v
 from pipelines.data.sources.tars import read_tar
 
 MIN_PLACES = 16
 ROWS_PER_PLACE = 64
 MAX_CONTAINERS = 16
+FROM_START = "from its start"
 BLOCK_BYTES = 2**20
 SMALL_BYTES = 8 * 2**20
 # What a tar holds for a sample beside its image: headers, padding, captions.
@@ -49,10 +52,13 @@ def sample_rows(
         DataError: as `check_source`.
     """
     kind, random = detect_kind(source), Random(seed)
-    if kind in ("webdataset", "dataset"):
+    if kind in CONTAINERS:
         return _from_containers(source, kind, n, random, extra_columns)
     if kind == "folder":
-        tables, total = [_first(read_folder(source, extra_columns), n)], float(count_images(source))
+        tables, total = (
+            [_first(read_folder(source, extra_columns, LeftOut()), n)],
+            float(count_images(source)),
+        )
     else:
         tables, total = _from_lists(source, kind, n, random, extra_columns)
     table = pa.concat_tables(tables)
@@ -70,17 +76,20 @@ def _from_containers(
     rows: list[dict[str, Any]] = []
     read_bytes = 0
     for file in chosen:
-        reader = (
-            read_part(file.path, source)
-            if kind == "dataset"
-            else read_tar(file.path, source, extra)
-        )
+        if kind == "dataset":
+            reader = read_part(file.path, source)
+        elif kind == "embedded":
+            reader = embedded.read_embedded(file.path, source, extra, LeftOut())
+        else:
+            reader = read_tar(file.path, source, extra, LeftOut())
         taken = list(islice(reader, share))
         is_whole = len(taken) < share
         read_bytes += file.bytes if is_whole else sum(_tar_bytes(row) for row in taken)
         rows += taken
     if kind == "dataset":
         return rows, float(count_rows(source))
+    if kind == "embedded":
+        return rows, float(sum(embedded.count_rows(file.path) for file in files))
     return rows, len(rows) * sum(file.bytes for file in files) / max(read_bytes, 1)
 
 
@@ -91,18 +100,26 @@ def _from_lists(
     files = source_files(source)
     all_bytes = sum(file.bytes for file in files)
     if all_bytes <= SMALL_BYTES:
-        tables = [table for file in files for table in read_list(file.path, source, kind, extra)]
+        tables = [
+            table
+            for file in files
+            for table in read_list(file.path, source, kind, extra, LeftOut())
+        ]
         return tables, float(sum(table.num_rows for table in tables))
     blocks = [(file, number) for file in files for number in range(-(-file.bytes // BLOCK_BYTES))]
     draws = min(max(MIN_PLACES, n // ROWS_PER_PLACE), len(blocks))
-    places = Counter(_place(file, number, kind) for file, number in random.sample(blocks, draws))
+    forms = {file.path: _form(file.path, source, kind) for file in files}
+    places = Counter(
+        _place(file, number, forms[file.path]) for file, number in random.sample(blocks, draws)
+    )
     tables = [RAW_SCHEMA.empty_table()]
     read_bytes, read_rows = 0.0, 0
     for (file, number), times in places.items():
         share = -(-n * times // draws)
-        if _only_from_start(file, kind):
+        form = forms[file.path]
+        if form == FROM_START:
             table, size = _first_of_file(file, source, kind, share, extra)
-        elif paths.suffix(file.path) == ".parquet":
+        elif form == "parquet":
             table, size = _of_row_group(file, source, number, share, extra)
         else:
             table, size = _of_block(file, source, kind, number * BLOCK_BYTES, extra)
@@ -113,18 +130,27 @@ def _from_lists(
     return tables, read_rows * all_bytes / max(read_bytes, 1.0)
 
 
-def _place(file: paths.File, block: int, kind: str) -> tuple[paths.File, int]:
+def _place(file: paths.File, block: int, form: str) -> tuple[paths.File, int]:
     """What is read of a file for one of its blocks: its start, a row group, or that block."""
-    if _only_from_start(file, kind):
+    if form == FROM_START:
         return file, 0
-    if paths.suffix(file.path) == ".parquet":
+    if form == "parquet":
         with open_parquet(file.path) as parquet:
             return file, block * parquet.num_row_groups // -(-file.bytes // BLOCK_BYTES)
     return file, block
 
 
-def _only_from_start(file: paths.File, kind: str) -> bool:
-    return kind == "sharegpt4v" or paths.codec(file.path) is not None
+def _form(path: str, source: SourceConfig, kind: str) -> str:
+    """What a list file is, or FROM_START if it cannot be entered in its middle."""
+    if kind == "sharegpt4v" or paths.codec(path) is not None:
+        return FROM_START
+    form = list_form(path, source)
+    encoding = UTF8
+    if form == "lines":
+        encoding = look_at_lines(path, source).encoding
+    elif form == "delimited":
+        encoding = find_form(path, source, kind).encoding
+    return FROM_START if form == "array" or encoding != UTF8 else form
 
 
 def _of_row_group(
@@ -134,7 +160,7 @@ def _of_row_group(
     with open_parquet(file.path) as parquet:
         rows = max(parquet.metadata.num_rows, 1)
         groups = [group] if parquet.num_row_groups else []
-        table = _first(parse_parquet(parquet, file.path, source, extra, groups), n)
+        table = _first(parse_parquet(parquet, file.path, source, extra, LeftOut(), groups), n)
         return table, table.num_rows * file.bytes / rows
 
 
@@ -159,36 +185,37 @@ def _parse_block(
     at_start: bool,
     at_end: bool,
 ) -> tuple[pa.Table, float]:
-    if paths.suffix(path) in JSON_LINES:
+    if list_form(path, source) == "lines":
         start = 0 if at_start else block.find(b"\n") + 1
         block = block[start:] if at_end else block[start : block.rfind(b"\n") + 1]
-        tables = parse_jsonl(pa.BufferReader(block), path, source, field_types(path), extra)
+        lines = look_at_lines(path, source)
+        tables = parse_jsonl(pa.BufferReader(block), path, source, lines, extra, LeftOut())
     else:
-        layout = layout_of(path, kind)
-        start = 0 if at_start else _row_start(block, layout, source, path, from_end=False)
-        end = len(block) if at_end else _row_start(block, layout, source, path, from_end=True)
-        block = block[start:end]
-        layout = replace(layout, header=layout.header and at_start)
-        tables = parse_delimited(pa.BufferReader(block), path, source, layout, extra)
+        form = find_form(path, source, kind)
+        start = 0 if at_start else _row_start(block, form, source, path)
+        if not at_end:
+            block = block[: start + cut_records(block[start:], form.dialect, False).used]
+        block = block[start:]
+        skip = form.body if at_start else 0
+        stream = pa.BufferReader(block)
+        tables = parse_delimited(stream, path, source, form, extra, LeftOut(), skip)
     rows = list(tables) if block else []
     return pa.concat_tables([RAW_SCHEMA.empty_table(), *rows]), float(len(block))
 
 
-def _row_start(
-    block: bytes, layout: Layout, source: SourceConfig, path: str, from_end: bool
-) -> int:
-    """Where the first, or the last, row that is wholly inside of a block starts."""
-    url = layout.names.index(choose_columns(source, path, layout.names, ()).url)
-    starts = [match.end() for match in re.finditer(rb"\r?\n", block)]
-    for start in reversed(starts) if from_end else starts:
-        rows = read_cells(block[start:], layout)
-        cells, following = next(rows, []), next(rows, None)
-        if len(cells) != len(layout.names) or re.search(r"\s", cells[url].strip()):
-            continue
-        # The last row of a block may be cut off.
-        if following is not None:
-            return start
-    return len(block) if from_end else 0
+def _row_start(block: bytes, form: Form, source: SourceConfig, path: str) -> int:
+    """Where the first row that is wholly inside of a block starts."""
+    url = form.names.index(choose_columns(source, path, form.names, ()).url)
+    for line in re.finditer(rb"\r?\n", block):
+        rest = block[line.end() :]
+        cells, following = islice(chain(read_cells(rest, form.dialect, False), ([], [])), 2)
+        is_row = len(cells) == len(following) == len(form.names)
+        if is_row and not re.search(r"\s", cells[url].strip()):
+            first = rest.partition(b"\n")[0]
+            # Not the end of a quoted cell with a line break in it.
+            if form.dialect.quoting == "none" or first.count(b'"') % 2 == 0 or b'"' in first[:1]:
+                return line.end()
+    return 0
 
 
 def _first_of_file(
@@ -199,9 +226,10 @@ def _first_of_file(
     path, codec = file.path, paths.codec(file.path)
     fs, inner = storage.filesystem(path)
     with paths.reading(path), fs.open_input_file(inner) as packed:
-        stream = packed if codec is None else pa.CompressedInputStream(packed, codec)
-        if kind == "sharegpt4v":
-            return _first(parse_sharegpt4v(stream, path, source, extra), n), float(packed.tell())
+        stream = packed if codec is None else paths.unpacked(packed, codec, path)
+        if kind == "sharegpt4v" or list_form(path, source) == "array":
+            tables = parse_array(stream, path, source, extra, LeftOut())
+            return _first(tables, n), float(packed.tell())
         block = stream.read(BLOCK_BYTES)
         table, used = _parse_block(block, path, source, kind, extra, True, len(block) < BLOCK_BYTES)
         return table, used / max(len(block), 1) * packed.tell()

@@ -1,53 +1,83 @@
 """Reads WebDataset tars: files of one name before the first dot are one sample.
-One of the readers of containers. Nothing is extracted, so no member's name can lead anywhere."""
+One of the readers of containers; every image in a tar is a row, or is said to be left out."""
 
 from __future__ import annotations
 
-import io
-import json
+import hashlib
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from caft.errors import DataError
 from pipelines.data.config import SourceConfig
+from pipelines.data.images.formats import IMAGES, UNREAD
 from pipelines.data.sources import paths
-from pipelines.data.sources.columns import caption_kinds
+from pipelines.data.sources.beside import JSON_ENDING, TEXT_ENDINGS, look_beside
+from pipelines.data.sources.columns import LeftOut
 from pipelines.data.sources.files import MAX_IMAGE_BYTES
-from pipelines.data.sources.raw import clean, clean_texts
-from pipelines.data.sources.rows import new_row
+from pipelines.data.sources.rows import new_row, set_texts
+from pipelines.data.sources.tar_members import read_members
 
 MAX_TEXT_BYTES = 16 * 2**20
+MAX_SAMPLE_MEMBERS = 64  # more of one name before the first dot are names with dots
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
-TEXT_NAME = "txt"
+HIDDEN = re.compile(r"(?:^|/)(?:\.[^/]*|__MACOSX(?:/.*)?)$")
+LOOKED_AT_BYTES = 2**28  # of a tar whose order is looked at
+Members = dict[str, tuple[str, bytes | None]]
 
 
-def read_tar(path: str, source: SourceConfig, extra: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_tar(
+    path: str, source: SourceConfig, extra: Sequence[str], left_out: LeftOut
+) -> Iterator[dict[str, Any]]:
     """Stream a tar's samples as rows with their image.
 
     Raises:
-        DataError: no tar, or one that ends early.
+        DamagedTar: no tar, or one that ends early.
     """
+    seen: set[bytes] = set()
     with paths.open_stream(path) as stream:
-        for name, members in _samples(stream, path):
-            yield _row(path, name, members, source, extra)
+        for name, members in _groups(stream, path, left_out):
+            for sample in _samples(members, left_out):
+                row = _row(path, name, *sample, source, extra)
+                digest = hashlib.blake2b(row["url"].encode(), digest_size=8).digest()
+                number = 2
+                while digest in seen:  # a second member of one name: a tar is appended to
+                    again = new_row(f"{path}::{_named(name, sample[0])}#{number}", source)
+                    row |= {"url": again["url"], "key": again["key"]}
+                    digest = hashlib.blake2b(row["url"].encode(), digest_size=8).digest()
+                    number += 1
+                seen.add(digest)
+                yield row
 
 
-def _samples(
-    stream: pa.NativeFile, path: str
-) -> Iterator[tuple[str, dict[str, tuple[str, bytes | None]]]]:
-    """(name, ending -> (member, bytes)) of each sample; no bytes: too many to read."""
+def endings_in_order(path: str) -> list[str]:
+    """The last parts of members' names in the order in which a tar changes from one to another,
+    of its first megabytes; a tar that is sorted by name changes with every sample."""
+    order: list[str] = []
+    with paths.open_stream(path) as stream:
+        for name, _ in read_members(stream, path, lambda name: -1):
+            ending = name.rpartition(".")[2].lower()
+            if not order or order[-1] != ending:
+                order.append(ending)
+            if len(order) > 8 or stream.tell() > LOOKED_AT_BYTES:
+                break
+    return order
+
+
+def _groups(stream: pa.NativeFile, path: str, left_out: LeftOut) -> Iterator[tuple[str, Members]]:
+    """(name, ending -> (member, bytes)) of members in a row that have one name before the first
+    dot; no bytes: too many to read."""
     name: str | None = None
-    members: dict[str, tuple[str, bytes | None]] = {}
-    for member, data in _members(stream, path):
+    members: Members = {}
+    for member, data in read_members(stream, path, _limit):
         match = MEMBER.fullmatch(member)
-        if match is None:
+        if match is None or HIDDEN.search(member):
+            left_out.count(f"files without an ending, hidden: {member[:40]}", 1)
             continue
         stem, ending = match[1], match[2].lower()
-        if members and (stem != name or ending in members):
+        full = stem != name or ending in members or len(members) >= MAX_SAMPLE_MEMBERS
+        if members and full:
             assert name is not None
             yield name, members
             members = {}
@@ -58,107 +88,76 @@ def _samples(
         yield name, members
 
 
-def _members(stream: pa.NativeFile, path: str) -> Iterator[tuple[str, bytes | None]]:
-    """(name, bytes) of the plain files in a tar, in its order."""
-    count = 0
-    try:
-        end = _End(stream)
-        with tarfile.open(fileobj=end, mode="r|", errors="replace") as tar:
-            for info in tar:
-                # A link or a sparse file may claim any size, and no writer of samples makes one.
-                if info.isreg() and not info.issparse():
-                    content = tar.extractfile(info)
-                    assert content is not None
-                    yield info.name, content.read() if info.size <= _limit(info.name) else None
-                    count += 1
-                tar.members = []  # type: ignore[attr-defined]  # it would remember each, for the whole of a large tar
-        if not end.is_marked():
-            raise tarfile.ReadError("it ends early")
-    except (tarfile.TarError, EOFError, OverflowError, UnicodeError) as error:
-        raise DataError(
-            f"{path}: not a whole tar: {paths.one_line(error)} after {count:,} files; "
-            "fetch it again or take it out of the source"
-        ) from None
+def _samples(members: Members, left_out: LeftOut) -> Iterator[tuple[str | None, Members]]:
+    """(ending of the image, members) of each sample among members of one name.
+
+    `x.jpg` with `x.mask.png` is one sample and a part that is left out; `x 1.0.jpg`, `x 1.0.txt`,
+    `x 1.1.jpg` and `x 1.1.txt` are two, whose name has a dot.
+    """
+    images = [ending for ending in members if f".{ending}".endswith((*IMAGES, *UNREAD))]
+    images.sort(key=lambda ending: f".{ending}".endswith(UNREAD))  # what is read comes first
+    if len(images) <= 1:
+        yield (images[0] if images else None), members
+        return
+    plain = [ending for ending in images if "." not in ending]
+    rows = [ending for ending in images if _has_own_text(ending, members)] if plain else images
+    rows = list(dict.fromkeys([*plain[:1], *rows]))
+    for ending in images:
+        if ending not in rows:
+            left_out.count(f"further images of a sample: .{ending}", 1)
+    own = {ending: _own_text(ending, members) for ending in rows if "." in ending}
+    taken = {text for texts in own.values() for text in texts}
+    for ending in rows:
+        mine = own.get(ending, set())
+        yield (
+            ending,
+            {
+                name: member
+                for name, member in members.items()
+                if name == ending or name in mine or (name not in taken and name not in images)
+            },
+        )
 
 
-class _End(io.BufferedIOBase):
-    """A tar's stream that tells whether the tar's end mark was there: tarfile does not ask."""
+def _own_text(ending: str, members: Members) -> set[str]:
+    own = ending.rpartition(".")[0]
+    names = {f"{own}.{last}" for last in (*TEXT_ENDINGS, JSON_ENDING)}
+    return names.intersection(members)
 
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self._stream = stream
-        self._end = b""
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        data: bytes = self._stream.read(size)
-        self._end = (self._end + data)[-tarfile.BLOCKSIZE :]
-        return data
-
-    def is_marked(self) -> bool:
-        while self.read(tarfile.RECORDSIZE):
-            pass
-        return self._end == bytes(tarfile.BLOCKSIZE)
+def _has_own_text(ending: str, members: Members) -> bool:
+    return "." in ending and bool(_own_text(ending, members))
 
 
 def _limit(name: str) -> int:
-    return MAX_IMAGE_BYTES if name.lower().endswith(paths.IMAGES) else MAX_TEXT_BYTES
+    return MAX_IMAGE_BYTES if name.lower().endswith(IMAGES) else MAX_TEXT_BYTES
+
+
+def _named(name: str, image: str | None) -> str:
+    return name if image is None else f"{name}.{image}"
 
 
 def _row(
     path: str,
     name: str,
-    members: dict[str, tuple[str, bytes | None]],
+    image: str | None,
+    members: Members,
     source: SourceConfig,
     extra: Sequence[str],
 ) -> dict[str, Any]:
-    images = [ending for ending in members if f".{ending}".endswith(paths.IMAGES)]
-    # `jpg` before `mask.png`, whatever their order.
-    image = min(images, key=lambda ending: ending.count("."), default=None)
     member, data = members[image] if image is not None else (name, None)
-    fields = read_fields(members.get("json", ("", None))[1])
     row = new_row(f"{path}::{member}", source)
-    row["texts"] = [
-        {"source": c["source"], "kind": c["kind"], "texts": c["text"], "sentences": False}
-        for c in read_captions(source, members.get("txt", ("", None))[1], fields)
-    ]
-    row["columns"] = dict(read_columns(fields, extra))
-    row["data"] = data
     if image is None:
-        return row | {"reason": "missing_file", "detail": f"no image among {', '.join(members)}"}
+        endings = ", ".join(list(members)[:8])
+        return row | {"reason": "missing_file", "detail": f"no image among {endings}"}
+    if f".{image}".endswith(UNREAD):
+        last = image.rpartition(".")[2]
+        return row | {"reason": "not_an_image", "detail": f"the format .{last} is not read"}
+    row["data"] = data
     if data is None:
         return row | {"reason": "too_large", "detail": f"more than {MAX_IMAGE_BYTES} bytes"}
-    if not row["texts"]:
-        return row | {"reason": "no_caption", "detail": "no caption in its .txt or .json"}
+    beside = {ending: found[1] for ending, found in members.items() if ending != image}
+    found = look_beside(image, beside, source, extra)
+    row["columns"] = found.columns
+    set_texts(row, found.captions, found.complaint)
     return row
-
-
-def read_captions(
-    source: SourceConfig, text: bytes | None, fields: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Captions as {"source", "kind", "text": [str, ...]}, each text once."""
-    cells: dict[str, Any] = dict(fields)
-    if text is not None:
-        cells[TEXT_NAME] = text.decode("utf-8", "replace")
-    captions: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for name, kind in caption_kinds(source, cells).items():
-        texts = clean_texts(cells[name])
-        # img2dataset writes one caption into both files.
-        fresh = [item for item in texts if item not in seen]
-        seen.update(fresh)
-        if fresh:
-            captions.append({"source": name.removesuffix("_captions"), "kind": kind, "text": fresh})
-    return captions
-
-
-def read_fields(data: bytes | None) -> dict[str, Any]:
-    """The object that a .json holds; empty if it holds none."""
-    try:
-        fields = json.loads((data or b"").decode("utf-8", "replace"))
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def read_columns(fields: dict[str, Any], extra: Sequence[str]) -> dict[str, str]:
-    """Those of the extra columns that are there, as text."""
-    return {name: clean(str(fields[name])) for name in extra if fields.get(name) is not None}

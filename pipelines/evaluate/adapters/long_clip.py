@@ -18,7 +18,7 @@ from caft.errors import CheckpointError
 from caft.preprocessing import eval_image
 from caft.tokenizer import load_tokenizer
 from caft.transforms import normalise
-from pipelines.evaluate.adapters import Adapter, PixelPreprocess
+from pipelines.evaluate.adapters.base import Adapter, PixelPreprocess
 
 KEPT_POSITIONS = 20  # read from `positional_embedding`; later ones from `positional_embedding_res`
 HEAD_WIDTH = 64  # leaves no trace in a shape

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +13,12 @@ from torch import Tensor
 import caft
 from caft.captions import even_chunks
 from caft.checkpoint import CONFIG, WEIGHTS, read_manifest, sha256_of
-from caft.config import FlatImageConfig, ImageConfig, PictureRule
-from caft.errors import DataError
 from caft.model import ImageFeatures
-from caft.preprocessing import eval_image
 from caft.scoring import CAFTScorer
-from caft.superpixels import stored_labels
-from caft.transforms import eval_labels
 from pipelines import storage
-from pipelines.evaluate.adapters import Adapter
-from pipelines.superpixel_columns import complete_superpixels, pack_superpixels, unpack_superpixels
+from pipelines.evaluate.adapters.base import Adapter
+from pipelines.evaluation_input import CAFTPreprocess
+from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 
 
 class CAFTAdapter(Adapter):
@@ -90,33 +84,3 @@ class CAFTAdapter(Adapter):
 
     def scorer(self) -> CAFTScorer:
         return CAFTScorer(self.model)
-
-
-@dataclass(frozen=True)
-class CAFTPreprocess:
-    """Pixels and superpixels of rows: the part of the work that needs no weights."""
-
-    image: ImageConfig | FlatImageConfig
-    rule: PictureRule
-
-    def shown_by(self, rule: PictureRule) -> CAFTPreprocess:
-        """The same for a benchmark that shows every model its pictures by one rule."""
-        return replace(self, rule=rule)
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """`images` (n, 3, S, S) uint8 and `superpixels` as `pack_superpixels` gives them."""
-        size_px = self.image.image_size_px
-        pixels, stored = [], []
-        for row in rows:
-            try:
-                pixels.append(eval_image(row["image"], size_px, self.rule))
-                # Stored maps are of the whole picture: of its centre a third of the superpixels
-                # could be missing, so a crop is given its own.
-                whole = row.get("superpixels") if self.rule == "squash" else None
-                labels = stored_labels(whole, self.image)
-            except DataError as error:
-                raise DataError(f"{row['url']}: {error}") from None
-            stored.append(None if labels is None else eval_labels(labels, size_px))
-        images = torch.stack(pixels)  # (n, 3, S, S)
-        superpixels = pack_superpixels(images, stored, self.image.superpixels)
-        return {"images": images.numpy(), "superpixels": superpixels}

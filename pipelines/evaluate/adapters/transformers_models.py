@@ -12,7 +12,13 @@ from torch import Tensor
 
 from caft.captions import JOINER
 from caft.errors import CheckpointError
-from pipelines.evaluate.adapters import Adapter, PixelPreprocess, fingerprint_of, needs, unloadable
+from pipelines.evaluate.adapters.base import (
+    Adapter,
+    PixelPreprocess,
+    fingerprint_of,
+    needs,
+    unloadable,
+)
 
 FAMILIES = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # type -> architecture
 

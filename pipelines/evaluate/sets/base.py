@@ -10,7 +10,10 @@ from typing import Any
 
 from caft.errors import DataError
 from pipelines import storage
+from pipelines.data.sources import paths
 from pipelines.evaluate.benchmark import Region
+
+FETCH_AGAIN = "; fetch the file again"
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,10 @@ class SetFolder:
 
 
 def read_text(path: str) -> str:
-    """A file's text; raises DataError where it is no UTF-8."""
+    """A file's text, uncompressed by its name; raises DataError where it is no UTF-8."""
     try:
-        return storage.read_bytes(path).decode("utf-8-sig")
+        with paths.open_stream(path) as stream:
+            return stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise broken(path, f"not UTF-8 ({error.reason} at byte {error.start})") from None
 
@@ -91,7 +95,7 @@ def parse_json(where: str, text: str) -> Any:
 
 
 def broken(where: str, what: str) -> DataError:
-    return DataError(f"{where}: {what}; fetch the file again")
+    return DataError(f"{where}: {what}{FETCH_AGAIN}")
 
 
 def field(where: str, entry: Any, key: str, kind: type | tuple[type, ...]) -> Any:

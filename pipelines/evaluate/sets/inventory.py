@@ -11,24 +11,8 @@ from caft.errors import ConfigError, DataError, StorageError
 from pipelines import storage
 from pipelines.evaluate.config import PublishedConfig
 from pipelines.evaluate.sets import SETS
-from pipelines.evaluate.sets.base import Counts, Entry, PublishedSet, SetFolder
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that is there."""
-
-    path: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Present:
-    """An entry whose files are all there."""
-
-    entry: Entry
-    image: File
-    label_map: File | None
+from pipelines.evaluate.sets.base import Counts, PublishedSet, SetFolder
+from pipelines.evaluate.sets.files import Finder, Present
 
 
 @dataclass(frozen=True)
@@ -89,7 +73,7 @@ def take_inventory(config: PublishedConfig, field: str) -> Inventory:
 
 def _found(known: PublishedSet, split: str, folder: SetFolder, folders: Sequence[str]) -> Inventory:
     entries = list(known.read(folder, split))
-    images, maps = _Finder(folders), _Finder([folder.root])
+    images, maps = Finder(folders), Finder([folder.root])
     present, missing = [], []
     for entry in entries:
         image = images.find(entry.image)
@@ -110,25 +94,3 @@ def _found(known: PublishedSet, split: str, folder: SetFolder, folders: Sequence
         tuple(missing),
         known.classes(folder) if known.classes else (),
     )
-
-
-class _Finder:
-    """Looks for files in folders, each of which is listed once."""
-
-    def __init__(self, folders: Sequence[str]) -> None:
-        self._folders = folders
-        self._listed: dict[str, dict[str, int]] = {}
-
-    def find(self, name: str) -> File | None:
-        """A file by its path below one of the folders, else by its name in one."""
-        if name.startswith("/") or ".." in name.split("/"):
-            raise DataError(f"'{name}' leads out of the set's folders; fetch the set's lists again")
-        for relative in dict.fromkeys((name, name.rpartition("/")[2])):
-            place, _, base = relative.rpartition("/")
-            for root in self._folders:
-                folder = storage.join(root, place) if place else root
-                if folder not in self._listed:
-                    self._listed[folder] = storage.file_sizes(folder)
-                if base in self._listed[folder]:
-                    return File(storage.join(folder, base), self._listed[folder][base])
-        return None

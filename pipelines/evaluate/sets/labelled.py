@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from caft.errors import DataError
 from pipelines import storage
-from pipelines.evaluate.benchmark import Benchmark, Classes, Piece, Rows, class_prompts
+from pipelines.evaluate.benchmark import Benchmark, Classes, Rows, class_prompts
 from pipelines.evaluate.config import LabelledConfig
 from pipelines.evaluate.sets.base import broken, parse_json, read_text
 from pipelines.evaluate.sets.files import ImageFiles
+from pipelines.evaluation_input import Piece
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PARQUET = ".parquet"

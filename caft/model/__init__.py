@@ -422,9 +422,3 @@ def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:
     if isinstance(config.image, FlatImageConfig):
         return FlatImageEncoder(config.image)
     return ImageEncoder(config.image, config.mask_dead_superpixels, with_fine=config.losses.parts)
-
-
-if __name__ == "__main__":
-    from caft.cost import main
-
-    raise SystemExit(main())

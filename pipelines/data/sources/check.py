@@ -1,0 +1,125 @@
+"""Looks at a source's first rows, so that one that is not what it was taken for fails at once.
+Before the plan; the same rows are read and judged here as the stage reads and judges them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+from caft.errors import DataError
+from pipelines import storage
+from pipelines.data.config import SourceConfig
+from pipelines.data.sources import list_containers, parse_rows, paths, read_container, read_tables
+from pipelines.data.sources.beside import JSON_ENDING, TEXT_ENDINGS
+from pipelines.data.sources.detect import CONTAINERS, detect_kind, source_files
+from pipelines.data.sources.encodings import guess_encoding, too_many
+from pipelines.data.sources.tar_members import read_members
+from pipelines.data.sources.tars import endings_in_order
+
+CHECKED_ROWS = 1000
+CHECKED_SAMPLES = 200  # of containers, whose images are read with them
+WITH_URL_COLUMN = ("table", "cc3m", "cc12m", "embedded")
+GUESSED_BYTES = 20_000
+MISMATCHED = ("no_caption", "missing_file")  # what a tar of another order looks like
+
+
+def check_source(source: SourceConfig) -> None:
+    """Read a source's first rows.
+
+    Raises:
+        DataError: a file that is missing, empty, corrupt, of an unknown kind or not readable; a
+            column that is not there; an encoding to be set; first rows of which none can be used,
+            or more than `max_bad_share` are broken.
+        StorageError: nobody answers where it lies.
+    """
+    storage.require_answer(source.path)
+    kind = detect_kind(source)
+    if kind not in WITH_URL_COLUMN and source.url_column is not None:
+        raise DataError(f"{source.path}: url_column is set, but a {kind} has no columns of URLs")
+    if kind in ("sharegpt4v", "dataset") and source.caption_columns is not None:
+        raise DataError(f"{source.path}: caption_columns is set, but a {kind} has its own captions")
+    rows = list(_first_rows(source, kind))
+    if not rows:
+        where = list_containers(source)[0] if kind in CONTAINERS else source.path
+        raise DataError(f"{where}: no row in it; give a source with at least one image")
+    reasons = Counter(reason for reason, _ in rows if reason is not None)
+    if reasons.total() == len(rows):
+        raise DataError(
+            f"{source.path}: none of its first {len(rows):,} rows can be used: "
+            f"{_shown(reasons, rows)}{_advice(source, kind, reasons)}"
+        )
+    bad = reasons["bad_row"] + reasons["bad_text"]
+    if too_many(bad, len(rows), len(rows), source):
+        raise DataError(
+            f"{source.path}: {bad:,} of its first {len(rows):,} rows are broken: "
+            f"{_shown(reasons, rows)}{_advice(source, kind, reasons)}; max_bad_share allows more"
+        )
+
+
+def _first_rows(source: SourceConfig, kind: str) -> Iterator[tuple[str | None, str]]:
+    """Reason and detail of each."""
+    if kind in CONTAINERS:
+        count = 1 if kind == "dataset" else CHECKED_SAMPLES
+        rows = (row for path in list_containers(source) for row in read_container(path, source))
+        yield from ((row["reason"], row["detail"]) for row in islice(rows, count))
+        return
+    left = CHECKED_ROWS
+    for table in read_tables(source):
+        for row in parse_rows(table.slice(0, left), source):
+            left -= 1
+            yield row["reason"], row["detail"]
+        if left <= 0:
+            return
+
+
+def _shown(reasons: Counter[str], rows: list[tuple[str | None, str]]) -> str:
+    """`bad_row 5 (row 2: 3 columns, 2 are due: ...), no_caption 1 (...)`."""
+    first = dict(reversed(rows))
+    return ", ".join(
+        f"{reason} {count:,} ({first[reason]})" for reason, count in reasons.most_common(3)
+    )
+
+
+def _advice(source: SourceConfig, kind: str, reasons: Counter[str]) -> str:
+    worst = reasons.most_common(1)[0][0]
+    if kind == "webdataset" and worst in MISMATCHED:
+        order = endings_in_order(list_containers(source)[0])
+        if 1 < len(order) <= 4:
+            then = ", then ".join(f".{ending}" for ending in order)
+            return f"; members {then}: the tar is not sorted by name; sort it"
+    if worst == "bad_text" and source.encoding is None:
+        guess = guess_encoding(_odd_bytes(source, kind))
+        return f"; set encoding: {guess}" if guess else "; set its encoding"
+    if worst == "bad_row" and kind not in CONTAINERS:
+        return "; fix the list, set its delimiter or quoting, or name its kind"
+    if worst == "bad_url":
+        return "; name the right column in url_column, or set image_root"
+    if worst == "no_caption":
+        return "; name the right ones in caption_columns"
+    return ""
+
+
+def _odd_bytes(source: SourceConfig, kind: str) -> bytes:
+    """Some of a source's text that is not UTF-8."""
+    if kind == "webdataset":
+        return _odd_members(list_containers(source)[0])
+    if kind == "folder":
+        endings = tuple(f".{ending}" for ending in (*TEXT_ENDINGS, JSON_ENDING))
+        files = (file for found in paths.walk(source.path) for file in found)
+        texts = (file.path for file in files if file.path.lower().endswith(endings))
+        return b"\n".join(storage.read_bytes(path) for path in islice(texts, CHECKED_SAMPLES))
+    lines = paths.head(source_files(source)[0].path).split(b"\n")
+    return b"\n".join(line for line in lines if not line.isascii())[:GUESSED_BYTES]
+
+
+def _odd_members(path: str) -> bytes:
+    endings = tuple(f".{ending}" for ending in (*TEXT_ENDINGS, JSON_ENDING))
+    found = b""
+    with paths.open_stream(path) as stream:
+        for _, data in read_members(stream, path, lambda name: 2**20 * name.endswith(endings) - 1):
+            if data is not None and not data.isascii():
+                found += data + b"\n"
+            if len(found) > GUESSED_BYTES:
+                break
+    return found

@@ -1,0 +1,264 @@
+"""Rows written are rows counted, through every reader, in random forms and with random damage;
+and hostile files cost a row or a file one line, in bounded time and memory."""
+
+import csv
+import gzip
+import io
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+from random import Random
+
+import pytest
+from sources_support import captions_of, image_bytes, read_rows, source, tar_bytes, write
+
+from caft.errors import DataError
+from pipelines.data.sources import read_container
+from pipelines.data.sources.check import check_source
+from pipelines.data.sources.tar_members import DamagedTar
+
+WORDS = [
+    "dog",
+    "Café",
+    "über",
+    "犬が",
+    "«quote»",
+    'say "hi"',
+    "it's",
+    "5\" x 3'",
+    "a,b",
+    "c;d",
+    "e|f",
+]
+WORDS += ["tab\there", "back\\slash", "[x]", "&amp;", "#tag", "🐕", "http://b/x"]
+
+
+def caption(random):
+    return " ".join(random.choices(WORDS, k=random.randint(1, 8)))
+
+
+def damaged(random, line):
+    """A line with a stray quote, a byte of another encoding or a control character in it."""
+    kind = random.choice([b'"', b"\xe9", b"\0", b"\x07", b"\r", b'""'])
+    place = random.randint(1, len(line))
+    return line[:place] + kind + line[place:]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_line_of_a_delimited_list_is_a_row(tmp_path, seed):
+    random = Random(seed)
+    mark = random.choice(",\t;|")
+    quoting = random.choice(["doubled", "escaped", "none"])
+    encoding = random.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16"])
+    end = random.choice(["\n", "\r\n"])
+    stream = io.StringIO()
+    if quoting != "none":
+        style = {"doublequote": quoting == "doubled", "escapechar": "\\"}
+        style = style if quoting == "escaped" else {}
+        writer = csv.writer(stream, delimiter=mark, lineterminator=end, **style)
+    count = random.randint(30, 200)
+    header = ["caption", "url", "note"]
+    lines = []
+    for n in range(-1, count):
+        cells = header if n < 0 else [caption(random), f"http://a/{n}.jpg", str(n)]
+        if quoting == "none":
+            line = mark.join(cell.replace(mark, " ") for cell in cells) + end
+        else:
+            stream.seek(0)
+            stream.truncate()
+            writer.writerow(cells)
+            line = stream.getvalue()
+        lines.append(line.encode())
+    if encoding == "utf-8":
+        for n in random.sample(range(1, count), k=random.randint(0, 3)):
+            lines[n] = damaged(random, lines[n][: -len(end)]) + end.encode()
+    data = b"".join(lines)
+    if encoding != "utf-8":
+        data = data.decode().encode(encoding)
+    if random.random() < 0.3:
+        data = gzip.compress(data)
+    name = random.choice(["list.csv", "list.tsv", "list.txt"])
+    config = source(write(tmp_path / name, data))
+    check_source(config)
+    rows = read_rows(config)
+    assert len(rows) == count
+    good = [row for row in rows if row["reason"] is None]
+    assert len(good) >= count - 3
+    assert all(len(row["texts"]) == 1 for row in good)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_object_of_json_is_a_row(tmp_path, seed):
+    random = Random(seed)
+    count = random.randint(30, 200)
+    rows = []
+    for n in range(count):
+        text = random.choice([caption(random), [caption(random)], {"text": caption(random)}])
+        row = {"url": f"http://a/{n}.jpg", "caption": text}
+        if random.random() < 0.2:
+            row[random.choice(["extra", "score"])] = random.choice([None, 1, "x", [1], {"a": 1}])
+        rows.append(row)
+    lines = [json.dumps(row, ensure_ascii=random.random() < 0.5).encode() for row in rows]
+    array = random.random() < 0.5
+    for n in random.sample(range(count), k=random.randint(0, 2)):
+        lines[n] = random.choice(
+            [
+                lines[n].replace(b"http", b"\xe9http"),
+                lines[n].replace(b'"caption"', b"caption"),
+                lines[n].replace(b"jpg", b"j\x07pg"),
+                b'{"url": "http://a/x", "url": "http://a/y", "caption": "A dog."}',
+                b'{"a": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+            ]
+        )
+    data = b"[" + b",\n ".join(lines) + b"]" if array else b"\n".join(lines)
+    config = source(write(tmp_path / random.choice(["list.json", "list.jsonl"]), data))
+    check_source(config)
+    read = read_rows(config)
+    assert len(read) == count
+    assert sum(row["reason"] is None for row in read) >= count - 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_image_of_a_tar_is_a_row(tmp_path, seed):
+    random = Random(seed)
+    members, images = [], 0
+    for n in range(random.randint(5, 40)):
+        stem = random.choice([f"{n}", f"photo {n}.{n % 3}", f"a.b/{n:04d}", f"x.y.z{n}"])
+        ending = random.choice(["jpg", "JPEG", "jfif", "png", "avif", "mpo", "heic"])
+        images += 1
+        sample = [(f"{stem}.{ending}", image_bytes(n))]
+        if random.random() < 0.8:
+            sample.append((f"{stem}.txt", caption(random).encode()))
+        if random.random() < 0.3:
+            sample.append((f"{stem}.json", json.dumps({"caption": caption(random)}).encode()))
+        if random.random() < 0.5:
+            sample.reverse()
+        members += sample
+    data = tar_bytes(members[: len(members) // 2]) + tar_bytes(members[len(members) // 2 :])
+    path = write(tmp_path / "a.tar", gzip.compress(data) if random.random() < 0.3 else data)
+    rows = list(read_container(str(path), source(path)))
+    assert sum(row["data"] is not None or row["reason"] == "not_an_image" for row in rows) == images
+    assert len({row["url"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["photo 1.0.jpg", "photo 1.0.txt", "photo 1.1.jpg", "photo 1.1.txt"], 2),
+        (["s0.input.jpg", "s0.outputs.txt"], 1),
+        (["0.jpg", "0.mask.png", "0.txt", "0.cls"], 1),
+        (["0.jpg", "0.txt", "0.jpg", "0.txt"], 2),
+        (["s.input.jpg", "s.edited.jpg", "s.txt"], 2),
+        (["0.jpg", "0.short_caption.txt", "0.long_caption.txt"], 1),
+        (["a/0.jpg", "a/0.txt", "a/._0.jpg", "__MACOSX/0.jpg", "README"], 1),
+        (["0.JPG", "0.TXT"], 1),
+        (["0.jpg", "0.caption"], 1),
+    ],
+)
+def test_names_of_members(tmp_path, names, rows):
+    texts = (b"A dog runs.", b"A cat sits.")
+    members = [
+        (name, image_bytes(n) if name.lower().endswith(("jpg", "png")) else texts[n // 2 % 2])
+        for n, name in enumerate(names)
+    ]
+    path = write(tmp_path / "a.tar", tar_bytes(members))
+    check_source(source(path))
+    read = list(read_container(str(path), source(path)))
+    assert len(read) == rows
+    assert [row["reason"] for row in read] == [None] * rows
+    assert all(captions_of(row) for row in read)
+    assert len({row["key"] for row in read}) == rows
+
+
+def test_a_tar_that_is_not_sorted_is_refused(tmp_path):
+    members = [(f"{n}.jpg", image_bytes(n)) for n in range(300)]
+    members += [(f"{n}.txt", b"A dog.") for n in range(300)]
+    path = write(tmp_path / "a.tar", tar_bytes(members))
+    with pytest.raises(DataError, match=r"members \.jpg, then \.txt: the tar is not sorted"):
+        check_source(source(path))
+
+
+def test_a_sample_without_a_known_text_says_what_it_has(tmp_path):
+    members = [("x.input.jpg", image_bytes()), ("x.a.txt", b"a"), ("x.b.txt", b"b")]
+    path = write(tmp_path / "a.tar", tar_bytes(members))
+    with pytest.raises(DataError, match=r"beside its \.input\.jpg.*\.a\.txt, \.b\.txt"):
+        check_source(source(path))
+
+
+def header(name, size, kind=b"0"):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, min(size, 8**11 - 1)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size >= 8**11:
+        block[124:136] = struct.pack(">BxxxQ", 0x80, size)
+        block[148:156] = b"        "
+        block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("headers", "line"),
+    [
+        ([header("1.jpg", 2**60)], "it ends early"),
+        ([header("pax", 1_500_000_000, tarfile.XHDTYPE)], r"a header claims 1,500,000,000 bytes"),
+        ([header("long", 1_500_000_000, tarfile.GNUTYPE_LONGNAME)], "a header claims"),
+        ([b"\xff" * 512], "bad checksum|invalid header"),
+        ([header("1.jpg", 10) + bytes(100)], "it ends early"),
+    ],
+)
+def test_tars_that_claim_too_much(tmp_path, headers, line):
+    good = tar_bytes([("0.png", image_bytes()), ("0.txt", b"A dog.")])
+    good = good[: good.rindex(b"A dog.") + 512 - 6 + 6]
+    good = good[: len(good) // 512 * 512]
+    path = write(tmp_path / "a.tar", good + b"".join(headers))
+    rows = []
+    with pytest.raises(DamagedTar, match=rf"a\.tar: not a whole tar: ({line})"):
+        rows += read_container(str(path), source(path))
+
+
+LIMITED = """
+import resource, sys, time
+from pipelines.data.config import SourceConfig
+from pipelines.data.sources import parse_rows, read_tables
+from pipelines.data.sources.check import check_source
+from caft.errors import CAFTError
+resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+for path in sys.argv[1:]:
+    source = SourceConfig(name="x", path=path)
+    started = time.monotonic()
+    try:
+        check_source(source)
+        rows = [row for table in read_tables(source) for row in parse_rows(table, source)]
+        print("rows", len(rows), path)
+    except CAFTError as error:
+        assert "\\n" not in str(error)
+        print("refused", str(error)[:200])
+    assert time.monotonic() - started < 60, path
+"""
+ROW = b'{"url": "http://a/1", "caption": '
+HOSTILE = {
+    "brackets.jsonl": lambda: ROW + b"[" * 100_000,
+    "objects.json": lambda: b"[" + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"]",
+    "digits.jsonl": lambda: ROW + b"9" * 5000 + b"}",
+    "line.csv": lambda: b"url,caption\nhttp://a/1,A dog.\n" + b"x" * 60_000_000,
+    "quote.csv": lambda: b'url,caption\nhttp://a/1,A dog.\n"' + (b"x" * 99 + b"\n") * 200_000,
+    "quotes.csv": lambda: b"url,caption\n" + b'http://a/1,"A dog.\n' * 20_000,
+    "bomb.csv.gz": lambda: gzip.compress(b"url,caption\nhttp://a/1,A\n" + bytes(50_000_000), 1),
+    "spelled.csv": lambda: b"url,caption\n" + b'http://a/1,"' + b"[" * 1_000_000 + b']"\n',
+    "zeros.csv": lambda: bytes(10_000_000),
+    "noise.csv": lambda: Random(0).randbytes(1_000_000),
+    "noise.jsonl": lambda: Random(0).randbytes(1_000_000),
+    "noise.json": lambda: b"[" + Random(0).randbytes(1_000_000),
+    "noise.parquet": lambda: b"PAR1" + Random(0).randbytes(500_000) + b"PAR1",
+}
+
+
+def test_hostile_lists_end_in_one_line_or_rows(tmp_path):
+    paths = [write(tmp_path / name, make()) for name, make in HOSTILE.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *paths], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == len(HOSTILE)
