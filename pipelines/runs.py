@@ -62,6 +62,9 @@ def check_tracking(tracking: TrackingConfig) -> None:
     _require_scheme(tracking)
     if not tracking.uri.startswith((SQLITE, "http://", "https://", "file:")):
         return  # MLflow asks other databases for minutes, which the run's own start does anyway
+    if tracking.uri.startswith(SQLITE) and not _sqlite_file(tracking.uri).exists():
+        _require_writable(tracking)  # it is made by the first run, not by one that is refused
+        return
     try:
         experiment = open_client(tracking).get_experiment_by_name(tracking.experiment)
         if experiment is not None:
@@ -88,6 +91,17 @@ def _require_scheme(tracking: TrackingConfig) -> None:
         )
     if uri.startswith("http") and not re.match(r"https?://[^/?#\s:]+", uri):
         raise ConfigError(f"tracking.uri: '{shown}' names no host; write http://HOST:PORT")
+
+
+def _require_writable(tracking: TrackingConfig) -> None:
+    """Whether the database's folder could be made."""
+    file = _sqlite_file(tracking.uri)
+    place = next(folder for folder in file.parents if folder.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ConfigError(
+            f"tracking.uri: {_shown_uri(tracking)}: cannot be written: {place} is no folder that "
+            "this user may write to"
+        )
 
 
 def _require_active(experiment: Any, tracking: TrackingConfig) -> None:

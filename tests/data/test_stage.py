@@ -47,7 +47,7 @@ def test_every_row_is_kept_or_rejected_for_the_right_reason(dataset_folder, samp
     reason = {row["url"].removeprefix(sample.base_url + "/"): row["reason"] for row in rejects}
     assert {path: reason[path] for path in FAULTS} == FAULTS
     assert reason["scenes/train/none.jpg"] == "no_caption"
-    assert reason["scenes/train/000000.jpg"] == "duplicate_url"
+    assert reason["scenes/train/000000.jpg"] == "merged_captions"
     assert reason["ftp://example.org/a.jpg"] == "bad_url"
     assert set(reason.values()) <= set(REASONS)
 
