@@ -8,7 +8,7 @@ from pipelines.data.reasons import REASONS
 
 
 def row_of(*texts, reason=None):
-    return {"texts": list(texts), "reason": reason, "detail": ""}
+    return {"texts": list(texts), "reason": reason, "detail": "", "notes": set()}
 
 
 def entry(*texts, source="alt", kind="raw", sentences=False):
