@@ -81,8 +81,10 @@ def root_cause(error: BaseException) -> BaseException:
             return root_cause(inner)
     if failures := getattr(error, "worker_failures", None):
         return root_cause(_first_fault(failures))
-    if _is_rays(error) and error.__cause__ is not None:
-        return root_cause(error.__cause__)
+    cause = error.__cause__
+    # Ray Data raises an error of Ray's "from" an empty one that marks it as no fault of ours.
+    if _is_rays(error) and cause is not None and type(cause).__name__ != "SystemException":
+        return root_cause(cause)
     return error
 
 

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager, suppress
 from glob import glob
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -118,8 +119,7 @@ def small_disk(folder, size: str):
 def test_a_full_disk_is_one_error_and_then_the_run_goes_on(
     ray_cluster, server, phase, tmp_path, monkeypatch
 ):
-    noise = [os.urandom(90_000) for _ in range(COUNT)]  # behind the picture: kept as it came
-    server.script |= {f"/large-{n}.jpg": body(picture(n) + noise[n]) for n in range(COUNT)}
+    server.script |= {f"/large-{n}.jpg": body(noise(n)) for n in range(COUNT)}
     rows = [(server.url(f"/large-{n}.jpg"), caption(n)) for n in range(COUNT)]
     source = write_list(tmp_path / "list.csv", rows)
     disk = tmp_path / "disk"
@@ -141,6 +141,14 @@ def test_a_full_disk_is_one_error_and_then_the_run_goes_on(
         assert len(server.requests) - asked == COUNT - 10 * done  # what was whole was kept
         assert len(set(keys_of(config.output))) == len(keys_of(config.output)) == COUNT
         assert_only_whole_files(config.output)
+
+
+def noise(seed: int) -> bytes:
+    """A picture of 90 kB, which is kept as it came."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (304, 304, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=92)
+    return stream.getvalue()
 
 
 def tracking_in(folder) -> dict:
