@@ -61,7 +61,7 @@ def test_whole_data_is_said_to_be_complete(tmp_path, capsys, monkeypatch, datase
     assert code == 0
     assert "2 of 2 benchmarks are complete" in printed
     assert "images there: 3, published: 3" in printed
-    assert f"24 images in {dataset_folder}" in printed
+    assert f"24 images with 24 captions in {dataset_folder}" in printed
 
 
 def test_many_missing_files_are_counted(tmp_path, capsys):
