@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from caft.config import Config, validate
+from caft.documents import parse_yaml
 from caft.errors import ConfigError
 from caft.old_keys import completed
+from pipelines import storage
 from pipelines.behaviours import first_change
 
 Difference = tuple[str, Any, Any]  # key, then, now
@@ -66,6 +68,16 @@ def require_same(
             f"{key}: {output} holds {holds} made with {_shown(then)}, here it is {_shown(now)}; "
             f"{fix}"
         )
+
+
+def require_same_config(output: str, holds: str, copy: str, asked: Config, free: Any) -> None:
+    """Refuse an output whose stored configuration, the file `copy`, is another one.
+
+    Raises:
+        ConfigError: as `require_same`, or the file cannot be read.
+    """
+    stored = parse_yaml(storage.read_bytes(copy).decode(), copy, ConfigError) or {}
+    require_same(output, holds, difference(stored, asked, free, copy))
 
 
 def require_same_behaviour(output: str, holds: str, stored: Mapping[str, int], names: Any) -> None:

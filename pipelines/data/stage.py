@@ -12,7 +12,6 @@ from typing import Any
 
 from caft import __version__
 from caft.config import to_yaml
-from caft.documents import parse_yaml
 from caft.errors import ConfigError, DataError
 from pipelines import storage
 from pipelines.behaviours import numbers
@@ -37,10 +36,10 @@ from pipelines.data.sources import detect_kind, source_identity
 from pipelines.data.sources.check import check_source
 from pipelines.data.stats import publish
 from pipelines.identity import (
-    difference,
     first_difference,
     require_same,
     require_same_behaviour,
+    require_same_config,
 )
 from pipelines.progress import Progress
 from pipelines.prometheus import report_rows
@@ -183,11 +182,10 @@ def _claim_output(config: DataConfig) -> None:
     finished = storage.exists(storage.join(output, MANIFEST))
     if storage.exists(copy):
         holds = "a dataset" if finished else "an unfinished dataset"
-        stored = parse_yaml(storage.read_bytes(copy).decode(), copy, ConfigError)
         known = storage.read_json(path) if storage.exists(path) else {}
         if not finished:  # a finished one is read as what it was
             require_same_behaviour(output, holds, known.get("behaviours", {}), BEHAVIOURS)
-        require_same(output, holds, difference(stored, config, FREE_FIELDS, copy))
+        require_same_config(output, holds, copy, config, FREE_FIELDS)
         then = known.get("sources", sources)
         require_same(output, holds, first_difference(then, sources, "sources"))
     if not finished:

@@ -6,13 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caft.documents import parse_yaml
-from caft.errors import ConfigError
 from pipelines import storage
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.outputs import METRICS
-from pipelines.identity import difference, first_difference, require_same
+from pipelines.identity import first_difference, require_same, require_same_config
 
 CONFIG_COPY, RUN = "evaluate.yaml", "run.json"
 HOLDS = "an evaluation"
@@ -48,8 +46,7 @@ def require_same_evaluation(output: str, config: EvaluateConfig, inputs: Mapping
     copy = storage.join(output, CONFIG_COPY)
     if not storage.exists(copy):
         return
-    stored = parse_yaml(storage.read_bytes(copy).decode(), copy, ConfigError) or {}
-    require_same(output, HOLDS, difference(stored, config, FREE_FIELDS, copy))
+    require_same_config(output, HOLDS, copy, config, FREE_FIELDS)
     known = _inputs(output)
     if known is not None:
         fix = "give what it was made of, or choose another output"

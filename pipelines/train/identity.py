@@ -14,10 +14,10 @@ from caft.old_keys import completed
 from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.identity import (
-    difference,
     first_difference,
     require_same,
     require_same_behaviour,
+    require_same_config,
 )
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.checkpoints.store import CheckpointStore, model_difference
@@ -56,8 +56,7 @@ def require_same_run(
     copy = storage.join(output, CONFIG_COPY)
     if not storage.exists(copy):
         return
-    stored = parse_yaml(storage.read_bytes(copy).decode(), copy, ConfigError) or {}
-    require_same(output, HOLDS, difference(stored, config, FREE_FIELDS, copy))
+    require_same_config(output, HOLDS, copy, config, FREE_FIELDS)
     known = _inputs(output)
     if "model" in known:
         found = model_difference(known["model"], model)
