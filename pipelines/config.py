@@ -4,7 +4,6 @@ A stage is `python -m pipelines.<stage> [config.yaml] [key=value ...] [--print-c
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ from pydantic import Field, model_validator
 
 from caft.config import Config, load_config, to_yaml
 from caft.errors import UnexpectedError
-from caft.overrides import argument
 from pipelines.failures import understood
+from pipelines.tracking_config import TrackingConfig
 
 StageT = TypeVar("StageT", bound="StageConfig")
 
@@ -23,28 +22,6 @@ StageT = TypeVar("StageT", bound="StageConfig")
 PASSWORD = re.compile(
     r"://[^/?#\s]*:[^/?#\s]*@|[?&](password|token|secret|sig|signature|x-amz-signature)=", re.I
 )
-
-
-class TrackingConfig(Config):
-    """Where MLflow runs go. Credentials come from MLflow's environment variables alone."""
-
-    uri: str = Field(
-        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db")
-    )
-    experiment: str = "caft"
-    artifact_root: str | None = Field(
-        None, description="new experiments keep artifacts here; None: the server's default"
-    )
-    spool: str = Field(
-        "~/.local/state/caft/mlflow-spool",
-        description="each machine keeps here what it could not send yet",
-    )
-    parent_run_id: str | None = Field(None, description="run that a new one is shown below")
-
-    def as_arguments(self) -> list[str]:
-        """As `key=value` for the command line of another stage."""
-        known = self.model_dump(mode="json", exclude_none=True)
-        return [argument(f"tracking.{key}", value) for key, value in known.items()]
 
 
 class StageConfig(Config):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caft.errors import ConfigError, StorageError
-from pipelines.config import TrackingConfig
+from pipelines.tracking_config import TrackingConfig
 
 SQLITE = "sqlite:///"
 PENDING = "pending-"
