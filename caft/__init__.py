@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from caft import masks as masks
     from caft import metrics as metrics
     from caft import model as model
+    from caft import old_keys as old_keys
+    from caft import overrides as overrides
     from caft import packing as packing
     from caft import pictures as pictures
     from caft import preprocessing as preprocessing
+    from caft import problems as problems
     from caft import reference as reference
     from caft import retrieval as retrieval
     from caft import scaling_law as scaling_law

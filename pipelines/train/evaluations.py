@@ -15,7 +15,7 @@ import torch
 from caft.config import ModelConfig
 from caft.errors import ClusterError, StorageError
 from pipelines import storage
-from pipelines.failures import understood
+from pipelines.failures import shortened, understood
 from pipelines.tracking import Tracker
 from pipelines.train.config import EvaluationConfig
 from pipelines.train.held_out import PREFIX, HeldOutSet, start_scoring
@@ -154,7 +154,8 @@ class Evaluations:
         self._failed += 1
         self._tracker.log_metrics({f"{PREFIX}failed": float(self._failed)}, step)
         self._say(
-            f"{step}", f"that of step {step:,} failed ({understood(error)}); training goes on"
+            f"{step}",
+            f"that of step {step:,} failed ({shortened(understood(error))}); training goes on",
         )
 
     def _say(self, subject: str, text: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from pipelines.sweep.__main__ import main
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.plan import make_plan, plan_table
 from pipelines.sweep.points import all_points, points_of, with_new_steps
-from pipelines.sweep.tasks import all_tasks
+from pipelines.sweep.tasks import Task, all_tasks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {
@@ -166,18 +167,25 @@ def test_tasks_are_the_commands_of_the_stages():
     tasks = all_tasks(config, all_points(config), TrackingConfig(parent_run_id="abc"), 6400)
     trunk, first, scored = tasks[:3]
     assert [task.stage for task in tasks] == ["train", *["train", "evaluate"] * 3]
-    assert "checkpoint.at_steps=[80,160,320]" in trunk.arguments
-    assert "optimizer.schedule=constant" in trunk.arguments
-    assert "subset={rows: 2000}" in trunk.arguments
-    assert "tracking.parent_run_id=abc" in trunk.arguments
+    asked = overrides(trunk)
+    assert asked["checkpoint.at_steps"] == [80, 160, 320]
+    assert asked["optimizer.schedule"] == "constant"
+    assert asked["subset"] == {"rows": 2000}
+    assert asked["tracking.parent_run_id"] == "abc"
     assert first.needs == (trunk.name,)
     assert scored.needs == (first.name,)
-    assert "optimizer.cooldown_steps=20" in first.arguments
+    asked = overrides(first)
+    assert asked["optimizer.cooldown_steps"] == 20
     start = f"{trunk.output}/checkpoints/step-00000080"
-    assert f"start_from={{checkpoint: {start}, state: true}}" in first.arguments
-    epochs = next(a for a in first.arguments if a.startswith("epochs="))
-    assert round(float(epochs.removeprefix("epochs=")) * (2000 // 32)) == 100
-    assert f"checkpoint={first.output}/final" in scored.arguments
+    assert asked["start_from"] == {"checkpoint": start, "state": True}
+    assert round(asked["epochs"] * (2000 // 32)) == 100
+    assert overrides(scored)["checkpoint"] == f"{first.output}/final"
+
+
+def overrides(task: Task) -> dict[str, Any]:
+    """What the arguments after the recipe set."""
+    pairs = (argument.split("=", 1) for argument in task.arguments[1:])
+    return {key: yaml.safe_load(value) for key, value in pairs}
 
 
 def test_learning_rates_compete_on_the_first_length():
@@ -189,9 +197,8 @@ def test_learning_rates_compete_on_the_first_length():
     trunks = [task for task in tasks if task.name.startswith("trunk-") and task.name in waiting]
     assert len(trunks) == 2
     for trunk in trunks:
-        assert "checkpoint.at_steps=[160,320,1600]" in trunk.arguments
+        asked = overrides(trunk)
+        assert asked["checkpoint.at_steps"] == [160, 320, 1600]
         (before,) = trunk.needs
-        assert (
-            f"start_from={{checkpoint: {config.output}/train/{before}/checkpoints/step-00000080"
-            in (" ".join(trunk.arguments))
-        )
+        start = f"{config.output}/train/{before}/checkpoints/step-00000080"
+        assert asked["start_from"]["checkpoint"] == start

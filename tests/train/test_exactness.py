@@ -263,7 +263,13 @@ def test_any_micro_batches_of_whole_blocks_give_the_same(model, data):
         loss = trained(images, superpixels, texts, negatives, draws)
         loss.total.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        results.append((torch.stack(loss).detach(), gradient, trained.batch_statistics))
+        results.append(
+            (
+                torch.stack([*loss.terms.values(), loss.total]).detach(),
+                gradient,
+                trained.batch_statistics,
+            )
+        )
     for (whole, cut), name in zip(
         zip(*results, strict=True), ("loss", "gradient", "statistics"), strict=True
     ):

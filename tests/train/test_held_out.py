@@ -83,7 +83,7 @@ def test_a_later_one_replaces_one_that_waits_and_a_failed_one_is_counted(
     assert [step for step, _ in logged.metrics[1:]] == [4]
     assert sorted(evaluations.finished) == [4]
     said = capsys.readouterr().out
-    assert "that of step 1 failed (Error(s) in loading state_dict for CAFT" in said
+    assert "that of step 1 failed (RuntimeError: Error(s) in loading state_dict for CAFT" in said
     assert said.count("is left out for that of step") == 1
     again = make_evaluations(Logged())
     assert again.knows(4)
