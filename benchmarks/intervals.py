@@ -97,10 +97,9 @@ def pairs(
     ones, alike = np.ones(images), rng.random(images) < 0.7
     chance, other = rng.random(images), rng.random(images)
     if graded:
-        overlap = _overlap(rng, rate, images)
-        shift = more + 0.1 * rng.standard_normal(images)
-        first = overlap * 0.8
-        return ratio(first, ones), ratio(np.clip(first + shift, -1, 1), ones)
+        first = 0.3 + 0.4 * _overlap(rng, rate, images)
+        second = first + more + 0.05 * rng.standard_normal(images)
+        return ratio(first, ones), ratio(second, ones)
     # The share `more / 0.3` of where they may differ is the second's to gain.
     gain = more / 0.3
     second = np.where(alike, chance < rate, other < rate + gain * ~alike)
