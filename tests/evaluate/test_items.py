@@ -25,7 +25,7 @@ from pipelines.evaluate.items import (
 from pipelines.evaluate.measures import RegionMeasure, SegmentationMeasure
 from pipelines.evaluate.outputs import item_files
 from pipelines.evaluate.protocol import seen_in_training
-from pipelines.evaluate.report.page import Evaluated, comparison_page
+from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.sets.files import ImageFiles
 
 IMAGES = 40
@@ -131,7 +131,7 @@ def evaluated(seed, lead, **changes):
         **{"checkpoint": "c", "checkpoint_fingerprint": "f", "mlflow_run_id": "", "links": {}},
         **{"alpha": 0.3, "score": "whole", "recipe": "one"},
         "datasets": {"b": {"path": "p", "split": "test", "fingerprint": "d", "protocol": {}}},
-        "benchmarks": {"b": {"images": IMAGES, "intervals": {}, **numbers}},
+        "benchmarks": {"b": {"images": IMAGES, "texts": 80, "intervals": {}, **numbers}},
     } | changes
     return Evaluated(
         results, {}, {"b": again(ranked_items({(AS_WRITTEN, "whole"): ranking}, URLS))}
@@ -181,6 +181,26 @@ def test_what_does_not_compare_is_said(changes, there, not_there):
     page = comparison_page([first, evaluated(1, 4.0, **(same | changes))])
     assert there in page
     assert not_there not in page
+
+
+def test_the_report_tells_how_sure_a_change_is_and_how_it_was_measured():
+    first = evaluated(0, 2.0)
+    numbers = first.results["benchmarks"]["b"]
+    numbers["controls"] = {
+        "first_sentence_dropped": {"t2i_r1": 0.5, "i2t_r1": 0.5, "changed_share": 1.0}
+    }
+    told = {"value": -0.25, "low": -0.375, "high": -0.125, "p": 0.00001}
+    numbers["control_differences"] = {
+        f"controls/first_sentence_dropped/{way}_r1": told for way in ("t2i", "i2t")
+    }
+    first.results["datasets"]["b"] |= {
+        "protocol": {"version": 2, "pictures": "crop", "templates": ["a {}.", "the {}."]},
+        "training_data": {"checked": None, "how": "unknown: no manifest says"},
+    }
+    page = report_page(replace(first, examples={"benchmarks": {}, "about": "", "about_heat": ""}))
+    assert "<td>\u221237.5 to \u221212.5</td><td>&lt;0.0001</td>" in page
+    assert "version 2, templates a {}.; the {}." in page
+    assert "unknown: no manifest says" in page
 
 
 def test_an_evaluation_without_tables_is_shown_without_differences():

@@ -102,7 +102,10 @@ def control_rows(results: Results, benchmark: str) -> list[dict[str, Any]]:
     base = {measure: own_value(results, benchmark, measure) or 0.0 for measure in AT_1}
     told = results["benchmarks"][benchmark].get("control_differences", {})
     rows: list[dict[str, Any]] = [
-        {"name": "As written", "cells": [{"value": base[m], "more": None} for m in AT_1]}
+        {
+            "name": "As written",
+            "cells": [{"value": base[m], "more": None, "difference": None} for m in AT_1],
+        }
     ]
     for name, recall in sorted(shown.items(), key=lambda item: variant_order(item[0])):
         cells = [
