@@ -69,7 +69,8 @@ def read_text(path: str) -> str:
     """A file's text, uncompressed by its name; raises DataError where it is no UTF-8."""
     try:
         with paths.open_stream(path) as stream:
-            return stream.read().decode("utf-8-sig")
+            pieces = iter(lambda: stream.read(paths.HEAD_BYTES), b"")
+            return b"".join(pieces).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise broken(path, f"not UTF-8 ({error.reason} at byte {error.start})") from None
 
