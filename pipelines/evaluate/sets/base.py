@@ -42,6 +42,7 @@ class PublishedSet:
     splits: Mapping[str, Counts]  # the first is the one that papers report
     images: tuple[str, ...]  # image folders below the set's folder, "" for itself
     source: str  # where to get it
+    files: str  # what is read of it, in Markdown
     classes: Callable[[SetFolder], tuple[str, ...]] | None = None  # of values 1, 2, ... in maps
 
 
