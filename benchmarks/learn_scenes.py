@@ -5,7 +5,7 @@ for the same seconds of one processor core, whatever else the machine does. Then
 groups of scenes that differ in one way only, and the overlap of sentence heat maps with masks.
 Ties count as misses.
 
-    python benchmarks/learn_scenes.py [--seconds 840] [--scenes 6000]
+    python benchmarks/learn_scenes.py [--seconds 720] [--scenes 6000]
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ScoreFn = Callable[[list[Scene]], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=840, help="processor time of each model")
+    parser.add_argument("--seconds", type=float, default=720, help="processor time of each model")
     parser.add_argument("--scenes", type=int, default=6000)
     args = parser.parse_args()
     torch.set_num_threads(1)
