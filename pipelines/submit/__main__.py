@@ -26,7 +26,8 @@ from pipelines.submit.chain import (
     parse_step,
     read_chain,
 )
-from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster, pack
+from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster
+from pipelines.submit.package import pack
 from pipelines.tracking import SECRET_WORDS
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take

@@ -6,8 +6,8 @@ import zipfile
 import pytest
 
 from caft.errors import ConfigError
-from pipelines.submit import jobs
-from pipelines.submit.jobs import pack
+from pipelines.submit import package
+from pipelines.submit.package import pack
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def test_equal_files_give_equal_bytes(checkout, tmp_path):
 
 
 def test_large_files_are_left_out_and_named(checkout, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(package, "MAX_FILE_BYTES", 100)
     (checkout / "caft" / "list.csv").write_bytes(b"x" * 101)
     assert pack(checkout, tmp_path).left_out == ("caft/list.csv",)
 
 
 def test_a_folder_full_of_images_is_refused_by_name(checkout, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "MAX_BYTES", 1000)
+    monkeypatch.setattr(package, "MAX_BYTES", 1000)
     (checkout / "images").mkdir()
     for number in range(11):
         (checkout / "images" / f"{number}.jpg").write_bytes(b"x" * 100)

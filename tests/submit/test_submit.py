@@ -145,18 +145,25 @@ def test_a_local_cluster_comes_and_goes_with_the_command(submit, tmp_path):
         (["data", RECIPE, "output=/x", "--then", "evaluate"], "--then evaluate: must be STAGE"),
         (["list", "--cluster", "http://127.0.0.1:1"], "http://127.0.0.1:1: no job server answers"),
         (["list", "--cluster", "somewhere"], "somewhere: no job server answers"),
+        (["list", "--cluster", "ftp://x"], "ftp://x: no job server answers"),
+        (["list", "--cluster", "json://x"], "json://x: no job server answers"),
+        (["list", "--cluster", "http://x.invalid"], "http://x.invalid: no job server answers"),
+        (["list", "--cluster", "x.invalid:6379"], "x.invalid:6379: no job server answers"),
+        (["list", "--cluster", "127.0.0.1:1"], "127.0.0.1:1: no job server answers"),
         (["list", "--cluster", "local"], "--cluster local: this cluster ends with its command"),
         (["list", "--cluster", ""], "--cluster: say local, an address as http://HEAD:8265, or"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(arguments, message, monkeypatch, capsys):
-    """Before any cluster is needed."""
+    """Before any cluster is needed, and at once."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("RAY_ADDRESS", "")  # set by the command, and restored
+    began = time.monotonic()
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
+    assert time.monotonic() - began < 15
 
 
 def test_a_job_that_is_not_known_is_named(submit):
