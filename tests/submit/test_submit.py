@@ -62,6 +62,7 @@ def job_of(text: str) -> str:
     return next(line for line in text.splitlines() if "submit: job" in line).split()[-1]
 
 
+@pytest.mark.slow
 def test_a_chain_stops_at_what_fails_and_goes_on_from_there(submit, photographs, tmp_path):
     then = (
         f"train:configs/train/demo.yaml,output={tmp_path}/run,tracking.uri={photographs[-1][13:]}"
@@ -128,6 +129,7 @@ def test_kubernetes_is_reached_through_kubectl(submit, tmp_path):
     assert 'kuberay:other: no token for this cluster: Error: secrets "other"' in unknown.stderr
 
 
+@pytest.mark.slow
 def test_a_local_cluster_comes_and_goes_with_the_command(submit, tmp_path):
     shutil.copy(REPOSITORY / RECIPE, tmp_path / "demo.yaml")
     sources = f"sources=[{{name: none, path: {tmp_path}/none.csv}}]"
