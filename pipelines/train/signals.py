@@ -16,6 +16,7 @@ from ray.train.v2.api.train_fn_utils import get_preemption_info
 
 from caft.errors import StorageError
 from pipelines import storage
+from pipelines.train.late import Late, sent
 from pipelines.train.signal_board import Notice
 
 LOOK_EVERY_S = 1.0
@@ -36,7 +37,7 @@ class Notices:
         self._request = storage.join(output, PROFILE_REQUEST)
         self._heard = Notice.NONE
         self._profile = False
-        self._agreed: torch.Tensor | None = None
+        self._agreed: Late | None = None
         self.profile_asked = False
         self._reads_board = dist.get_rank() == 0
         self._stopped = threading.Event()
@@ -48,11 +49,12 @@ class Notices:
         before, profile = self._agreed, self._profile
         if profile:
             self._profile = False  # asked for once
-        self._agreed = torch.tensor([int(self._heard), int(profile)], device=self._device)
-        dist.all_reduce(self._agreed, dist.ReduceOp.MAX)
+        agreed = sent([int(self._heard), int(profile)], self._device)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        self._agreed = Late(agreed)
         if before is None:
             return Notice.NONE
-        notice, asked = before.tolist()
+        notice, asked = before.read().tolist()
         self.profile_asked = bool(asked)
         return Notice(notice)
 
