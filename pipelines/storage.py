@@ -29,6 +29,7 @@ from caft.documents import parse_json
 from caft.errors import ConfigError, StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
+WORKING_COPIES = "runtime_resources"  # Ray's name of the folder they lie in
 COPY_BYTES = 8 * 2**20
 S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
 S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -309,11 +310,16 @@ def usable_path(path: str, field: str, folder: bool = False) -> str:
     _require_no_file(path.removeprefix("file://"), field, folder)
     if os.path.isabs(path.removeprefix("file://")):
         return path
-    if os.environ.get("RAY_JOB_SUBMISSION_ID") or "runtime_resources" in os.getcwd():
+    if in_ray_job():
         raise ConfigError(
             f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path"
         )
     return os.path.abspath(path)
+
+
+def in_ray_job() -> bool:
+    """Whether the working directory is a temporary copy, which vanishes with its job."""
+    return bool(os.environ.get("RAY_JOB_SUBMISSION_ID")) or WORKING_COPIES in Path.cwd().parts
 
 
 def _expanded(path: str) -> str:
