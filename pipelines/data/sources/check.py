@@ -16,6 +16,7 @@ from pipelines.data.sources import list_containers, parse_rows, paths, read_cont
 from pipelines.data.sources.beside import JSON_ENDING, TEXT_ENDINGS
 from pipelines.data.sources.detect import CONTAINERS, detect_kind, source_files
 from pipelines.data.sources.encodings import guess_encoding, too_many
+from pipelines.data.sources.places import read_bytes
 from pipelines.data.sources.tar_members import read_members
 from pipelines.data.sources.tars import endings_in_order
 
@@ -133,7 +134,7 @@ def _odd_bytes(source: SourceConfig, kind: str) -> bytes:
         endings = tuple(f".{ending}" for ending in (*TEXT_ENDINGS, JSON_ENDING))
         files = (file for found in paths.walk(source.path) for file in found)
         texts = (file.path for file in files if file.path.lower().endswith(endings))
-        return b"\n".join(storage.read_bytes(path) for path in islice(texts, CHECKED_SAMPLES))
+        return b"\n".join(read_bytes(path) for path in islice(texts, CHECKED_SAMPLES))
     lines = paths.head(source_files(source)[0].path).split(b"\n")
     return b"\n".join(line for line in lines if not line.isascii())[:GUESSED_BYTES]
 
