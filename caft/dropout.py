@@ -15,6 +15,10 @@ NUMBERS_PER_HASH, NUMBERS = 4, 2**16
 GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
+# Streams of draws beside the image encoder's, which has one for each level.
+NEGATIVES = -1
+
+
 @dataclass(frozen=True)
 class Draws:
     """Names all random draws of B images in one training step."""

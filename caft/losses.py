@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from caft.dropout import NEGATIVES, NUMBERS, Draws, random_numbers
+
 if TYPE_CHECKING:
     from caft.config import LossWeights
     from caft.model import CAFT, ImageFeatures, TextFeatures
@@ -109,10 +111,17 @@ def caft_loss(
     return weighted_loss(terms, losses.weights)
 
 
-def draw_negatives(count: int, parts: int, seed: int, block: int) -> Tensor:
-    """Seeded `negatives` (N, block-1) for `caft_loss`, the same on every worker."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(parts, (count, block - 1), generator=generator)
+def draw_negatives(count: int, parts: int, seed: int | Tensor, block: int) -> Tensor:
+    """Seeded `negatives` (N, block-1) for `caft_loss`, the same on every worker and device.
+
+    Args:
+        seed: a number, or a scalar int64 on the device that is to draw them.
+    """
+    if not isinstance(seed, Tensor):
+        seed = torch.full((), seed, dtype=torch.int64)
+    images = torch.arange(count, device=seed.device)
+    numbers = random_numbers(Draws(seed, images).stream(NEGATIVES), 1, block - 1)[:, 0].long()
+    return (numbers + NUMBERS // 2) * parts // NUMBERS
 
 
 def own_block(negatives: Tensor, count: int, block: int) -> Tensor:

@@ -3,6 +3,8 @@ Between the dataset and the image encoder; label maps are cropped and flipped wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import simplejpeg
@@ -140,8 +142,13 @@ def denormalise(images: Tensor) -> Tensor:
 
 def channel_statistics(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each (3, 1, 1), of one of `STATISTICS`."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in STATISTICS[name])
+    mean, std = (constants(values, device).view(3, 1, 1) for values in STATISTICS[name])
     return mean, std
+
+
+def constants(values: Sequence[float], device: torch.device) -> Tensor:
+    """(n,) float32, filled in on the device: a copy from the host would wait for the device."""
+    return torch.cat([torch.full((1,), value, device=device) for value in values])
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

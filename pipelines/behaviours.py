@@ -21,6 +21,8 @@ BEHAVIOURS = {
     "initial_values": Behaviour(2, "the random values that a new model starts with"),
     # 2: P@0.5 counts an IoU of exactly 0.5; a median between two ranks is their mean.
     "measures": Behaviour(2, "how the evaluate stage makes metrics of ranks and overlaps"),
+    # 2: by a hash of step, image and place, on the device.
+    "negatives": Behaviour(2, "which sub-captions of other images are an image's negatives"),
     # 2: texts are cleaned and damaged ones rejected, equal URLs of one source merge their captions.
     "captions": Behaviour(2, "what the data stage makes of the cells and rows of its sources"),
 }

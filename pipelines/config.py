@@ -79,8 +79,7 @@ def stage_main(
         else:
             from pipelines.runs import check_tracking  # MLflow, which --print-config does not need
 
-            check_tracking(config.tracking)
-            run(config)
+            run(config.model_copy(update={"tracking": check_tracking(config.tracking)}))
         return 0
 
     return command(call)

@@ -112,6 +112,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("taken_up_on", ["driver", "another"])
+@pytest.mark.slow
 def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
     taken_up_on, tmp_path, monkeypatch
 ):

@@ -12,7 +12,7 @@ from torch import Tensor
 from caft.config import SuperpixelConfig
 from caft.errors import ConfigError, DataError
 from caft.superpixels.network import RGB_MEAN, SFCN, decode_labels
-from caft.transforms import channel_statistics, denormalise, normalise
+from caft.transforms import channel_statistics, constants, denormalise, normalise
 
 SEEDS_LEVELS, SEEDS_PRIOR, SEEDS_BINS = 1, 2, 15  # as CAST uses them
 
@@ -105,6 +105,6 @@ def _sfcn_labels(images: Tensor, config: SuperpixelConfig, network: SFCN) -> Ten
     if images.dtype == torch.uint8:
         images = normalise(images)
     mean, std = channel_statistics(config.unnormalise_with, images.device)
-    rgb = images.float() * std + mean - torch.tensor(RGB_MEAN, device=images.device).view(3, 1, 1)
+    rgb = images.float() * std + mean - constants(RGB_MEAN, images.device).view(3, 1, 1)
     with torch.autocast(images.device.type, enabled=False):  # the same labels in every precision
         return decode_labels(network(rgb.to(weights.dtype)))

@@ -96,7 +96,7 @@ def decode_labels(probabilities: Tensor) -> Tensor:
 
 def cell_neighbours(rows: int, columns: int, device: torch.device) -> Tensor:
     """The nine cells around each cell (9, rows, columns), in the order of the network's output."""
-    step = torch.tensor([-1, 0, 1], device=device)
+    step = torch.arange(-1, 2, device=device)
     row = (torch.arange(rows, device=device) + step[:, None]).clamp(0, rows - 1)  # (3, rows)
     column = (torch.arange(columns, device=device) + step[:, None]).clamp(0, columns - 1)
     cells = row[:, None, :, None] * columns + column[None, :, None, :]  # (3, 3, rows, columns)

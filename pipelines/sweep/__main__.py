@@ -168,7 +168,8 @@ def main(argv: Sequence[str]) -> int:
             print(to_yaml(config), end="")
             return 0
         if args.command == "run":
-            check_tracking(config.tracking)
+            tracking = check_tracking(config.tracking)
+            config = config.model_copy(update={"tracking": tracking})
         if args.command == "run" and not os.environ.get("RAY_ADDRESS"):
             make_plan(config, pool_rows(config))  # what is wrong is said before a cluster starts
             root = Path(config.output if storage.is_local(config.output) else "runs") / "cluster"

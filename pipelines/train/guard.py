@@ -19,6 +19,7 @@ from pipelines.train.deepspeed.loss_scale import can_fall, fixed_loss_scale, los
 from pipelines.train.deepspeed.sharding import first_not_finite
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
+from pipelines.train.late import Late
 from pipelines.train.step import model_inputs
 
 SKIPPED = "skipped.jsonl"
@@ -54,7 +55,7 @@ class _Watched(NamedTuple):
     step: int
     batch: Batch
     total: Tensor
-    skipped: Tensor
+    skipped: Late
     scale: float | None
 
 
@@ -89,7 +90,7 @@ class Guard:
             NumericsError: as before, but no single samples are at fault.
         """
         total, scale = loss.total.detach(), fixed_loss_scale(self._engine)
-        before, self._watched = self._watched, _Watched(step, batch, total, skipped, scale)
+        before, self._watched = self._watched, _Watched(step, batch, total, Late(skipped), scale)
         if before is not None:
             self._judge(before)
 
@@ -109,7 +110,7 @@ class Guard:
         return metrics
 
     def _judge(self, watched: _Watched) -> None:
-        if not watched.skipped:
+        if not watched.skipped.read():
             self._in_a_row = 0
             return
         finite_loss = watched.total.isfinite().float()

@@ -24,7 +24,10 @@ from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.train.checkpoints.store import CheckpointStore, model_difference
 from pipelines.train.config import TrainConfig
 
-AFTER_A_STEP: tuple[str, ...] = ("caption_sampling",)  # behaviours that decide what is learned
+AFTER_A_STEP: tuple[str, ...] = (
+    "caption_sampling",
+    "negatives",
+)  # behaviours that decide what is learned
 BEHAVIOURS = (*AFTER_A_STEP, "initial_values")  # and those that are in a checkpoint's weights
 # What may differ when a run is resumed: it changes the speed, not the result.
 FREE_FIELDS: dict[str, Any] = {

@@ -174,6 +174,7 @@ def train_worker(settings: dict[str, Any]) -> int:
             guard.settle()
             saver.save(step, losses_of(metrics))
     profiler.close()
+    notices.close()
     finished = step == job.total_steps
     final = storage.join(config.output, FINAL) if finished else None
     saver.close(final, losses_of(metrics))

@@ -16,6 +16,7 @@ from ray.train.v2.api.train_fn_utils import get_preemption_info
 
 from caft.errors import StorageError
 from pipelines import storage
+from pipelines.train.late import Late, sent
 from pipelines.train.signal_board import Notice
 
 LOOK_EVERY_S = 1.0
@@ -36,8 +37,10 @@ class Notices:
         self._request = storage.join(output, PROFILE_REQUEST)
         self._heard = Notice.NONE
         self._profile = False
-        self._agreed: torch.Tensor | None = None
+        self._agreed: Late | None = None
         self.profile_asked = False
+        self._reads_board = dist.get_rank() == 0
+        self._stopped = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def agree(self) -> Notice:
@@ -46,21 +49,26 @@ class Notices:
         before, profile = self._agreed, self._profile
         if profile:
             self._profile = False  # asked for once
-        self._agreed = torch.tensor([int(self._heard), int(profile)], device=self._device)
-        dist.all_reduce(self._agreed, dist.ReduceOp.MAX)
+        agreed = sent([int(self._heard), int(profile)], self._device)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        self._agreed = Late(agreed)
         if before is None:
             return Notice.NONE
-        notice, asked = before.tolist()
+        notice, asked = before.read().tolist()
         self.profile_asked = bool(asked)
         return Notice(notice)
 
+    def close(self) -> None:
+        """Listen no longer: the process group and the board end with the run."""
+        self._stopped.set()
+
     def _listen(self) -> None:
-        stopped, looked = threading.Event(), 0.0
-        while not stopped.wait(LOOK_EVERY_S):
+        looked = 0.0
+        while not self._stopped.wait(LOOK_EVERY_S):
             # Answered for all workers together, so each asks equally often.
             if get_preemption_info() is not None:
                 self._heard = max(self._heard, Notice.NODE_LEAVES)
-            if dist.get_rank() == 0:
+            if self._reads_board:
                 self._heard = max(self._heard, ray.get(self._board.read.remote()))
                 if time.monotonic() - looked > LOOK_FOR_FILE_EVERY_S:
                     self._look_for_request()

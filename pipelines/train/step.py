@@ -60,18 +60,15 @@ def model_inputs(
         model.pack_texts(batch.tokens[rows], row_multiple).to(device, non_blocking=True)
         for rows in _shares(count, micro_batch)
     ]
-    seed = _seed(config.seed, step)
+    seed = torch.full((), _seed(config.seed, step), dtype=torch.int64, device=device)
     negatives = draw_negatives(
         config.global_batch,
         batch.tokens.shape[1],
         seed,
         min(config.block_size, config.global_batch),
-    ).to(device, non_blocking=True)
-    first = dist.get_rank() * count
-    draws = Draws(
-        torch.tensor(seed).to(device, non_blocking=True),
-        torch.arange(first, first + count, device=device),
     )
+    first = dist.get_rank() * count
+    draws = Draws(seed, torch.arange(first, first + count, device=device))
     return images, superpixels, texts if len(texts) > 1 else texts[0], negatives, draws
 
 

@@ -64,6 +64,7 @@ class Chance:
         return condition
 
 
+@pytest.mark.slow
 def test_the_driver_is_killed_again_and_again(undisturbed, make_data_config, address, tmp_path):
     """And once it is asked to end, which leaves whole files and says how to go on."""
     config = make_data_config(str(tmp_path / "data"), *CHANGES)
@@ -85,6 +86,7 @@ def test_the_driver_is_killed_again_and_again(undisturbed, make_data_config, add
     assert_same(config.output, undisturbed)
 
 
+@pytest.mark.slow
 def test_workers_are_killed_while_the_run_goes_on(undisturbed, make_data_config, tmp_path):
     config = make_data_config(str(tmp_path / "data"), *CHANGES)
     chance = random.Random(SEED + 1)

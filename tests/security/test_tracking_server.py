@@ -61,6 +61,7 @@ def test_nobody_gets_in_without_the_password(server, credentials):
     assert status(server, credentials) == 401
 
 
+@pytest.mark.slow
 def test_a_stage_logs_with_the_password_of_its_environment(server, tmp_path, monkeypatch, capfd):
     tracking = TrackingConfig(uri=server, spool=str(tmp_path / "spool"))
     config = StageConfig(tracking=tracking)

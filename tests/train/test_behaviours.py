@@ -57,7 +57,7 @@ def test_from_a_checkpoint_on_the_initial_values_of_another_version_do_not_matte
 ):
     step = tmp_path / "checkpoints" / "step-00000004"
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "1"}))
-    checkpoint(step, {"behaviours": {"caption_sampling": 2, "initial_values": 1}})
+    checkpoint(step, {"behaviours": NOW["behaviours"] | {"initial_values": 1}})
     require_same_training(str(tmp_path), finished=False)
     shutil.rmtree(step)
     checkpoint(step, {})

@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pipelines.data.images.hashing import contrast, perceptual_hash, small_grey
 from pipelines.data.images.prepare import (
     ImageRefused,
     guarded,
     most_bytes,
     open_picture,
-    perceptual_hash,
-    small_grey,
     upright_grey,
 )
 
@@ -101,7 +100,7 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
         "original_height": original_height,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(grey),
-        "contrast": float(cv2.meanStdDev(grey)[1][0, 0]),
+        "contrast": contrast(grey),
     }
 
 

@@ -63,9 +63,15 @@ def engine_settings(config: TrainConfig, workers: int, parameters: int) -> dict[
         # At stage 0 our own optimiser clips, by the norm that it needs anyway.
         "gradient_clipping": (config.optimizer.grad_clip or 0.0) if zero["stage"] else 0.0,
         "steps_per_print": 10**9,  # progress and MLflow say it
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
     }
     if config.deepspeed.precision != "float32":
-        settings["torch_autocast"] = {"enabled": True, "dtype": config.deepspeed.precision}
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": config.deepspeed.precision,
+            # Gradients of layers named here would be summed in that precision at ZeRO 1 to 3.
+            "lower_precision_safe_modules": [],
+        }
     return with_own_settings(settings, config.deepspeed)
 
 
