@@ -6,9 +6,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
-import subprocess
 import threading
 import time
 import uuid
@@ -19,6 +19,7 @@ from typing import IO, Any
 from caft import __version__
 from caft.config import Config
 from caft.errors import StorageError
+from pipelines import git
 from pipelines.config import TrackingConfig
 from pipelines.runs import (
     address_of,
@@ -93,7 +94,9 @@ class Tracker:
         tags = {f"{other}_run_id": value for other, value in (links or {}).items() if value}
         if tracking.parent_run_id is not None:
             tags[PARENT] = tracking.parent_run_id
-        tags |= {"stage": stage, "caft_version": __version__, "git_revision": _git_revision()}
+        tags |= {"stage": stage, "caft_version": __version__}
+        revision = os.environ.get(git.REVISION) or git.revision(Path(__file__).parent)
+        tags["git_revision"] = revision or "unknown"
         tracker.set_tags(tags)
         tracker._record({"params": _flatten(config.model_dump(mode="json"))})
         return tracker
@@ -297,20 +300,3 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif not any(word in key.lower() for word in SECRET_WORDS) or key == "tokenizer":
             flat[name] = re.sub(r"//[^/@\s]*@", "//***@", str(item))[:MAX_PARAM_CHARS]
     return flat
-
-
-def _git_revision() -> str:
-    """The checkout's commit, with + where files differ from it; 'unknown' outside of git."""
-    folder = Path(__file__).parent
-    try:
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return revision.stdout.strip()

@@ -1,6 +1,7 @@
 """The pages: links and files exist, commands parse, names of keys are right, the site builds."""
 
 import argparse
+import html
 import html.parser
 import importlib.util
 import re
@@ -14,9 +15,13 @@ import pytest
 
 from caft.config import load_config
 from pipelines.data.config import DataConfig
+from pipelines.data.reasons import REASONS
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.sets import SETS
+from pipelines.prometheus import GAUGES, PREFIX
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
+from pipelines.train.telemetry import METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -84,6 +89,16 @@ COMMANDS = [
     for line in lines_of(page)
     if (match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line))
 ]
+
+
+# Some of what the tables hold that are made from the code.
+TABLES_SAY = {
+    "data": REASONS,
+    "benchmarks": SETS,
+    "cluster": [f"{PREFIX}{name}" for name in GAUGES],
+    "train": METRICS,
+    "configuration": ["sources[].path", "filters.min_side_px", "optimizer.lr", "text.width"],
+}
 
 
 class Parsed(BaseException):
@@ -208,6 +223,10 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     for page in ROOT.glob("docs/*.md"):
         text = (tmp_path / f"{page.stem}.html").read_text(encoding="utf-8")
         assert not [place for place in Addresses(text).loaded if re.match(r"(https?:)?//", place)]
+        assert "table:" not in text, page
+    for page, said in TABLES_SAY.items():
+        text = html.unescape((tmp_path / f"{page}.html").read_text(encoding="utf-8"))
+        assert not [name for name in said if f"<code>{name}</code>" not in text], page
     interface = (tmp_path / "api.html").read_text(encoding="utf-8")
     for name in (
         "caft.create_model",

@@ -17,6 +17,7 @@ from pipelines import storage
 
 # Encoded already: a dictionary or the least and greatest value of these would only cost.
 OPAQUE_COLUMNS = {"image", "look", "superpixels"}
+HARDER = {"superpixels": 19}  # raw label maps: a third smaller, and as fast to read
 
 
 def write_table(path: str, table: pa.Table, row_group_rows: int | None = None) -> None:
@@ -128,6 +129,7 @@ class ParquetSink:
                 self._file,
                 self._schema,
                 compression="zstd",
+                compression_level=HARDER,
                 use_dictionary=scalars,
                 write_statistics=scalars,
             )

@@ -15,8 +15,10 @@ from datetime import datetime
 from pathlib import Path
 
 from caft.errors import ClusterError, ConfigError
-from pipelines import storage
+from pipelines import git, storage
 from pipelines.config import command
+from pipelines.recipes import is_recipe
+from pipelines.runs import require_lasting
 from pipelines.submit import kuberay
 from pipelines.submit.chain import (
     STAGES,
@@ -26,7 +28,8 @@ from pipelines.submit.chain import (
     parse_step,
     read_chain,
 )
-from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster, pack
+from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster
+from pipelines.submit.package import pack
 from pipelines.tracking import SECRET_WORDS
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
@@ -50,15 +53,13 @@ def submit(steps: Sequence[Step], args: argparse.Namespace) -> int:
         ConfigError: the working directory is too large, or a variable holds a secret.
     """
     environment = job_environment(args.env)
+    if revision := git.revision(Path.cwd()) or os.environ.get(git.REVISION):
+        environment.setdefault(git.REVISION, revision)
     jobs = Jobs(LONG_PATIENCE_S)
     name = args.name or "-".join(step.stage for step in steps)
     with tempfile.TemporaryDirectory() as folder:
         package = pack(Path.cwd(), Path(folder))
-        print(
-            f"submit: {package.files:,} files of {Path.cwd()}, {package.size_bytes / 2**20:.1f} MiB"
-            + (f", without {', '.join(package.left_out)}" if package.left_out else ""),
-            flush=True,
-        )
+        print("\n".join(f"submit: {line}" for line in package.described()), flush=True)
         job = new_id()
         jobs.start(
             ["python", "-m", *chain_arguments(steps)],
@@ -138,16 +139,23 @@ def _steps(args: argparse.Namespace) -> list[Step]:
     steps = connect_steps([*first, *(parse_step(text) for text in args.then)])
     here = Path.cwd()
     for step in steps:
-        if not Path(step.config).resolve().is_relative_to(here):
+        if not is_recipe(step.config) and not Path(step.config).resolve().is_relative_to(here):
             raise ConfigError(f"{step.config}: lies outside of {here}, which is all that jobs see")
-        output = step.load().model_dump()["output"]
+        config = step.load()
+        output = config.model_dump()["output"]
         if storage.is_local(output) and not output.startswith(("/", "file:")):
             raise ConfigError(
                 f"{step.config}: output: '{output}' is relative, and a job runs in a temporary "
                 "copy of this folder; set an absolute or s3:// path that the nodes share"
             )
+        # Without either of the two the nodes' own environment says where runs go.
+        if "uri" in config.tracking.model_fields_set or "MLFLOW_TRACKING_URI" in os.environ:
+            require_lasting(config.tracking, in_job=True)
     return [
-        replace(step, config=str(Path(step.config).resolve().relative_to(here))) for step in steps
+        step
+        if is_recipe(step.config)
+        else replace(step, config=str(Path(step.config).resolve().relative_to(here)))
+        for step in steps
     ]
 
 

@@ -72,9 +72,9 @@ def needs(extra: str, error: Exception) -> ConfigError:
     if not isinstance(error, ImportError):
         return ConfigError(
             f"checkpoint: {extra} cannot be imported: {reason}; install torch and torchvision of "
-            f"the same build: pip install 'caft[{extra}]' -c constraints.txt, with torch's index"
+            f"the same build: pip install -e '.[{extra}]' -c constraints.txt, with torch's index"
         )
-    return ConfigError(f"checkpoint: {reason}; to score such models, pip install 'caft[{extra}]'")
+    return ConfigError(f"checkpoint: {reason}; to score such models, pip install -e '.[{extra}]'")
 
 
 class PixelPreprocess:
