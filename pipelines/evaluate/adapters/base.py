@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,8 @@ class Adapter(Protocol):
     sentences: Rule | None = "default"
     step: int = 0  # of training, where it is known
     run_id: str = ""  # MLflow run of its training, where it is known
+    # What its checkpoint's manifest says of its training data and recipe, where there is one.
+    training: Mapping[str, Any] = MappingProxyType({})
 
     def preprocess(self) -> Preprocess:
         """A function that is sent to decoding processes, so it holds no weights: rows with `url`,
