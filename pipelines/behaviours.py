@@ -25,6 +25,8 @@ BEHAVIOURS = {
     "negatives": Behaviour(2, "which sub-captions of other images are an image's negatives"),
     # 2: texts are cleaned and damaged ones rejected, equal URLs of one source merge their captions.
     "captions": Behaviour(2, "what the data stage makes of the cells and rows of its sources"),
+    # 2: complete pictures with odd bytes are kept, near duplicates are confirmed by a look.
+    "pictures": Behaviour(2, "which pictures the data stage keeps, and how it compares them"),
 }
 
 

@@ -5,6 +5,7 @@ FILE`, or `status|logs|stop JOB` and `list`; each with `--cluster local|ADDRESS|
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from caft.errors import ClusterError, ConfigError
+from caft.secrets import holds_secret, is_secret_name
 from pipelines import git, storage
 from pipelines.config import command
 from pipelines.recipes import is_recipe
@@ -30,7 +32,7 @@ from pipelines.submit.chain import (
 )
 from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster
 from pipelines.submit.package import pack
-from pipelines.tracking import SECRET_WORDS
+from pipelines.tracking.about import USER
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
 LOCAL, KUBERAY = "local", "kuberay:"
@@ -55,6 +57,7 @@ def submit(steps: Sequence[Step], args: argparse.Namespace) -> int:
     environment = job_environment(args.env)
     if revision := git.revision(Path.cwd()) or os.environ.get(git.REVISION):
         environment.setdefault(git.REVISION, revision)
+    environment.setdefault(USER, getpass.getuser())
     jobs = Jobs(LONG_PATIENCE_S)
     name = args.name or "-".join(step.stage for step in steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,8 +87,7 @@ def job_environment(extra: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--env {variable}: must be NAME=VALUE")
         given[name] = value
     for name, value in given.items():
-        secret = any(word in name.lower() for word in (*SECRET_WORDS, "key"))
-        if secret or ("://" in value and "@" in value.split("://")[1].split("/")[0]):
+        if is_secret_name(name) or holds_secret(value):
             raise ConfigError(
                 f"{name}: looks like a secret, which everybody who sees the job could read; set it "
                 "on the cluster's nodes instead"
