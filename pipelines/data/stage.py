@@ -48,7 +48,7 @@ from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
 FREE_FIELDS = {"tracking", "progress_every_s", "concurrency", "output", "stall_timeout_s"}
-BEHAVIOURS = ("captions",)  # that decide rows though no key does
+BEHAVIOURS = ("captions", "pictures")  # that decide rows though no key does
 # Rough need of disk, to refuse work that cannot fit before it starts.
 BYTES_PER_ROW = 20_000
 CHUNK_CPUS = 0.5  # two chunks share a core: one decodes while the other waits for its last rows
@@ -286,7 +286,8 @@ def _texts(source: int, plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict
         for name, rows in receipt.get("left_out", {}).items():
             known = left_out.get(name)
             left_out[name] = rows if known is None else known + (rows or 0)
-    return {"captions": dict(captions), "notes": dict(notes), "left_out": left_out}
+    texts = {"captions": dict(captions), "notes": dict(notes), "left_out": left_out}
+    return texts | ({"captions_from": plan.joined[source]} if source in plan.joined else {})
 
 
 def _process_chunks(
