@@ -6,6 +6,7 @@ local|ADDRESS|kuberay:NAME|slurm[:PARTITION]`."""
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from caft.errors import ClusterError, ConfigError
+from caft.secrets import holds_secret, is_secret_name
 from pipelines import git, storage
 from pipelines.config import command
 from pipelines.recipes import is_recipe
@@ -32,7 +34,7 @@ from pipelines.submit.chain import (
 from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster
 from pipelines.submit.package import pack
 from pipelines.submit.slurm import SlurmJobs
-from pipelines.tracking import SECRET_WORDS
+from pipelines.tracking.about import USER
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
 LOCAL, KUBERAY, SLURM = "local", "kuberay:", "slurm"
@@ -105,8 +107,8 @@ def _on_slurm(steps: Sequence[Step], args: argparse.Namespace, partition: str) -
 
 
 def job_environment(extra: Sequence[str]) -> dict[str, str]:
-    """The variables that a job is given: SETTINGS, PASSED_ON where set, the git revision, and
-    `extra` NAME=VALUE.
+    """The variables that a job is given: SETTINGS, PASSED_ON where set, the git revision,
+    the user's name, and `extra` NAME=VALUE.
 
     Raises:
         ConfigError: one that is no NAME=VALUE, or that holds a secret.
@@ -114,14 +116,14 @@ def job_environment(extra: Sequence[str]) -> dict[str, str]:
     given = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if revision := git.revision(Path.cwd()) or os.environ.get(git.REVISION):
         given[git.REVISION] = revision
+    given[USER] = getpass.getuser()
     for variable in extra:
         name, separator, value = variable.partition("=")
         if not (name and separator):
             raise ConfigError(f"--env {variable}: must be NAME=VALUE")
         given[name] = value
     for name, value in given.items():
-        secret = any(word in name.lower() for word in (*SECRET_WORDS, "key"))
-        if secret or ("://" in value and "@" in value.split("://")[1].split("/")[0]):
+        if is_secret_name(name) or holds_secret(value):
             raise ConfigError(
                 f"{name}: looks like a secret, which everybody who sees the job could read; set it "
                 "on the cluster's nodes instead"
