@@ -13,15 +13,11 @@ from pydantic import Field, model_validator
 
 from caft.config import Config, load_config, to_yaml
 from caft.errors import UnexpectedError
+from caft.secrets import holds_secret, masked
 from pipelines.failures import understood
 from pipelines.tracking_config import TrackingConfig
 
 StageT = TypeVar("StageT", bound="StageConfig")
-
-# `//user:password@host`, and what signed addresses carry.
-PASSWORD = re.compile(
-    r"://[^/?#\s]*:[^/?#\s]*@|[?&](password|token|secret|sig|signature|x-amz-signature)=", re.I
-)
 
 
 class StageConfig(Config):
@@ -34,7 +30,7 @@ class StageConfig(Config):
     def _without_passwords(self: StageT) -> StageT:
         """A configuration is printed, logged and stored with every output."""
         for key, text in _texts(self.model_dump(mode="json")):
-            if PASSWORD.search(text):
+            if holds_secret(text):
                 raise ValueError(
                     f"{key}: holds a password or signature, which would be stored with the output; "
                     "leave it out of the address and set it in the environment, such as "
@@ -101,7 +97,7 @@ def command(call: Callable[[], int]) -> int:
         return call()
     except Exception as error:
         known = understood(error)
-        print(f"{type(known).__name__}: {known}", file=sys.stderr, flush=True)
+        print(f"{type(known).__name__}: {masked(str(known))}", file=sys.stderr, flush=True)
         return 1 if isinstance(known, UnexpectedError) else 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import IO, Any
 from caft import __version__
 from caft.config import Config
 from caft.errors import StorageError
+from caft.secrets import without_secrets
 from pipelines import git
 from pipelines.config import TrackingConfig
 from pipelines.runs import (
@@ -38,7 +38,6 @@ SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
 SPOOL, LOCK, EVENTS = ".spool", "lock", "events.jsonl"
 PARENT = "mlflow.parentRunId"  # MLflow's own name
-SECRET_WORDS = ("secret", "token", "password", "credential")
 
 
 class Tracker:
@@ -98,7 +97,7 @@ class Tracker:
         revision = os.environ.get(git.REVISION) or git.revision(Path(__file__).parent)
         tags["git_revision"] = revision or "unknown"
         tracker.set_tags(tags)
-        tracker._record({"params": _flatten(config.model_dump(mode="json"))})
+        tracker._record({"params": _flatten(without_secrets(config.model_dump(mode="json")))})
         return tracker
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -291,12 +290,12 @@ def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested configuration as MLflow parameters; anything that may be a secret is left out."""
+    """A nested configuration as MLflow parameters."""
     flat: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping):
             flat |= _flatten(item, f"{name}.")
-        elif not any(word in key.lower() for word in SECRET_WORDS) or key == "tokenizer":
-            flat[name] = re.sub(r"//[^/@\s]*@", "//***@", str(item))[:MAX_PARAM_CHARS]
+        else:
+            flat[name] = str(item)[:MAX_PARAM_CHARS]
     return flat

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from caft.errors import ClusterError, ConfigError
+from caft.secrets import holds_secret, is_secret_name
 from pipelines import git, storage
 from pipelines.config import command
 from pipelines.runs import require_lasting
@@ -29,7 +30,6 @@ from pipelines.submit.chain import (
 )
 from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster
 from pipelines.submit.package import pack
-from pipelines.tracking import SECRET_WORDS
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
 LOCAL, KUBERAY = "local", "kuberay:"
@@ -83,8 +83,7 @@ def job_environment(extra: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--env {variable}: must be NAME=VALUE")
         given[name] = value
     for name, value in given.items():
-        secret = any(word in name.lower() for word in (*SECRET_WORDS, "key"))
-        if secret or ("://" in value and "@" in value.split("://")[1].split("/")[0]):
+        if is_secret_name(name) or holds_secret(value):
             raise ConfigError(
                 f"{name}: looks like a secret, which everybody who sees the job could read; set it "
                 "on the cluster's nodes instead"
