@@ -62,7 +62,8 @@ def _value(text: str, shown: str) -> Any:
     if rest.startswith("#"):
         raise ConfigError(
             f"override '{shown}': YAML takes '{masked(rest)}' for a comment and would leave it "
-            "out; put the value into double quotes inside single ones, as in 'output=\"/data/run #2\"'"
+            "out; put the value into double quotes inside single ones, as in "
+            "'output=\"/data/run #2\"'"
         )
     return parsed
 
