@@ -25,6 +25,9 @@ from pipelines.data.fetch.download import download
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
 from pipelines.data.images.decoder import Decoder
 from pipelines.data.images.prepare import ImageRefused
+from pipelines.data.join.flow import set_joined
+from pipelines.data.join.match import joined_captions
+from pipelines.data.join.values import image_fields
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
@@ -142,18 +145,20 @@ def read_chunk(
     """
     source = config.sources[chunk.source]
     if chunk.container:
-        columns = tuple(config.filters.columns)
-        rows = _to_its_end(
-            chunk.path, source, read_container(chunk.path, source, columns, left_out)
-        )
+        columns = tuple(dict.fromkeys([*config.filters.columns, *image_fields(source)]))
+        container = read_container(chunk.path, source, columns, left_out, chunk.span)
+        rows = _to_its_end(chunk.path, source, container)
     else:
         table = read_table(storage.join(layout.output, chunk.path))
         if moved is not None:
             table = with_captions(table, moved_captions(layout, moved, chunk.number))
         starts = range(0, len(table), PARSE_ROWS)
         rows = (row for n in starts for row in parse_rows(table.slice(n, PARSE_ROWS), source))
+    captions = None if chunk.captions is None else joined_captions(layout, chunk)
     for place, row in enumerate(rows):
         row["place"] = place
+        if captions is not None:
+            set_joined(row, captions, source)
         if chunk.container and not in_share(row["key"], source.weight):
             row |= {"reason": "not_sampled", "data": None}
         yield row

@@ -19,6 +19,7 @@ REASONS = {
     "bad_text": Reason("plan", "a URL or caption with bytes that are not of its encoding"),
     "bad_url": Reason("plan", "neither an http(s) URL with a host nor a file of a known place"),
     "no_caption": Reason("plan", "no caption with a sentence in it"),
+    "no_caption_row": Reason("plan", "no row of `captions_from` belongs to the image"),
     "not_sampled": Reason("plan", "outside the share of its source that `weight` takes"),
     "merged_captions": Reason("plan", "its captions are with an earlier row of the same URL"),
     "duplicate_url": Reason("plan", "another row has the same URL and longer captions"),

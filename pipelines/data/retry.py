@@ -27,8 +27,9 @@ from pipelines.data.files import (
     delete_temporaries,
 )
 from pipelines.data.paths import Chunk, Layout
-from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, write_plan
+from pipelines.data.plan import Plan, load_plan, write_plan
 from pipelines.data.reasons import REASONS
+from pipelines.data.sources.raw import RAW_SCHEMA, caption_characters, text_keys
 from pipelines.data.stage import BEHAVIOURS, Entries, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.identity import require_same_behaviour
@@ -146,7 +147,11 @@ def _rejected_rows(
             waiting = []
         source = entry.source
         keys = _retried(dataset, entry, reasons)["key"].to_pylist()
-        waiting.append(_planned(entry.plan, Layout(dataset.path), keys))
+        planned = _planned(entry.plan, Layout(dataset.path), keys)
+        # What another program failed to fetch was rejected by the plan.
+        again = pc.is_in(planned["reason"], value_set=pa.array(sorted(reasons)))
+        reason = pc.if_else(again, pa.scalar(None, pa.string()), planned["reason"])
+        waiting.append(planned.set_column(RAW_SCHEMA.get_field_index("reason"), "reason", reason))
     if waiting:
         yield source, pa.concat_tables(waiting)
 
@@ -163,7 +168,7 @@ def _planned(path: str, layout: Layout, keys: Sequence[str]) -> pa.Table:
     wanted = {bytes.fromhex(key) for key in keys}
     characters = caption_characters(table).to_pylist()
     best: dict[bytes, int] = {}
-    for place, key in enumerate(one.tobytes() for one in url_keys(table["url"])):
+    for place, key in enumerate(one.tobytes() for one in text_keys(table["url"].to_pylist())):
         if key in wanted and (key not in best or characters[place] > characters[best[key]]):
             best[key] = place
     return table.take(sorted(best.values()))

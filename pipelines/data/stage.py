@@ -286,7 +286,8 @@ def _texts(source: int, plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict
         for name, rows in receipt.get("left_out", {}).items():
             known = left_out.get(name)
             left_out[name] = rows if known is None else known + (rows or 0)
-    return {"captions": dict(captions), "notes": dict(notes), "left_out": left_out}
+    texts = {"captions": dict(captions), "notes": dict(notes), "left_out": left_out}
+    return texts | ({"captions_from": plan.joined[source]} if source in plan.joined else {})
 
 
 def _process_chunks(

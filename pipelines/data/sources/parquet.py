@@ -22,6 +22,7 @@ from pipelines.data.sources.raw import TEXTS, caption_cells, to_raw, with_compla
 BATCH_ROWS = 8192
 # Column chunks are read piecewise: one may be gigabytes.
 BUFFER_BYTES = 2**20
+RECORD = frozenset(("url", "key", "status", "error_message"))
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -71,6 +72,12 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
     ):
         yield file
+
+
+def is_record(path: str) -> bool:
+    """Whether a Parquet file is img2dataset's: each URL with what became of it."""
+    with open_parquet(path) as file:
+        return RECORD.issubset(file.schema_arrow.names)
 
 
 def partitions_of(path: str) -> dict[str, str | None]:
