@@ -14,7 +14,9 @@ from pydantic import Field, model_validator
 from caft.config import Config, load_config, to_yaml
 from caft.errors import UnexpectedError
 from caft.secrets import holds_secret, masked
+from pipelines import storage
 from pipelines.failures import understood
+from pipelines.ownership import owned
 from pipelines.tracking_config import TrackingConfig
 
 StageT = TypeVar("StageT", bound="StageConfig")
@@ -57,6 +59,7 @@ def stage_main(
     parser.add_argument("config", nargs="?", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
+    parser.add_argument("--wait", action="store_true", help="until no other run has the output")
     if check_data:
         parser.add_argument(
             "--check-data", action="store_true", help="say what data is missing and stop"
@@ -75,7 +78,10 @@ def stage_main(
         else:
             from pipelines.runs import check_tracking  # MLflow, which --print-config does not need
 
-            run(config.model_copy(update={"tracking": check_tracking(config.tracking)}))
+            config = config.model_copy(update={"tracking": check_tracking(config.tracking)})
+            output = storage.usable_path(config.model_dump()["output"], "output", folder=True)
+            with owned(output, package.rpartition(".")[2], args.wait):
+                run(config)
         return 0
 
     return command(call)
