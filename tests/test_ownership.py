@@ -1,18 +1,22 @@
 """Two actors on one output: the dead are replaced, the living are named, on a disk and on S3."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 
 from caft.errors import OwnedError
 from pipelines import ownership, storage
 from pipelines.ownership import CLAIM, owned
+from pipelines.processes import start_time
 
 HOLD = """
 import sys, time
@@ -140,3 +144,19 @@ def test_an_output_that_cannot_be_written_needs_no_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(ownership, "_create", refuse)
     with owned(str(tmp_path), "train"):
         assert json.dumps([p.name for p in tmp_path.iterdir()]) == "[]"
+
+
+@pytest.mark.parametrize("stage", ["data", "train", "evaluate"])
+def test_the_second_start_of_a_stage_ends_before_anything_happens(stage, tmp_path, capfd):
+    output = str(tmp_path / "out")
+    main = import_module(f"pipelines.{stage}.__main__").main
+    tracking = f"tracking.uri=sqlite:///{tmp_path}/a.db"
+    argv = [f"configs/{stage}/demo.yaml", f"output={output}", tracking]
+    forge(output, pid=os.getpid(), started=start_time(os.getpid()))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert main(argv) == 2
+    said = capfd.readouterr().err.strip()
+    assert re.fullmatch(
+        rf"OwnedError: {output}: is being written by train on .*; end that .*", said
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
