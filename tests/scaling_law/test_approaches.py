@@ -35,14 +35,14 @@ def equal_compute(
 def test_best_sizes_of_equal_compute_agree_with_the_law() -> None:
     inputs, error = equal_compute(np.random.default_rng(0))
     law = fit_form("size_samples", inputs, error, FEW)
-    found = isoflop(inputs["compute"], inputs["parameters"], error, law)
+    cost = measure_cost(*(inputs[n] for n in ("compute", "parameters", "samples")))
+    found = isoflop(inputs["compute"], inputs["parameters"], error, law, cost)
     assert len(found.profiles) == 6
     assert [g.approach for g in found.growths] == ["isoFLOP parabolas", "the front", "the law"]
     true = 0.35 / 0.65
     for approach in found.growths:
         assert approach.exponent.low[0] < true < approach.exponent.high[0], approach.approach
     assert found.problem is None
-    cost = measure_cost(*(inputs[n] for n in ("compute", "parameters", "samples")))
     best = compute_optimal(law, [found.profiles[3].compute], cost).parameters.value[0]
     assert found.profiles[3].best == pytest.approx(best, rel=0.2)
 
