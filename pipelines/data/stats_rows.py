@@ -120,16 +120,13 @@ def pair_pictures(path: str) -> list[dict[str, Any]]:
         return []
     with Decoder(THUMBNAIL) as decoder:
         return [
-            {"bits": pair["bits"]}
-            | {
-                side: {
-                    "src": _thumbnail(pair[f"{side}_image"], decoder),
-                    "url": pair[f"{side}_url"],
-                }
-                for side in SIDES
-            }
+            {"bits": pair["bits"]} | {side: _side(pair, side, decoder) for side in SIDES}
             for pair in pairs
         ]
+
+
+def _side(pair: dict[str, Any], side: str, decoder: Decoder) -> dict[str, Any]:
+    return {"src": _thumbnail(pair[f"{side}_image"], decoder), "url": pair[f"{side}_url"]}
 
 
 def _groups(dataset: Dataset, entry: FileEntry) -> list[_Group]:

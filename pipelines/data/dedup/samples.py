@@ -36,12 +36,17 @@ def write_samples(layout: Layout, pairs: Pairs) -> None:
     some = np.linspace(0, len(pairs[0]) - 1, min(PAIRS_SHOWN, len(pairs[0]))).astype(int)
     rows = []
     for removed, kept in zip(*(side[some].tolist() for side in pairs), strict=True):
-        found = _candidate(layout, removed), _candidate(layout, kept)
-        if found[0] is not None and found[1] is not None:
-            row = {"bits": (found[0]["phash"] ^ found[1]["phash"]).bit_count()}
-            for side, one in zip(SIDES, found, strict=True):
-                row |= {f"{side}_url": one["url"], f"{side}_image": one["image"]}
-            rows.append(row)
+        one, other = _candidate(layout, removed), _candidate(layout, kept)
+        if one is not None and other is not None:
+            rows.append(
+                {
+                    "bits": (one["phash"] ^ other["phash"]).bit_count(),
+                    "removed_url": one["url"],
+                    "removed_image": one["image"],
+                    "kept_url": other["url"],
+                    "kept_image": other["image"],
+                }
+            )
     if rows:
         rows.sort(key=lambda row: row["bits"])
         write_table(pairs_path(layout.output), pa.Table.from_pylist(rows, PAIRS_SCHEMA))
