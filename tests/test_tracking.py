@@ -9,9 +9,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_support import free_port, start_server
 
+from caft.config import load_config
+from caft.errors import ConfigError
 from pipelines.config import StageConfig, TrackingConfig
 from pipelines.runs import find_run, start_run
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, DatasetUse, Tracker
 
 
 def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
@@ -187,3 +189,48 @@ def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
     finally:
         server.terminate()
         server.wait()
+
+
+def test_datasets_and_final_models_can_be_followed_from_run_to_run(tracking):
+    config = StageConfig(tracking=tracking)
+    digest = "0123456789abcdef" * 4
+    dataset = DatasetUse("3m", digest, "s3://bucket/3m", {"num_rows": 5, "captions": 9}, "training")
+    register = tracking.model_copy(update={"register_model": "caft"})
+    with Tracker.start(register, About("train", "caft_b 3m", "Trains."), config) as train:
+        train.log_datasets([dataset])
+        for step in (10, 20):
+            train.log_metrics({"eval/whole_t2i_r1": step / 100, "train/lr": 0.1}, step)
+        train.log_model("caft_b run1.0", 20, "/out/final", {"lr": 0.5})
+        train.log_model("caft_b run1.0", 20, "/out/final", {"lr": 0.5})  # a driver that resumes
+    with Tracker.start(tracking, About("evaluate", "caft_b", "Scores."), config) as evaluate:
+        evaluate.log_datasets([dataset])
+        scores = {"scenes/whole_t2i_r1": 0.7}
+        evaluate.log_metrics(scores, 20, model_of=train.run_id, dataset=dataset)
+        evaluate.log_metrics({"scenes/other": 0.1}, 20, model_of="0" * 32)  # of another server
+    client = MlflowClient(tracking.uri)
+    for run_id in (train.run_id, evaluate.run_id):
+        (used,) = client.get_run(run_id).inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("3m", digest[:36])
+        assert json.loads(used.dataset.source) == {"uri": "s3://bucket/3m"}
+        assert json.loads(used.dataset.profile) == {"num_rows": 5, "captions": 9}
+        assert used.tags[0].value == "training"
+    run = client.get_run(train.run_id)
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert model.name == "caft_b run1-0"
+    assert model.status.value == "READY"
+    assert model.params == {"lr": "0.5"}
+    assert model.tags["checkpoint"] == "/out/final"
+    assert {(m.key, m.value, m.step) for m in model.metrics} == {
+        ("eval/whole_t2i_r1", 0.2, 20), ("scenes/whole_t2i_r1", 0.7, 20),
+    }  # fmt: skip
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    history = client.get_metric_history(train.run_id, "eval/whole_t2i_r1")
+    assert [metric.step for metric in history] == [10, 20]
+    (version,) = client.search_model_versions("name = 'caft'")
+    assert version.run_id == train.run_id
+    assert client.get_run(evaluate.run_id).data.metrics["scenes/other"] == 0.1
+
+
+def test_a_name_that_no_registered_model_can_have_is_said_before_the_start():
+    with pytest.raises(ConfigError, match=r"tracking\.register: 'a/b' is no name of a registered"):
+        load_config(StageConfig, None, ["tracking.register=a/b"])

@@ -27,6 +27,7 @@ from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
+from pipelines.run_layout import FINAL
 from pipelines.tracking import About, Tracker
 from pipelines.workers import cluster_cpus
 
@@ -143,6 +144,9 @@ def _evaluate(
             )
             trackers[series] = stack.enter_context(tracker)
             trackers[series].set_tags({"model": first.checkpoint.model})
+            trackers[series].log_datasets(
+                list({(b.use.name, b.use.digest): b.use for b in benchmarks}.values())
+            )
         with ThreadPoolExecutor(_side_by_side(config, len(evaluations))) as threads:
             waiting = [
                 threads.submit(_evaluate_one, config, e, benchmarks, trackers[e.checkpoint.series])
@@ -175,7 +179,9 @@ def _evaluate_one(
         found = score_benchmark(encoder, ranker, benchmark)
         flat = flat_metrics(found.as_json())
         named = {f"{benchmark.name}/{key}": value for key, value in flat.items()}
-        tracker.log_metrics(named, step=checkpoint.step)
+        is_final = checkpoint.place.rstrip("/").endswith(f"/{FINAL}")
+        run = checkpoint.run_id if is_final else None
+        tracker.log_metrics(named, checkpoint.step, model_of=run, dataset=benchmark.use)
         scored.append(Scored(benchmark, found))
     results = {
         "model": checkpoint.model,

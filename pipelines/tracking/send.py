@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.config import TrackingConfig
 from pipelines.runs import find_run, open_client, real_run_id
 from pipelines.tracking.about import description_with_links
+from pipelines.tracking.lineage import find_model, send_datasets, send_model
 
 EVENTS = "events.jsonl"  # in a spool folder
 PARENT, DESCRIPTION = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's own names
@@ -38,8 +39,13 @@ def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[s
 
     run_id = real_run_id(tracking, root, event["run_id"])
     if "metrics" in event:
+        of = event.get("of", {})
+        model = find_model(client, find_run(tracking, of["run_id"])) if of.get("run_id") else None
+        more = {"run_id": run_id, "model_id": model.model_id} if model else {}
+        if "dataset" in of:
+            more |= {"dataset_name": of["dataset"][0], "dataset_digest": of["dataset"][1]}
         metrics = [
-            Metric(name, float(value), event["time_ms"], event["step"])
+            Metric(name, float(value), event["time_ms"], event["step"], **more)
             for name, value in event["metrics"].items()
         ]
         client.log_batch(run_id, metrics=metrics)
@@ -57,6 +63,10 @@ def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[s
         links = {k: _link(client, find_run(tracking, v)) for k, v in event["links"].items()}
         text = description_with_links(event["description"], links)
         client.set_tag(run_id, DESCRIPTION, text)
+    elif "datasets" in event:
+        send_datasets(client, run_id, event["datasets"])
+    elif "model" in event:
+        send_model(client, run_id, event["model"])
     elif "artifact" in event:
         client.log_artifact(run_id, event["artifact"], event["folder"])
     else:

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,7 @@ from pipelines.runs import (
 )
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.about import About
+from pipelines.tracking.lineage import LONGEST_DIGEST, DatasetUse, ModelMade
 from pipelines.tracking.send import EVENTS, PARENT, read_events, send_spool
 
 FLUSH_EVERY_S = 2.0
@@ -97,10 +99,39 @@ class Tracker:
         tracker._record({"params": _flatten(without_secrets(config.model_dump(mode="json")))})
         return tracker
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int | None = None,
+        model_of: str | None = None,
+        dataset: DatasetUse | None = None,
+    ) -> None:
+        """Log numbers at a step.
+
+        Args:
+            model_of: training run whose final model they are about; its page shows them too.
+            dataset: what they were measured on.
+        """
         self._step = max(self._step, step or 0)
         now = int(time.time() * 1000)
-        self._record({"metrics": dict(metrics), "step": step or 0, "time_ms": now})
+        of: dict[str, Any] = {"run_id": model_of} if model_of else {}
+        if dataset is not None:
+            of["dataset"] = dataset.name, dataset.digest[:LONGEST_DIGEST]
+        event = {"metrics": dict(metrics), "step": step or 0, "time_ms": now}
+        self._record(event | ({"of": of} if of else {}))
+
+    def log_datasets(self, uses: Sequence[DatasetUse]) -> None:
+        """Log what the run reads or writes."""
+        self._record({"datasets": [asdict(use) for use in uses]})
+
+    def log_model(
+        self, name: str, step: int, checkpoint: str, params: Mapping[str, object]
+    ) -> None:
+        """Log the run's final checkpoint as a model, with the run's last metrics; register it where
+        `tracking.register` names a registered model."""
+        shown = {key: str(value)[:MAX_PARAM_CHARS] for key, value in params.items()}
+        made = ModelMade(name, step, checkpoint, shown, self._tracking.register_model)
+        self._record({"model": asdict(made)})
 
     def latest_metrics(self) -> dict[str, float]:
         """Each metric of the run at its last step, as far as they were sent; none while the
