@@ -30,7 +30,9 @@ BROKEN = (
     "Could not parse SQLAlchemy URL",
     "Invalid url",
 )
-# MLflow's own tag of an experiment, and the value with which its pages for training open.
+# Of an address: without it a browser that is new to MLflow shows pages for language-model traces.
+TRAINING_PAGES = "workflowType=machine_learning"
+# MLflow's own tag of an experiment that says the same, heeded where addresses do not.
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 STAND_IN = "caft_stand_in"  # tag of a run: what it was called before it was one
 
@@ -251,8 +253,7 @@ def experiment_page(server: str, tracking: TrackingConfig) -> str:
     """Where a browser finds the experiment's runs on an MLflow server that shows `tracking`."""
     experiment = open_client(tracking).get_experiment_by_name(tracking.experiment)
     assert experiment is not None, "a stage makes the experiment before anybody looks for it"
-    # Without the last part MLflow opens its page for language-model traces, which is empty here.
-    return f"{server}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    return f"{server}/#/experiments/{experiment.experiment_id}/runs?{TRAINING_PAGES}"
 
 
 def _create(

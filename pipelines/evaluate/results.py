@@ -25,6 +25,7 @@ from pipelines.evaluate.scoring import Ranker
 SCORES, WAYS = ("whole", "part", "blended", "rerank"), ("t2i", "i2t")
 CSV_COLUMNS = ("model", "step", "benchmark", "captions", "score", "metric", "value", "low", "high")
 AS_WRITTEN = "as written"
+MOST_HEADLINES = 12  # of a benchmark: each is a chart of its own in MLflow
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,40 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     )
 
 
-def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """One benchmark's numbers as MLflow takes them, from `BenchmarkResults.as_json`."""
-    flat = {key: value for key, value in results.items() if isinstance(value, float)}
-    for name, (low, high) in results["intervals"].items():
-        flat |= {f"{name}_low": low, f"{name}_high": high}
-    for group in ("alphas", "controls"):
-        for name, recall in results[group].items():
-            flat |= {f"{group}/{name}/{key}": value for key, value in recall.items()}
-    return flat
+def headlines(results: Mapping[str, Any], own: str) -> dict[str, float]:
+    """The dozen numbers at most of one benchmark that tables of models show, best known first, from
+    `BenchmarkResults.as_json`; `own` is the score that the model is judged by."""
+    names = [f"{own}_{way}_r{k}" for way in WAYS for k in RECALL_AT]
+    names += [f"whole_{way}_r1" for way in WAYS]
+    names += ["miou", "pointing", "precision_50", "semantic_miou", f"{own}_top1", f"{own}_top5"]
+    shown = [name for name in dict.fromkeys(names) if name in results]
+    return {name: results[name] for name in shown[:MOST_HEADLINES]}
+
+
+def detail_tables(
+    benchmarks: Mapping[str, Mapping[str, Any]], own: str
+) -> dict[str, list[dict[str, Any]]]:
+    """All that `headlines` leaves out, as rows of tables by name; a table without rows is left
+    out."""
+    tables: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("scores", "controls", "alphas", "lengths")
+    }
+    for benchmark, results in benchmarks.items():
+        first = {"benchmark": benchmark}
+        for key, value in results.items():
+            if isinstance(value, float):
+                low, high = results["intervals"].get(key, (None, None))
+                kind, _, metric = key.partition("_")
+                named = (kind, metric) if kind in SCORES else ("", key)
+                row = dict(zip(("score", "metric"), named, strict=True))
+                tables["scores"].append(first | row | {"value": value, "low": low, "high": high})
+        for alpha, recall in results["alphas"].items():
+            tables["alphas"].append(first | {"alpha": alpha} | recall)
+        for variant, recall in results["controls"].items():
+            tables["controls"].append(first | {"score": own, "captions": variant} | recall)
+        for unit, groups in results["lengths"].items():
+            tables["lengths"] += [first | {"score": own, "unit": unit} | group for group in groups]
+    return {name: rows for name, rows in tables.items() if rows}
 
 
 def to_csv(evaluations: Sequence[Mapping[str, Any]]) -> str:

@@ -25,7 +25,14 @@ from pipelines.evaluate.opening import MissingSet, open_benchmark
 from pipelines.evaluate.outputs import EXAMPLES, METRICS, read_output
 from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
-from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
+from pipelines.evaluate.results import (
+    detail_tables,
+    headlines,
+    own_score,
+    score_benchmark,
+    table,
+    to_csv,
+)
 from pipelines.evaluate.scoring import Ranker
 from pipelines.run_layout import FINAL
 from pipelines.tracking import About, Tracker
@@ -177,13 +184,13 @@ def _evaluate_one(
     scored = []
     for benchmark in benchmarks:
         found = score_benchmark(encoder, ranker, benchmark)
-        flat = flat_metrics(found.as_json())
+        flat = headlines(found.as_json(), own_score(ranker.scorer))
         named = {f"{benchmark.name}/{key}": value for key, value in flat.items()}
         is_final = checkpoint.place.rstrip("/").endswith(f"/{FINAL}")
         run = checkpoint.run_id if is_final else None
         tracker.log_metrics(named, checkpoint.step, model_of=run, dataset=benchmark.use)
         scored.append(Scored(benchmark, found))
-    results = {
+    results: dict[str, Any] = {
         "model": checkpoint.model,
         "label": checkpoint.label,
         "step": checkpoint.step,
@@ -213,7 +220,10 @@ def _evaluate_one(
         REPORT: report_page(Evaluated(results, examples)),
         METRICS: json.dumps(results, indent=2),
     }
-    _attach(tracker, files, None if output == config.output else checkpoint.label)
+    folder = None if output == config.output else checkpoint.label
+    _attach(tracker, files, folder)
+    for name, rows in detail_tables(results["benchmarks"], results["score"]).items():
+        tracker.log_table(rows, name, folder)
     for name, text in files.items():
         if name != METRICS:
             storage.write_bytes(storage.join(output, name), text.encode())

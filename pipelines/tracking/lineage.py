@@ -13,7 +13,7 @@ from typing import Any
 
 from caft.secrets import masked
 
-LONGEST_DIGEST = 36  # characters that MLflow keeps
+LONGEST_DIGEST = 12  # characters: pages show it beside the name, MLflow keeps 36
 MODEL_TYPE = "checkpoint"
 NOT_IN_NAMES = re.compile(r"[/:.%\"']")  # of logged models
 OF_MODELS = ("loss/", "eval/")  # metrics of a training run that its model shows too

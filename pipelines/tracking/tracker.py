@@ -37,6 +37,8 @@ FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 5.0
 SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
+TABLES = "tables"  # folder of a run's artifacts
+FILES = {"artifact", "image"}  # what events call a file of the spool
 SPOOL, LOCK = ".spool", "lock"
 
 
@@ -145,12 +147,36 @@ class Tracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._record({"tags": dict(tags)})
 
+    def log_table(
+        self, rows: Sequence[Mapping[str, Any]], name: str, folder: str | None = None
+    ) -> None:
+        """Attach rows as `tables/[FOLDER/]NAME.json`, which MLflow's pages show as a table. One
+        that is there is replaced, where MLflow's own `log_table` adds to it: a stage that resumes
+        logs a table again."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        table = {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]}
+        copy = self._new_copy(f"{name}.json")
+        copy.write_text(json.dumps(table), encoding="utf-8")
+        place = f"{TABLES}/{folder}" if folder else TABLES
+        self._record({"artifact": str(copy), "folder": place, "is_table": True})
+
+    def log_image(self, png: bytes, key: str, step: int) -> None:
+        """Show a picture at a step: MLflow's pages have a slider of the steps of each key."""
+        copy = self._new_copy("image.png")
+        copy.write_bytes(png)
+        self._record({"image": str(copy), "key": key, "step": step})
+
     def log_artifact(self, path: str, folder: str | None = None) -> None:
         """Attach a file; it is copied into the spool now, so it may change afterwards."""
-        copy = self._spool / f"artifact-{uuid.uuid4().hex[:12]}" / Path(path).name
-        copy.parent.mkdir()
+        copy = self._new_copy(Path(path).name)
         shutil.copyfile(path, copy)
         self._record({"artifact": str(copy), "folder": folder})
+
+    def _new_copy(self, name: str) -> Path:
+        """A file's place in the spool."""
+        copy = self._spool / f"artifact-{uuid.uuid4().hex[:12]}" / name
+        copy.parent.mkdir()
+        return copy
 
     def flush(self) -> list[str]:
         """Send what was recorded, and return what the server has not got: nothing, most often; all
@@ -163,7 +189,7 @@ class Tracker:
             if self._sent >= wanted:
                 return []
             unsent = read_events(self._spool)[self._sent : wanted]
-        return [event for event in unsent if "artifact" not in json.loads(event)]  # it names a file
+        return [event for event in unsent if not FILES & json.loads(event).keys()]
 
     def record_again(self, events: Sequence[str]) -> None:
         """Record what `flush` returned, of this run on any machine. What the server has got in the

@@ -224,6 +224,9 @@ class EvaluationConfig(Config):
     images: int = Field(1000, gt=1, description="most of them: the first of the split")
     alpha: float = Field(0.3, ge=0, le=1, description="weight of the part score when blended")
     batch_size: int = Field(64, gt=0, description="images encoded at a time")
+    heat_maps: int = Field(
+        2, ge=0, le=16, description="images whose heat maps are logged to MLflow; 0: none"
+    )
     num_cpus: float = Field(1.0, gt=0, description="that the task reserves while it runs")
     num_gpus: float = Field(0.0, ge=0, description="0: it computes on its CPUs")
     wait_s: float = Field(
