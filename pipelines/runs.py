@@ -16,6 +16,7 @@ from typing import Any
 
 from caft.errors import ConfigError, StorageError
 from pipelines import storage
+from pipelines.other_trackers import check_also
 from pipelines.tracking_config import TrackingConfig
 
 SQLITE = "sqlite:///"
@@ -73,6 +74,7 @@ def check_tracking(tracking: TrackingConfig) -> TrackingConfig:
     if tracking.artifact_root is not None:
         place = storage.usable_path(tracking.artifact_root, "tracking.artifact_root", folder=True)
         changes["artifact_root"] = place
+    changes |= check_also(tracking)
     _require_working(tracking)
     return tracking.model_copy(update=changes)
 

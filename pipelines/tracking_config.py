@@ -4,7 +4,7 @@ Read by config.py for the command line and by runs.py for the server."""
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -41,6 +41,14 @@ class TrackingConfig(Config):
         None,
         alias="register",
         description="registered model of MLflow of which each final checkpoint becomes a version",
+    )
+
+    also: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="where runs are shown beside MLflow"
+    )
+    also_folder: str = Field(
+        "~/.local/state/caft/also",
+        description="what TensorBoard reads, and W&B's runs before they are sent",
     )
 
     def as_arguments(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Tracking on a real SQLite store and on a real server that goes away and comes back."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from mlflow_support import free_port, start_server
 from caft.config import load_config
 from caft.errors import ConfigError
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.runs import find_run, start_run
+from pipelines.runs import check_tracking, find_run, start_run
 from pipelines.tracking import About, DatasetUse, Tracker
 
 
@@ -234,3 +235,49 @@ def test_datasets_and_final_models_can_be_followed_from_run_to_run(tracking):
 def test_a_name_that_no_registered_model_can_have_is_said_before_the_start():
     with pytest.raises(ConfigError, match=r"tracking\.register: 'a/b' is no name of a registered"):
         load_config(StageConfig, None, ["tracking.register=a/b"])
+
+
+def test_a_run_is_shown_in_tensorboard_and_wandb_too(tracking, tmp_path):
+    more = {"also": ["tensorboard", "wandb"], "also_folder": str(tmp_path)}
+    stage = f"""
+import io
+from PIL import Image
+from pipelines.config import StageConfig, TrackingConfig
+from pipelines.tracking import About, Tracker
+tracking = TrackingConfig(**{tracking.model_dump() | more})
+with Tracker.start(tracking, About("train", "x", "A test."), StageConfig(tracking=tracking)) as run:
+    for step in (1, 2):
+        run.log_metrics({{"loss/total": 3.0 - step}}, step)
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    run.log_image(png.getvalue(), "heat maps 1", 2)
+"""
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-c", stage], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stderr
+    (events,) = (tmp_path / "tensorboard").rglob("events.out.tfevents.*")
+    (offline,) = (tmp_path / "wandb").rglob("run-*.wandb")
+    assert b"loss/total" in events.read_bytes()
+    assert b"heat_maps_1" in events.read_bytes()  # TensorBoard has no spaces in names
+    assert b"loss/total" in offline.read_bytes()
+    client = MlflowClient(tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("caft").experiment_id])
+    assert run.data.metrics == {"loss/total": 1.0}
+    images = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    assert all(path.startswith("images/heat maps 1+step+2+") for path in images)
+    assert len(images) == 2  # in full, and small
+
+
+def test_what_another_place_lacks_is_said_before_the_start(tracking, monkeypatch):
+    wanted = tracking.model_copy(update={"also": ("wandb",)})
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
+    with pytest.raises(ConfigError, match=r"'wandb' has no key; set WANDB_API_KEY"):
+        check_tracking(wanted)
+    monkeypatch.setattr("pipelines.other_trackers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install wandb`"):
+        check_tracking(wanted)

@@ -19,6 +19,7 @@ from caft.config import Config
 from caft.errors import StorageError
 from caft.secrets import without_secrets
 from pipelines.config import TrackingConfig
+from pipelines.other_trackers import Also
 from pipelines.runs import (
     address_of,
     answers,
@@ -60,7 +61,7 @@ class Tracker:
         Raises:
             StorageError: the spool cannot be written.
         """
-        self.run_id, self._tracking = run_id, tracking
+        self.run_id, self._tracking, self._stage = run_id, tracking, stage
         root = _spool_root(tracking)
         _send_left_over(tracking, root)
         self._spool, self._lock = _new_spool(root, stage)
@@ -69,6 +70,7 @@ class Tracker:
         self._hurried = self._closed = self._away = False
         self._give_up_at = 0.0
         self._changed = threading.Condition()  # guards what is above, and the file
+        self._shown = 0  # events, in the other places
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()
 
@@ -194,8 +196,8 @@ class Tracker:
     def record_again(self, events: Sequence[str]) -> None:
         """Record what `flush` returned, of this run on any machine. What the server has got in the
         meantime stays as it is."""
-        for event in events:
-            self._record(json.loads(event))
+        for event in events:  # the other places had it when it was recorded first
+            self._record(json.loads(event) | {"again": True})
 
     def close(self, status: str | None = None) -> None:
         """Send what is left, for at most half a minute; `status` ends the run."""
@@ -220,10 +222,12 @@ class Tracker:
             self._recorded += 1
 
     def _send_until_closed(self) -> None:
+        also = Also(self._tracking, self._stage, self.run_id)
         with self._lock:
-            self._send_repeatedly()
+            self._send_repeatedly(also)
+        also.close()
 
-    def _send_repeatedly(self) -> None:
+    def _send_repeatedly(self, also: Also) -> None:
         warned, logged = False, 0
         system = SystemMetrics() if self._with_system else None
         while True:
@@ -235,6 +239,10 @@ class Tracker:
                 if self._step > logged:
                     logged = self._step
                     self.log_metrics(system.take(), logged)
+            if self._tracking.also:
+                events = [json.loads(line) for line in read_events(self._spool)[self._shown :]]
+                self._shown += len(events)
+                also.take([event for event in events if not event.get("again")])
             try:
                 sent = send_spool(self._tracking, self._spool)
                 self.run_id = real_run_id(self._tracking, self._spool.parent, self.run_id)
