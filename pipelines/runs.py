@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caft.errors import ConfigError, StorageError
+from caft.secrets import masked
 from pipelines import storage
 from pipelines.other_trackers import check_also
 from pipelines.tracking_config import TrackingConfig
@@ -331,4 +332,4 @@ def warn_away(tracking: TrackingConfig, error: Exception) -> None:
 
 def _shown_uri(tracking: TrackingConfig) -> str:
     """The server's address without what may be a password."""
-    return re.sub(r"//[^/@]*@", "//***@", tracking.uri)
+    return masked(tracking.uri)

@@ -69,7 +69,8 @@ def test_a_rerun_with_other_scores_reads_stored_features(settings, tmp_path):
     assert "scenes/blended_t2i_median_rank" not in logged.metrics
     tables = json.loads(logged.tags["mlflow.loggedArtifacts"])
     assert {table["path"] for table in tables} == {
-        f"tables/{name}.json" for name in ("scores", "controls", "alphas", "lengths")
+        f"tables/{name}.json"
+        for name in ("scores", "controls", "control_differences", "alphas", "lengths")
     }
 
 
