@@ -3,7 +3,6 @@ Called with one worker's images and the texts of every worker; no communication 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -249,22 +248,19 @@ def _part_losses(
     blocks = len(texts) // block
     of_texts = [tensor.chunk(blocks) for tensor in (queries, targets, negatives)]
     shares = [tensor.split(block) for tensor in (*of_images, image % block, image // block)]
-    losses = list[Tensor]()
-    for number, n in itertools.product(range(blocks), range(len(shares[0]))):
-        given = (
-            pool,
-            scale,
-            bias,
-            tuple(tensors[number] for tensors in of_texts),
-            tuple(tensors[n] for tensors in shares[:3]),
-            shares[3][n],
-            shares[4][n] == number,
-        )
-        if len(losses) < steps.kept:
-            losses.append(steps.pair(*given))
-        else:  # nothing is drawn in there
-            again = checkpoint(steps.pair, *given, use_reentrant=False, preserve_rng_state=False)
-            losses.append(again)
+    losses: list[Tensor] = []
+    for number in range(blocks):
+        block_of_texts = tuple(tensors[number] for tensors in of_texts)
+        for n, row in enumerate(shares[3]):
+            block_of_images = tuple(tensors[n] for tensors in shares[:3])
+            own = shares[4][n] == number
+            given = (pool, scale, bias, block_of_texts, block_of_images, row, own)
+            if len(losses) < steps.kept:
+                losses.append(steps.pair(*given))
+                continue
+            losses.append(  # nothing is drawn in there
+                checkpoint(steps.pair, *given, use_reentrant=False, preserve_rng_state=False)
+            )
     return torch.stack(losses).sum(dim=0) / blocks
 
 
