@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 16
+pytestmark = pytest.mark.timeout(900)  # of a busy machine; half a minute on an idle one
 
 if shutil.which("g++") is None:
     pytest.skip("the fake device is C++", allow_module_level=True)
@@ -68,7 +69,7 @@ def test_texts_attend_within_themselves_and_no_mask_is_made_of_them(recipe):
 def test_a_step_launches_and_moves_no_more_than_it_did(recipe):
     counts = recipe["counts"]
     assert sum(count["kernels"] for count in counts) < 2_400
-    assert sum(count["bytes"] for count in counts) < 30e9
+    assert sum(count["bytes"] for count in counts) < 33e9
     assert len(recipe["graphs"]) <= 9  # one graph of a pair of blocks serves all eight
 
 
@@ -77,7 +78,8 @@ def test_gradients_travel_in_float32_while_backward_runs(recipe):
     assert sum(e["bytes"] for e in sums) == pytest.approx(676.9e6, rel=1e-3)
     assert {e["dtype"] for e in sums} == {"float32"}
     moved = sum(count["bytes"] for count in recipe["counts"])
-    early = [e["bytes"] for e in sums if moved - e["bytes_before"] > 0.15 * moved]
+    last = max(e["bytes_before"] for e in sums)
+    early = [e["bytes"] for e in sums if last - e["bytes_before"] > 0.05 * moved]
     assert sum(early) > 400e6  # of images, while those of texts are computed
 
 
