@@ -32,8 +32,8 @@ from pipelines.data.fetch.download import download
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
 from pipelines.data.images.decoder import Decoder
 from pipelines.data.images.prepare import ImageRefused, prepare_image
-from pipelines.data.plan import url_keys
 from pipelines.data.sources import parse_rows, read_tables
+from pipelines.data.sources.raw import text_keys
 from pipelines.data.write import ParquetSink, read_table
 
 
@@ -69,7 +69,7 @@ def measure(folder: Path, rows: int) -> Clock:
     config = validate(DataConfig, settings(folder), source="benchmark")
     source, clock = config.sources[0], Clock()
     tables = clock.time("read the list", lambda: list(read_tables(source)))
-    clock.time("key every URL", lambda: [url_keys(table["url"]) for table in tables])
+    clock.time("key every URL", lambda: [text_keys(table["url"].to_pylist()) for table in tables])
     listed = clock.time("rows of it", lambda: [r for t in tables for r in parse_rows(t, source)])
 
     def texts() -> None:

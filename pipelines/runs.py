@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from caft.errors import ConfigError, StorageError
+from caft.secrets import masked
+from pipelines import storage
 from pipelines.tracking_config import TrackingConfig
 
 SQLITE = "sqlite:///"
@@ -29,6 +31,8 @@ BROKEN = (
     "Could not parse SQLAlchemy URL",
     "Invalid url",
 )
+# MLflow's own tag of an experiment, and the value with which its pages for training open.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 STAND_IN = "caft_stand_in"  # tag of a run: what it was called before it was one
 
 
@@ -51,15 +55,48 @@ def start_run(
     return run_id
 
 
-def check_tracking(tracking: TrackingConfig) -> None:
-    """Refuse an address that can never work. A server that does not answer now is none: what is
+def check_tracking(tracking: TrackingConfig) -> TrackingConfig:
+    """The section for the driver and all of its workers: relative paths made absolute. An address
+    that can never work is refused; a server that does not answer now is none of these: what is
     logged waits for it.
 
     Raises:
         ConfigError: it has no scheme or one that MLflow does not know, it is a file store, its
-            database is of another version, or the experiment was deleted.
+            database is of another version, the experiment was deleted, or a path would vanish with
+            the temporary working directory of a Ray job.
     """
     _require_scheme(tracking)
+    changes = {"uri": address_of(tracking)}
+    if tracking.uri.startswith(SQLITE):
+        require_lasting(tracking)
+    if tracking.artifact_root is not None:
+        place = storage.usable_path(tracking.artifact_root, "tracking.artifact_root", folder=True)
+        changes["artifact_root"] = place
+    _require_working(tracking)
+    return tracking.model_copy(update=changes)
+
+
+def require_lasting(tracking: TrackingConfig, in_job: bool | None = None) -> None:
+    """Refuse a SQLite file that vanishes with the working directory of a Ray job.
+
+    Args:
+        in_job: whether this is about a job; None: about this process.
+
+    Raises:
+        ConfigError: as described.
+    """
+    file = tracking.uri.removeprefix(SQLITE)
+    copy = next((p for p in _sqlite_file(file).parents if p.name == storage.WORKING_COPIES), None)
+    is_relative = not file.startswith(("/", "~"))
+    if copy or (is_relative and (storage.in_ray_job() if in_job is None else in_job)):
+        raise ConfigError(
+            f"tracking.uri: '{tracking.uri}' lies in the temporary working directory of a Ray job "
+            "and would vanish with it; set MLFLOW_TRACKING_URI or tracking.uri to a server, or to "
+            f"an absolute path as {SQLITE}/shared/mlflow.db that the nodes share"
+        )
+
+
+def _require_working(tracking: TrackingConfig) -> None:
     if not tracking.uri.startswith((SQLITE, "http://", "https://", "file:")):
         return  # MLflow asks other databases for minutes, which the run's own start does anyway
     if tracking.uri.startswith(SQLITE) and not _sqlite_file(tracking.uri).exists():
@@ -231,6 +268,8 @@ def _create(
         else:
             _require_active(experiment, tracking)
             experiment_id = experiment.experiment_id
+        if experiment is None or KIND not in experiment.tags:
+            client.set_experiment_tag(experiment_id, KIND, TRAINING)
     except Exception as error:
         raise (_for_good(tracking, error) or error) from None
     run_name = stage if name == stage else f"{stage} {name}"
@@ -290,4 +329,4 @@ def warn_away(tracking: TrackingConfig, error: Exception) -> None:
 
 def _shown_uri(tracking: TrackingConfig) -> str:
     """The server's address without what may be a password."""
-    return re.sub(r"//[^/@]*@", "//***@", tracking.uri)
+    return masked(tracking.uri)

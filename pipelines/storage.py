@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlparse
 
+import fsspec
 import fsspec.core
 import pyarrow.fs as pafs
 
@@ -28,11 +29,12 @@ from caft.documents import parse_json
 from caft.errors import ConfigError, StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
+WORKING_COPIES = "runtime_resources"  # Ray's name of the folder they lie in
 COPY_BYTES = 8 * 2**20
 S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
 S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 S3_TRANSIENT = re.compile(r"AWS Error (INTERNAL_FAILURE|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE)")
-S3_CONNECT_S, S3_REQUEST_S = 10.0, 60.0
+CONNECT_S, REQUEST_S = 10.0, 60.0
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -42,31 +44,67 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         StorageError: a protocol that is not known, or whose package is not installed.
     """
+    lowered = _lower_scheme(path)
     if is_local(path):
-        return pafs.LocalFileSystem(), os.path.abspath(_expanded(path).removeprefix("file://"))
-    if path.startswith("s3://"):
-        environment = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
-        return _s3(*(os.environ.get(name) for name in environment)), path.removeprefix("s3://")
+        return pafs.LocalFileSystem(), os.path.abspath(_expanded(lowered).removeprefix("file://"))
+    if lowered.startswith("s3://"):
+        return _s3(*_account()), lowered.removeprefix("s3://")
+    opened, inner = fsspec_filesystem(path)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(opened)), inner
+
+
+def fsspec_filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """fsspec's filesystem of `path` and the path inside it; environment and errors as in
+    `filesystem`. What it lists is never remembered."""
+    if is_local(path):
+        return fsspec.filesystem("file"), filesystem(path)[1]
+    lowered = _lower_scheme(path)
+    protocol = lowered.partition("://")[0]
     try:
-        opened, inner = fsspec.core.url_to_fs(path)
+        if protocol in ("s3", "http", "https"):
+            opened = _fsspec(protocol, os.getpid(), *_account())
+            return opened, opened._strip_protocol(lowered)
+        return fsspec.core.url_to_fs(lowered, use_listings_cache=False)
     except ImportError as error:
         raise StorageError(f"{path}: a package for it is not installed: {error}") from None
     except ValueError as error:
         raise StorageError(f"{path}: cannot be opened: {error}") from None
-    return pafs.PyFileSystem(pafs.FSSpecHandler(opened)), inner
 
 
 def is_local(path: str) -> bool:
-    return path.startswith("file://") or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)", path)
+    return re.match(r"(?!(?i:file)://)[A-Za-z][A-Za-z0-9+.-]*(://|::)", path) is None
 
 
-def outer_prefix(path: str) -> str:
-    """What to put before a path inside the filesystem of `path` so that `filesystem` takes it."""
-    if is_local(path):
-        return ""
-    _, inner = filesystem(path)
-    whole, inner = path.rstrip("/"), inner.rstrip("/")
-    return whole.removesuffix(inner) if whole.endswith(inner) else f"{path.split('://')[0]}://"
+def _lower_scheme(path: str) -> str:
+    """`S3://Bucket/Key` as `s3://Bucket/Key`: schemes are the same in both cases."""
+    scheme, mark, rest = path.partition("://")
+    return f"{scheme.lower()}{mark}{rest}" if mark and "/" not in scheme else path
+
+
+def _account() -> tuple[str | None, ...]:
+    """What the environment names for S3."""
+    return tuple(map(os.environ.get, ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")))
+
+
+@cache
+def _fsspec(
+    protocol: str, _pid: int, endpoint: str | None, _key_id: str | None, _profile: str | None
+) -> fsspec.AbstractFileSystem:
+    """One for all threads of a process; fsspec alone would connect anew for each of them."""
+    options: dict[str, Any]
+    if protocol == "s3":
+        retries = {"max_attempts": S3_TRIES, "mode": "standard"}
+        limits = {"connect_timeout": CONNECT_S, "read_timeout": REQUEST_S}
+        options = {"endpoint_url": endpoint, "config_kwargs": {"retries": retries, **limits}}
+    else:
+        from aiohttp import ClientTimeout
+
+        # aiohttp's own limit is five minutes for a file, however large.
+        limit = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=REQUEST_S)
+        options = {"client_kwargs": {"timeout": limit}}
+    return fsspec.filesystem(
+        protocol, use_listings_cache=False, skip_instance_cache=True, **options
+    )
 
 
 @cache
@@ -74,8 +112,8 @@ def _s3(endpoint: str | None, _key_id: str | None, _profile: str | None) -> pafs
     """One connection pool per endpoint and account, which the environment names."""
     options: dict[str, Any] = {
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES),
-        "connect_timeout": S3_CONNECT_S,
-        "request_timeout": S3_REQUEST_S,
+        "connect_timeout": CONNECT_S,
+        "request_timeout": REQUEST_S,
     }
     if endpoint:
         parsed = urlparse(endpoint)
@@ -262,6 +300,7 @@ def usable_path(path: str, field: str, folder: bool = False) -> str:
     """
     if not path.strip():
         raise ConfigError(f"{field}: is empty; give a path")
+    path = _lower_scheme(path)
     require_answer(path)
     if not is_local(path):
         return path
@@ -271,11 +310,16 @@ def usable_path(path: str, field: str, folder: bool = False) -> str:
     _require_no_file(path.removeprefix("file://"), field, folder)
     if os.path.isabs(path.removeprefix("file://")):
         return path
-    if os.environ.get("RAY_JOB_SUBMISSION_ID") or "runtime_resources" in os.getcwd():
+    if in_ray_job():
         raise ConfigError(
             f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path"
         )
     return os.path.abspath(path)
+
+
+def in_ray_job() -> bool:
+    """Whether the working directory is a temporary copy, which vanishes with its job."""
+    return bool(os.environ.get("RAY_JOB_SUBMISSION_ID")) or WORKING_COPIES in Path.cwd().parts
 
 
 def _expanded(path: str) -> str:
@@ -292,7 +336,7 @@ def _require_no_file(path: str, field: str, folder: bool) -> None:
 
 def require_answer(path: str) -> None:
     """Raises StorageError where `path` is on an S3 endpoint at which nobody answers."""
-    if path.startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+    if _lower_scheme(path).startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
         _connect_once(endpoint)
 
 
@@ -301,7 +345,7 @@ def _connect_once(endpoint: str) -> None:
     parsed = urlparse(endpoint)
     port = parsed.port or (443 if parsed.scheme == "https" else 80)
     try:
-        socket.create_connection((parsed.hostname or "", port), S3_CONNECT_S).close()
+        socket.create_connection((parsed.hostname or "", port), CONNECT_S).close()
     except OSError as error:
         raise StorageError(
             f"AWS_ENDPOINT_URL {endpoint}: nobody answers there ({error.strerror or error}); start "

@@ -15,7 +15,8 @@ class TrackingConfig(Config):
     """Where MLflow runs go. Credentials come from MLflow's environment variables alone."""
 
     uri: str = Field(
-        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db")
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db"),
+        description="by default MLFLOW_TRACKING_URI, or sqlite:///runs/mlflow.db",
     )
     experiment: str = "caft"
     artifact_root: str | None = Field(

@@ -168,6 +168,32 @@ def test_a_server_that_does_not_answer_now_may_do_so_later(tmp_path):
     check_tracking(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}", spool=str(tmp_path)))
 
 
+def test_a_relative_address_is_one_place_for_driver_and_workers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative = TrackingConfig(uri="sqlite:///runs/mlflow.db", artifact_root="runs/files")
+    found = check_tracking(relative)
+    assert found.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert found.artifact_root == f"{tmp_path}/runs/files"
+    assert check_tracking(found) == found
+
+
+def test_a_database_that_would_vanish_with_its_job(tmp_path, monkeypatch):
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "a"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for uri, job in (
+        (f"sqlite:///{copy}/mlflow.db", ""),
+        ("sqlite:///runs/mlflow.db", "raysubmit_1"),
+    ):
+        monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", job)
+        with pytest.raises(
+            ConfigError, match=r"tracking\.uri: .* would vanish with it; set MLFLOW_"
+        ):
+            check_tracking(TrackingConfig(uri=uri))
+    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "raysubmit_1")
+    check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -273,9 +299,10 @@ def test_a_user_without_name_and_home(tmp_path):
 import pipelines, getpass
 from pathlib import Path
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 tracking = TrackingConfig()
-with Tracker.start(tracking, "data", "x", StageConfig(tracking=tracking)) as tracker:
+about = About("data", "x", "A test.")
+with Tracker.start(tracking, about, StageConfig(tracking=tracking)) as tracker:
     tracker.log_metrics({"rows": 1.0})
 print(getpass.getuser(), Path(tracking.spool).expanduser().parents[2].is_dir())
 """

@@ -1,6 +1,7 @@
 """The pages: links and files exist, commands parse, names of keys are right, the site builds."""
 
 import argparse
+import html
 import html.parser
 import importlib.util
 import re
@@ -13,10 +14,15 @@ from pathlib import Path
 import pytest
 
 from caft.config import load_config
+from pipelines.__main__ import COMMANDS as NAMED
 from pipelines.data.config import DataConfig
+from pipelines.data.reasons import REASONS
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.sets import SETS
+from pipelines.prometheus import GAUGES, PREFIX
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
+from pipelines.train.telemetry import METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -78,12 +84,32 @@ def lines_of(page: Path) -> list[str]:
     return [re.sub(r"\s#\s.*|^#.*", "", line).strip() for line in lines]
 
 
+def command_of(line: str) -> tuple[str, str] | None:
+    """The module that a command line runs, and its arguments."""
+    if match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line):
+        return match[1], match[2]
+    match = re.match(r"caft (\w+)(.*)", line)
+    if match is None or not (command := NAMED[match[1]]).module:
+        return None
+    return command.module, " ".join([*command.words, match[2]])
+
+
 COMMANDS = [
-    pytest.param(match[1], match[2], id=f"{page.stem}: {match[0]}")
+    pytest.param(*found, id=f"{page.stem}: {line}")
     for page in PAGES
     for line in lines_of(page)
-    if (match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line))
+    if (found := command_of(line))
 ]
+
+
+# Some of what the tables hold that are made from the code.
+TABLES_SAY = {
+    "data": REASONS,
+    "benchmarks": SETS,
+    "cluster": [f"{PREFIX}{name}" for name in GAUGES],
+    "train": METRICS,
+    "configuration": ["sources[].path", "filters.min_side_px", "optimizer.lr", "text.width"],
+}
 
 
 class Parsed(BaseException):
@@ -208,6 +234,10 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     for page in ROOT.glob("docs/*.md"):
         text = (tmp_path / f"{page.stem}.html").read_text(encoding="utf-8")
         assert not [place for place in Addresses(text).loaded if re.match(r"(https?:)?//", place)]
+        assert "table:" not in text, page
+    for page, said in TABLES_SAY.items():
+        text = html.unescape((tmp_path / f"{page}.html").read_text(encoding="utf-8"))
+        assert not [name for name in said if f"<code>{name}</code>" not in text], page
     interface = (tmp_path / "api.html").read_text(encoding="utf-8")
     for name in (
         "caft.create_model",

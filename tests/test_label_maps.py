@@ -1,6 +1,10 @@
 """Stored label maps: nothing is lost, damage is found, and they are small."""
 
+import base64
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +18,7 @@ from caft.superpixels.stored import (
     encode_label_map,
     label_map_header,
 )
+from pipelines.data.write import ParquetSink
 from pipelines.demo.scenes import SceneConfig, render_scene
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=40)
@@ -39,12 +44,48 @@ def test_blocky_maps_of_any_size_come_back(height, width, seed):
     np.testing.assert_array_equal(decode_label_map(data), labels)
 
 
-def test_a_map_of_seeds_is_a_twentieth_of_its_pixels():
-    image = render_scene(3, SceneConfig()).image.repeat(2, 0).repeat(2, 1)[:192, :192]
-    labels = seeds_labels(image, 144, 20)
-    data = encode_label_map(labels)
+def test_maps_of_seeds_take_a_sixth_of_their_pixels_in_a_dataset(tmp_path):
+    scenes = [render_scene(n, SceneConfig()).image.repeat(2, 0).repeat(2, 1) for n in range(20)]
+    maps = [seeds_labels(scene[:192, :192], 144, 20) for scene in scenes]
+    schema = pa.schema({"superpixels": pa.binary()})
+    with ParquetSink(str(tmp_path / "maps.parquet"), schema, 20) as sink:
+        for labels in maps:
+            sink.add({"superpixels": encode_label_map(labels)})
+    stored = pq.read_table(tmp_path / "maps.parquet")["superpixels"].to_pylist()
+    for data, labels in zip(stored, maps, strict=True):
+        np.testing.assert_array_equal(decode_label_map(data), labels)
+    assert sink.entry["bytes"] < sum(labels.size for labels in maps) / 6
+
+
+# Written by the version before, which coded the borders between superpixels.
+OLDER = [
+    (
+        "U1BYMdi2H+kYACgAEACwAAAAG68A+J8HdqxlWkLs+INwsLJ4+Ofe3febgyZFa4AsLc18YsfLIgxLLLIa5K6vVlOgdI"
+        "XJkBLamqivAgCBrQ2oVZOQzZYytYiIWg0AwP+fbePugXWjngboz3qt8NZfAAAQt53z+fkr7Td4tQxaevL5Y5PbyeEk"
+        "/YVmU6xmAA==",
+        np.minimum(
+            np.arange(24)[:, None] // 8 * 5 + (np.arange(40) + np.arange(24)[:, None] % 3) // 9, 14
+        ),
+        16,
+    ),
+    (
+        "U1BYMXPrln0GAAYAkAFaAAAAG1kA+C+KBwAAADhBRdHpYTxxdY4flnI98ifBJWsAG61DlSCRfmw/iQuM7Rindy2+8m"
+        "KDDg4HAmdwtk0i85KcoIKCXw==",
+        np.arange(36).reshape(6, 6) * 9,
+        400,
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "labels", "count"), OLDER)
+def test_maps_of_older_datasets_are_read(text, labels, count):
+    data = base64.b64decode(text)
+    assert label_map_header(data) == LabelMapHeader(*labels.shape, count)
     np.testing.assert_array_equal(decode_label_map(data), labels)
-    assert len(data) < labels.size / 20
+    for place in range(len(data)):
+        bad = data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :]
+        with pytest.raises(DataError, match="label map of"):
+            decode_label_map(bad)
 
 
 @given(st.data())

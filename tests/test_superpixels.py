@@ -133,14 +133,13 @@ def test_a_stored_map_of_another_model_is_refused():
 
 
 @pytest.mark.parametrize("method", ["sfcn", "seeds"])
-def test_stored_superpixels_are_small_and_none_is_lost(method):
+def test_no_stored_superpixel_is_lost(method):
     config, image = SuperpixelConfig(method=method), load_model_config("caft_b").image
     network = model_with(method).superpixel_network
     scenes = [render_scene(n, SceneConfig(hard=True)).image for n in range(4)]
     images = torch.stack([eval_image(scene, 224, "squash") for scene in scenes])
     full = superpixel_labels(images, config, network)
     stored = encode_superpixels(images, config, 112, network)
-    assert np.mean([len(data) for data in stored]) < 1500
     exact = encode_superpixels(images, config, 224, network)
     for data, same, labels in zip(stored, exact, full, strict=True):
         assert label_map_header(data) == LabelMapHeader(112, 112, 196)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caft.errors import DataError
+from caft.scaling_law.cooldown import as_cooled
 from caft.scaling_law.table import LINE, Row, cell_number, line_list, where
 
 Array = NDArray[np.float64]
@@ -52,6 +53,8 @@ class Columns:
     family: str | None = None
     group: str | None = None
     batch_size: str | None = None
+    schedule: str | None = None  # whether a run was cooled down; see cooldown.py
+    loss: str | None = None  # through which errors are predicted too, in two stages
     best_over: tuple[str, ...] = ()  # of runs that differ in these alone, the best one counts
     apart: tuple[str, ...] = ()  # what else tells runs apart; with it, the group does not
 
@@ -81,6 +84,7 @@ class Runs:
     problems: tuple[str, ...] = ()
     noise: Array | None = None  # (n,) standard deviation of log error by the size of the test
     ceiling: float = np.inf  # error of guessing; no law says more
+    loss: Array | None = None  # (n,) of each run; NaN where it has none
     lines: tuple[str, ...] = field(default=())  # (n,) of the file
 
 
@@ -101,7 +105,8 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
     """
     extra = [target.test_size] if target.test_size and not _is_number(target.test_size) else []
     group = [columns.group] if columns.group else []
-    for name in (target.column, *columns.axes, *group, *columns.best_over, *extra):
+    more = [name for name in (columns.loss, columns.schedule) if name]
+    for name in (target.column, *columns.axes, *group, *columns.best_over, *extra, *more):
         if name not in rows[0]:
             known = ", ".join(column for column in rows[0] if column != LINE)
             raise DataError(f"{path}: no column {name}; it has {known}")
@@ -112,6 +117,9 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
     _check_twice(kept, path)
     problems += _check_batch_sizes(kept, path, target, columns.batch_size)
     errors = [_error(row, path, target) for row in kept]
+    if columns.schedule:
+        own = [name for name in columns.axes if name not in (columns.group, *columns.best_over)]
+        kept, errors = as_cooled(kept, errors, columns.schedule, own, problems)
     kept, errors = _best_of(kept, errors, columns, problems)
     ceiling = _ceiling(target, kept, errors, path, problems)
     kept, errors, noise = _with_test_size(kept, errors, path, target, problems)
@@ -129,6 +137,10 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
         if not near[place]:
             families[family].append(place)
     numbers = {name: _inputs(kept, path, column) for name, column in columns.inputs.items()}
+    losses = None
+    if columns.loss and columns.loss != target.column:
+        cells = [cell_number(row, path, columns.loss) for row in kept]
+        losses = np.array([np.nan if cell is None else cell for cell in cells])
     return [
         Runs(
             family,
@@ -138,6 +150,7 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
             tuple(problems),
             None if noise is None else noise[places],
             ceiling,
+            None if losses is None else losses[places],
             tuple(kept[p][LINE] for p in places),
         )
         for family, places in families.items()

@@ -19,12 +19,15 @@ from pipelines.data.captions import split_captions
 from pipelines.data.config import DataConfig, SourceConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated
-from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.urls import EqualUrls, moved_captions, with_captions
 from pipelines.data.fetch.download import download
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
 from pipelines.data.images.decoder import Decoder
 from pipelines.data.images.prepare import ImageRefused
+from pipelines.data.join.flow import set_joined
+from pipelines.data.join.match import joined_captions
+from pipelines.data.join.values import image_fields
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
@@ -40,7 +43,7 @@ CANDIDATE_SCHEMA = DATASET_SCHEMA.append(PLACE)
 CANDIDATE_REJECT_SCHEMA = REJECT_SCHEMA.append(PLACE)
 PARSE_ROWS = 1_000  # of a plan file, made Python objects at a time
 FILE_READERS = 16
-INDEX_ROW_GROUP = 100_000
+INDEX_ROW_GROUP = 10_000
 
 
 def process_chunk(
@@ -142,18 +145,20 @@ def read_chunk(
     """
     source = config.sources[chunk.source]
     if chunk.container:
-        columns = tuple(config.filters.columns)
-        rows = _to_its_end(
-            chunk.path, source, read_container(chunk.path, source, columns, left_out)
-        )
+        columns = tuple(dict.fromkeys([*config.filters.columns, *image_fields(source)]))
+        container = read_container(chunk.path, source, columns, left_out, chunk.span)
+        rows = _to_its_end(chunk.path, source, container)
     else:
         table = read_table(storage.join(layout.output, chunk.path))
         if moved is not None:
             table = with_captions(table, moved_captions(layout, moved, chunk.number))
         starts = range(0, len(table), PARSE_ROWS)
         rows = (row for n in starts for row in parse_rows(table.slice(n, PARSE_ROWS), source))
+    captions = None if chunk.captions is None else joined_captions(layout, chunk)
     for place, row in enumerate(rows):
         row["place"] = place
+        if captions is not None:
+            set_joined(row, captions, source)
         if chunk.container and not in_share(row["key"], source.weight):
             row |= {"reason": "not_sampled", "data": None}
         yield row
@@ -210,7 +215,7 @@ def prepare(
         return
     apply_filters(row, config.filters, AFTER_DECODE)
     if row["reason"] is None and evaluation is not None:
-        found = contaminated(row["phash"], evaluation, config.decontamination.distance)
+        found = contaminated(row["phash"], row["look"], evaluation, config.decontamination.distance)
         if found is not None:
             row["reason"], row["detail"] = "evaluation_image", found
 
@@ -222,6 +227,7 @@ def index_row(row: dict[str, Any]) -> dict[str, Any]:
         "key": bytes.fromhex(row["key"]),
         "sha256": bytes.fromhex(row["sha256"])[:16],
         "phash": row["phash"],
+        "look": row["look"],
         "characters": sum(len(s) for entry in row["captions"] for s in entry["sentences"]),
     }
 

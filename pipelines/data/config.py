@@ -32,18 +32,10 @@ SourceKind = Literal[
 ]
 
 
-class SourceConfig(Config):
-    """One list of image URLs with captions, or one collection of images with captions."""
+class ListConfig(Config):
+    """How a list, or the texts of a collection of images, are read."""
 
-    name: str
     path: str = Field(description="file, folder or glob; local, s3:// or another fsspec URL")
-    kind: SourceKind = "auto"
-    split: str | None = Field(None, description="None: 'train', or what a dataset says")
-    licence: str = Field("", description="a note that travels into the manifest")
-    weight: float = Field(
-        1.0, gt=0, le=1, description="share of the rows that is taken, always the same ones"
-    )
-    url_column: str | None = Field(None, description="None: found by its name")
     caption_columns: dict[str, CaptionKind] | None = Field(
         None,
         description="column -> kind; columns a file lacks are passed over, but one must be "
@@ -66,9 +58,6 @@ class SourceConfig(Config):
         le=1,
         description="of the first thousand rows that are broken or damaged text; more is refused",
     )
-    image_root: str | None = Field(
-        None, description="folder or URL before relative image paths; None: the file's folder"
-    )
 
     @field_validator("encoding")
     @classmethod
@@ -89,6 +78,60 @@ class SourceConfig(Config):
             named = ", ".join(NAMED_DELIMITERS)
             raise ValueError(f"delimiter: {delimiter!r} is not one character, nor one of {named}")
         return plain
+
+
+class CaptionsFrom(ListConfig):
+    """A list whose captions are joined to the images of a source, in place of their own."""
+
+    on: Literal["url", "key", "stem"] = Field(
+        "url",
+        description="what is equal in an image and its caption rows: a URL, a key, or a file's "
+        "name without folder and ending",
+    )
+    image_field: str | None = Field(
+        None,
+        description="of an image, that holds it: `json.NAME` beside it, or a column; None: its "
+        "URL or `json.url`, its `json.key`, its own name",
+    )
+    column: str | None = Field(
+        None, description="of the caption list, that holds it; None: its URL column, or `key`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_on_is_no_boolean(cls, fields: object) -> object:
+        """YAML reads a plain `on` as true."""
+        if isinstance(fields, dict) and True in fields:
+            return {"on" if name is True else name: value for name, value in fields.items()}
+        return fields
+
+
+class SourceConfig(ListConfig):
+    """One list of image URLs with captions, or one collection of images with captions."""
+
+    name: str
+    kind: SourceKind = "auto"
+    split: str | None = Field(None, description="None: 'train', or what a dataset says")
+    licence: str = Field("", description="a note that travels into the manifest")
+    weight: float = Field(
+        1.0, gt=0, le=1, description="share of the rows that is taken, always the same ones"
+    )
+    url_column: str | None = Field(None, description="None: found by its name")
+    image_root: str | None = Field(
+        None, description="folder or URL before relative image paths; None: the file's folder"
+    )
+    captions_from: CaptionsFrom | None = Field(
+        None, description="a list whose captions take the place of those beside the images"
+    )
+
+    @model_validator(mode="after")
+    def _captions_come_from_one_place(self) -> SourceConfig:
+        if self.captions_from is not None and self.caption_columns is not None:
+            raise ValueError(
+                "caption_columns: has no effect, as captions_from brings the captions; set "
+                "captions_from.caption_columns"
+            )
+        return self
 
 
 class DownloadConfig(Config):
@@ -303,6 +346,9 @@ class DataConfig(StageConfig):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     output: str
     chunk_rows: int = Field(10_000, gt=0, description="rows per unit of work and of recovery")
+    chunk_mb: int = Field(
+        1024, gt=0, description="bytes of a tar that are one unit of work; a larger one is cut"
+    )
     file_mb: int = Field(512, gt=0, description="size of a part file, reached by whole chunks")
     row_group_rows: int = Field(128, gt=0)
     concurrency: int | None = Field(

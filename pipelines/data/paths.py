@@ -64,6 +64,9 @@ class Chunk:
         source: number of the source in the configuration.
         path: the plan file with its rows, relative to the output; or a tar or dataset part.
         rows: None until a container has been read.
+        captions: the file with the captions that are joined to a container's rows, relative to
+            the output.
+        span: first byte and end of the part of a tar that is the chunk's; None: all of it.
     """
 
     number: int
@@ -71,6 +74,8 @@ class Chunk:
     path: str
     rows: int | None
     container: bool = False
+    captions: str | None = None
+    span: tuple[int, int] | None = None
 
 
 # A row's number in the whole set: its chunk's number times this, plus its place in the chunk.

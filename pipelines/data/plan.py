@@ -4,8 +4,9 @@ First step of the stage; a finished source's plan is kept when a run is taken up
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,17 @@ import pyarrow.compute as pc
 from caft.errors import DataError
 from pipelines import storage
 from pipelines.data.config import DataConfig, SourceConfig
+from pipelines.data.join.flow import join_captions
+from pipelines.data.join.values import image_fields
 from pipelines.data.paths import Chunk, Layout
-from pipelines.data.sources import (
-    CONTAINERS,
-    LeftOut,
-    detect_kind,
-    list_containers,
-    read_tables,
-)
-from pipelines.data.write import write_table
+from pipelines.data.planned import write_planned
+from pipelines.data.sources import CONTAINERS, LeftOut, detect_kind, read_tables
+from pipelines.data.sources.detect import source_files
+from pipelines.data.sources.img2dataset import read_failed
+from pipelines.data.sources.paths import File
+from pipelines.data.sources.raw import text_keys
+from pipelines.data.sources.tar_members import BLOCK, can_be_cut
 from pipelines.workers import run_tasks
-
-INDEX_SCHEMA = pa.schema([("key", pa.binary(16)), ("characters", pa.int32())])
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Plan:
     Attributes:
         fingerprint: a digest of every URL.
         left_out: of each source, what of its lists is not read, with the rows that hold it.
+        joined: number of a source -> what became of the rows of its `captions_from`.
     """
 
     chunks: tuple[Chunk, ...]
     fingerprint: str
     left_out: tuple[dict[str, int | None], ...] = ()
+    joined: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 def make_plan(config: DataConfig, layout: Layout) -> Plan:
@@ -60,7 +62,13 @@ def make_plan(config: DataConfig, layout: Layout) -> Plan:
         for entry in done[number]["chunks"]:
             chunks.append(Chunk(len(chunks), number, **entry))
     left_out = [done[number].get("left_out", {}) for number in numbers]
-    write_plan(layout, chunks, fingerprint.hexdigest(), left_out)
+    joined = {}
+    for number, source in enumerate(config.sources):
+        if source.captions_from is not None:
+            mine = [chunk for chunk in chunks if chunk.source == number]
+            placed, joined[number] = join_captions(source, number, mine, layout)
+            chunks[mine[0].number : mine[-1].number + 1] = placed
+    write_plan(layout, chunks, fingerprint.hexdigest(), left_out, joined)
     return load_plan(layout)
 
 
@@ -69,11 +77,13 @@ def write_plan(
     chunks: Sequence[Chunk],
     fingerprint: str,
     left_out: Sequence[dict[str, int | None]] = (),
+    joined: Mapping[int, dict[str, Any]] | None = None,
 ) -> None:
     plan = {
         "chunks": [asdict(chunk) for chunk in chunks],
         "fingerprint": fingerprint,
         "left_out": list(left_out),
+        "joined": {str(number): counts for number, counts in (joined or {}).items()},
     }
     storage.write_json(_plan_path(layout), plan)
 
@@ -81,7 +91,8 @@ def write_plan(
 def load_plan(layout: Layout) -> Plan:
     stored = storage.read_json(_plan_path(layout))
     chunks = tuple(Chunk(**chunk) for chunk in stored["chunks"])
-    return Plan(chunks, stored["fingerprint"], tuple(stored.get("left_out", ())))
+    joined = {int(number): counts for number, counts in stored.get("joined", {}).items()}
+    return Plan(chunks, stored["fingerprint"], tuple(stored.get("left_out", ())), joined)
 
 
 def plan_source(config: DataConfig, layout: Layout, number: int) -> dict[str, Any]:
@@ -93,20 +104,23 @@ def plan_source(config: DataConfig, layout: Layout, number: int) -> dict[str, An
     fingerprint = hashlib.sha256()
     chunks: list[dict[str, Any]] = []
     left_out = LeftOut()
+    tables: Iterator[pa.Table] = iter(())
+    extra = tuple(dict.fromkeys([*config.filters.columns, *image_fields(source)]))
     if detect_kind(source) in CONTAINERS:
-        for path in list_containers(source):
-            fingerprint.update(path.encode())
-            chunks.append({"path": path, "rows": None, "container": True})
+        for file in source_files(source):
+            fingerprint.update(file.path.encode())
+            for span in _spans(file, source, config.chunk_mb * 2**20):
+                chunks.append({"path": file.path, "rows": None, "container": True, "span": span})
     else:
-        for table in _chunk_tables(source, config, left_out):
-            keys = url_keys(table["url"])
-            fingerprint.update(keys.tobytes())
-            table = _sample(table, keys, source.weight)
-            name = f"{number}-{len(chunks):05d}.parquet"
-            write_table(storage.join(layout.plan, name), table)
-            write_table(storage.join(layout.plan, f"index-{name}"), _index(table, keys))
-            path = layout.relative(storage.join(layout.plan, name))
-            chunks.append({"path": path, "rows": len(table), "container": False})
+        tables = read_tables(source, extra, left_out)
+    for table in _of_size(chain(tables, read_failed(source, extra)), config.chunk_rows):
+        keys = text_keys(table["url"].to_pylist())
+        fingerprint.update(keys.tobytes())
+        table = _sample(table, keys, source.weight)
+        name = f"{number}-{len(chunks):05d}.parquet"
+        path = layout.relative(storage.join(layout.plan, name))
+        write_planned(layout, path, table)
+        chunks.append({"path": path, "rows": len(table), "container": False})
     if not chunks:
         raise DataError(f"{source.path}: no row in it; give a list with at least one URL")
     result = {
@@ -118,10 +132,13 @@ def plan_source(config: DataConfig, layout: Layout, number: int) -> dict[str, An
     return result
 
 
-def url_keys(urls: pa.ChunkedArray) -> np.ndarray:
-    """The first 16 bytes (n,) of each URL's SHA-256: a row's key, in binary."""
-    digests = (hashlib.sha256((url or "").encode()).digest()[:16] for url in urls.to_pylist())
-    return np.frombuffer(b"".join(digests), dtype="V16")
+def _spans(file: File, source: SourceConfig, most_bytes: int) -> list[list[int] | None]:
+    """First bytes and ends of the parts that a container is cut into; None: it is one."""
+    count = -(-file.bytes // most_bytes)
+    if count <= 1 or detect_kind(source) != "webdataset" or not can_be_cut(file.path):
+        return [None]
+    edges = [BLOCK * (file.bytes * n // count // BLOCK) for n in range(count)]
+    return [[start, end] for start, end in pairwise([*edges, 2**62])]
 
 
 def in_share(key: str, weight: float) -> bool:
@@ -133,32 +150,19 @@ def _plan_path(layout: Layout) -> str:
     return storage.join(layout.plan, "plan.json")
 
 
-def _chunk_tables(
-    source: SourceConfig, config: DataConfig, left_out: LeftOut
-) -> Iterator[pa.Table]:
-    """The source's rows in tables of `chunk_rows`."""
+def _of_size(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows`."""
     waiting: list[pa.Table] = []
     count = 0
-    for table in read_tables(source, tuple(config.filters.columns), left_out):
+    for table in tables:
         waiting.append(table)
         count += len(table)
-        while count >= config.chunk_rows:
+        while count >= rows:
             joined = pa.concat_tables(waiting)
-            yield joined.slice(0, config.chunk_rows)
-            waiting, count = [joined.slice(config.chunk_rows)], count - config.chunk_rows
+            yield joined.slice(0, rows)
+            waiting, count = [joined.slice(rows)], count - rows
     if count:
         yield pa.concat_tables(waiting)
-
-
-def caption_characters(table: pa.Table) -> pa.Array:
-    """Characters of all captions of each planned row, int32."""
-    captions = table["captions"].combine_chunks()
-    texts = captions.flatten().field("text")
-    ends = np.cumsum(pc.utf8_length(texts.flatten()).to_numpy(zero_copy_only=False))
-    for lists in (texts, captions):  # totals up to the end of each cell, then of each row
-        lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy()
-        ends = np.concatenate([[0], ends])[np.cumsum(lengths)]
-    return pa.array(np.diff(ends, prepend=0), pa.int32())
 
 
 def _sample(table: pa.Table, keys: np.ndarray, weight: float) -> pa.Table:
@@ -169,28 +173,3 @@ def _sample(table: pa.Table, keys: np.ndarray, weight: float) -> pa.Table:
     left_out = pc.and_(pa.array(place >= weight), pc.is_null(table["reason"]))
     reason = pc.if_else(left_out, "not_sampled", table["reason"])
     return table.set_column(table.schema.get_field_index("reason"), "reason", reason)
-
-
-def _damaged(table: pa.Table) -> pa.ChunkedArray:
-    """Which rows have a text with U+FFFD; a chunk rejects them, and nothing is merged with them."""
-    damaged = pc.match_substring(table["url"], "\ufffd")
-    captions = table["captions"].combine_chunks()
-    texts = captions.flatten().field("text")
-    found = pc.indices_nonzero(pc.match_substring(texts.flatten(), "\ufffd"))
-    if not len(found):
-        return damaged
-    entries = pc.list_parent_indices(texts).take(found)
-    rows = pc.list_parent_indices(captions).take(entries)
-    return pc.or_(
-        damaged, pa.chunked_array([pc.is_in(pa.array(range(len(table))), rows.cast(pa.int64()))])
-    )
-
-
-def _index(table: pa.Table, keys: np.ndarray) -> pa.Table:
-    """Key and length of captions of each row; no key where a row is rejected already."""
-    column = pa.FixedSizeBinaryArray.from_buffers(
-        INDEX_SCHEMA.field("key").type, len(keys), [None, pa.py_buffer(keys.tobytes())]
-    )
-    rejected = pc.or_(pc.is_valid(table["reason"]), _damaged(table)).combine_chunks()
-    column = pc.if_else(rejected, pa.scalar(None, column.type), column)
-    return pa.table([column, caption_characters(table)], schema=INDEX_SCHEMA)

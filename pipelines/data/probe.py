@@ -27,13 +27,15 @@ from pipelines.data.chunk import (
     prepare,
     refuse_before_download,
 )
-from pipelines.data.config import DataConfig, ImageConfig
+from pipelines.data.config import DataConfig, ImageConfig, SourceConfig
 from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, hash_set
-from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.urls import EqualUrls
 from pipelines.data.files import as_stored
 from pipelines.data.images.decoder import Decoder
+from pipelines.data.join.flow import join_sample
+from pipelines.data.join.values import image_fields
 from pipelines.data.plan import in_share
 from pipelines.data.sources import is_file, sample_rows
 from pipelines.data.write import ParquetSink, read_table
@@ -91,8 +93,7 @@ def draw(config: DataConfig, rows: int, seed: int) -> list[Drawn]:
     Raises:
         DataError: as `check_source`, or a source without a row.
     """
-    extra = tuple(config.filters.columns)
-    found = [sample_rows(source, rows, seed, extra) for source in config.sources]
+    found = [_sample(source, rows, seed, config) for source in config.sources]
     total = sum(size for _, size in found)
     drawn = []
     for source, (sample, size) in zip(config.sources, found, strict=True):
@@ -104,6 +105,16 @@ def draw(config: DataConfig, rows: int, seed: int) -> list[Drawn]:
             _leave_out(chosen, source.weight)
         drawn.append(Drawn(source.name, chosen, max(size, len(sample))))
     return drawn
+
+
+def _sample(
+    source: SourceConfig, rows: int, seed: int, config: DataConfig
+) -> tuple[list[dict[str, Any]], float]:
+    extra = dict.fromkeys([*config.filters.columns, *image_fields(source)])
+    sample, size = sample_rows(source, rows, seed, tuple(extra))
+    if source.captions_from is not None:
+        join_sample(sample, source)
+    return sample, size
 
 
 def probe(config: DataConfig, drawn: Sequence[Drawn]) -> Probe:

@@ -19,6 +19,7 @@ REASONS = {
     "bad_text": Reason("plan", "a URL or caption with bytes that are not of its encoding"),
     "bad_url": Reason("plan", "neither an http(s) URL with a host nor a file of a known place"),
     "no_caption": Reason("plan", "no caption with a sentence in it"),
+    "no_caption_row": Reason("plan", "no row of `captions_from` belongs to the image"),
     "not_sampled": Reason("plan", "outside the share of its source that `weight` takes"),
     "merged_captions": Reason("plan", "its captions are with an earlier row of the same URL"),
     "duplicate_url": Reason("plan", "another row has the same URL and longer captions"),
@@ -36,7 +37,10 @@ REASONS = {
     "http_429": Reason("download", "the server asks for fewer requests", True),
     "http_4xx": Reason("download", "the server refused: 400 to 499 but 429"),
     "http_5xx": Reason("download", "the server failed: 500 to 599", True),
-    "http_other": Reason("download", "too many redirects, or another answer that is no image"),
+    "http_status": Reason("download", "the server answered neither an image nor an error"),
+    "redirects": Reason("download", "more redirects than download.max_redirects, or to nowhere"),
+    "bad_answer": Reason("download", "the answer is not HTTP, or cannot be unpacked"),
+    "http_other": Reason("download", "one of these three, in datasets of earlier versions"),
     "noai": Reason("download", "the server forbids use for training (X-Robots-Tag)"),
     "too_large": Reason(
         "download", "more bytes than download.max_bytes, or than its pixels explain"

@@ -18,7 +18,7 @@ from caft.overrides import apply_override
 from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
-from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.urls import no_equal_urls, planned_with_captions
 from pipelines.data.files import (
     REJECTS_ROW_GROUP,
@@ -27,9 +27,10 @@ from pipelines.data.files import (
     delete_temporaries,
 )
 from pipelines.data.paths import Chunk, Layout
-from pipelines.data.plan import Plan, caption_characters, load_plan, url_keys, write_plan
+from pipelines.data.plan import Plan, load_plan, write_plan
 from pipelines.data.reasons import REASONS
-from pipelines.data.stage import BEHAVIOURS, Entries, build, finish, make_manifest
+from pipelines.data.sources.raw import RAW_SCHEMA, caption_characters, text_keys
+from pipelines.data.stage import BEHAVIOURS, Entries, about, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.identity import require_same_behaviour
 from pipelines.tracking import Tracker
@@ -67,12 +68,11 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
 
 
 def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequence[str]) -> None:
-    path = dataset.path
     plan = _plan(dataset, config, layout, reasons)
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
-    name = f"{path.rsplit('/', 1)[-1]} retry"
-    with Tracker.start(config.tracking, "data", name, config) as tracker:
+    again = about(config, f"Tries {rows:,} rejected rows again ({', '.join(reasons)}).")
+    with Tracker.start(config.tracking, again, config) as tracker:
         known = _index_known(dataset, layout)
         added = build(config, layout, plan, known)
         merged = Entries(
@@ -146,7 +146,11 @@ def _rejected_rows(
             waiting = []
         source = entry.source
         keys = _retried(dataset, entry, reasons)["key"].to_pylist()
-        waiting.append(_planned(entry.plan, Layout(dataset.path), keys))
+        planned = _planned(entry.plan, Layout(dataset.path), keys)
+        # What another program failed to fetch was rejected by the plan.
+        again = pc.is_in(planned["reason"], value_set=pa.array(sorted(reasons)))
+        reason = pc.if_else(again, pa.scalar(None, pa.string()), planned["reason"])
+        waiting.append(planned.set_column(RAW_SCHEMA.get_field_index("reason"), "reason", reason))
     if waiting:
         yield source, pa.concat_tables(waiting)
 
@@ -163,7 +167,7 @@ def _planned(path: str, layout: Layout, keys: Sequence[str]) -> pa.Table:
     wanted = {bytes.fromhex(key) for key in keys}
     characters = caption_characters(table).to_pylist()
     best: dict[bytes, int] = {}
-    for place, key in enumerate(one.tobytes() for one in url_keys(table["url"])):
+    for place, key in enumerate(one.tobytes() for one in text_keys(table["url"].to_pylist())):
         if key in wanted and (key not in best or characters[place] > characters[best[key]]):
             best[key] = place
     return table.take(sorted(best.values()))
@@ -177,12 +181,13 @@ def _index_known(dataset: Dataset, layout: Layout) -> list[int]:
         if storage.exists(layout.index(numbers[-1])):
             continue
         path = storage.join(dataset.path, entry.name)
-        table = read_table(path, ["key", "sha256", "phash"])
+        table = read_table(path, ["key", "sha256", "phash", "look"])
         columns = {
             "place": pa.array(range(len(table)), pa.int32()),
             "key": [bytes.fromhex(key) for key in table["key"].to_pylist()],
             "sha256": [bytes.fromhex(digest)[:16] for digest in table["sha256"].to_pylist()],
             "phash": table["phash"],
+            "look": table["look"],
             "characters": pa.array([LONGEST] * len(table), pa.int32()),
         }
         write_table(layout.index(numbers[-1]), pa.table(columns, schema=INDEX_SCHEMA))

@@ -8,18 +8,17 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
 import uuid
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 from ray.dashboard.utils import get_address_for_submission_client
@@ -27,7 +26,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
-from caft.errors import CAFTError, ClusterError, ConfigError
+from caft.errors import CAFTError, ClusterError
 from pipelines.failures import first_words
 from pipelines.submit.local_cluster import REPOSITORY, LocalCluster, Ports, Processes
 
@@ -37,6 +36,7 @@ REFUSED = "already exists"  # of a job's id
 FIRST_NODE_WITHIN_S = 60.0
 FOLLOW_AGAIN_S = 1.0  # after a connection that broke
 ASK_AGAIN_S = 2.0
+CONNECT_S = 10.0
 PATIENCE_S = 60.0  # of a person who asks
 LONG_PATIENCE_S = 3600.0  # of what follows a job or runs a study: a head is replaced in less
 ASKED_AGAIN = (408, 425, 429)
@@ -44,15 +44,12 @@ USERS_OWN = 2  # exit code of a stage that ended in a CAFTError
 LONGEST_REASON = 300
 # Ray's client raises RuntimeError of every status; requests and sockets OSError; JSON ValueError,
 # and TypeError where an object has other fields.
-RAISED = (RuntimeError, OSError, ValueError, TypeError, RayError, aiohttp.ClientError)
+# AssertionError where an address names a Python module that is no plugin of Ray's.
+RAISED = (
+    RuntimeError, OSError, ValueError, TypeError, AssertionError, RayError, aiohttp.ClientError,
+)  # fmt: skip
 LOCAL_CPUS = max(4, os.cpu_count() or 1)  # of a local cluster: workers and decoders share them
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's, in the environment of a job
-FOLDERS = ("runs", "build", "dist", "__pycache__", "node_modules", "*.egg-info")
-FILES = ("*.parquet", "*.tar", "*.zip", "*.db", "*.pyc", "*.pem", "*.key")
-MAX_FILE_BYTES = 20 * 2**20
-MAX_BYTES = 100 * 2**20  # every node unpacks it before a job starts
-MADE_AT = (1980, 1, 1, 0, 0, 0)  # the oldest time that a zip file can hold
-
 
 Value = TypeVar("Value")
 
@@ -72,14 +69,23 @@ class JobGone(ClusterError):
 
 
 class _NoAnswer(Exception):
-    """What the server has said does not tell how the job stands."""
+    """What the server has said does not tell how the job stands.
+
+    Attributes:
+        busy: whether it has said by an HTTP status that it may answer later.
+    """
+
+    def __init__(self, words: str, busy: bool) -> None:
+        super().__init__(words)
+        self.busy = busy
 
 
 class Jobs:
     """The job server of the cluster that RAY_ADDRESS names.
 
     A server that stumbles is asked again, for `patience_s`: a dashboard that restarts, a proxy
-    that answers 502 and a connection that breaks tell nothing about a job.
+    that answers 502 and a connection that breaks tell nothing about a job. An address at which no
+    server has answered yet is given no time, unless an HTTP status asks for it.
 
     Raises:
         ClusterError: it does not answer.
@@ -88,18 +94,14 @@ class Jobs:
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self._patience_s = patience_s
         self._address = os.environ.get("RAY_ADDRESS") or "local"
+        self._has_answered = False
 
         def client() -> JobSubmissionClient:
-            self._address = get_address_for_submission_client(None)
-            try:
-                return JobSubmissionClient(self._address)
-            except ConnectionError as error:  # nobody listens: no reason to wait
-                raise ClusterError(
-                    f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}: no job server answers "
-                    f"({first_words(error)})"
-                ) from None
+            _require_listener(self._address)
+            return JobSubmissionClient(get_address_for_submission_client(None))
 
         self._client = self._ask(client)
+        self._address = self._client.get_address()
 
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs of all nodes that are alive; waits for the first node of a new cluster."""
@@ -238,8 +240,14 @@ class Jobs:
         deadline, told = time.monotonic() + self._patience_s, False
         while True:
             try:
-                return _answer(call, self._address, refusals)
+                answer = _answer(call, self._address, refusals)
+                self._has_answered = True
+                return answer
             except _NoAnswer as error:
+                if not (self._has_answered or error.busy):
+                    raise ClusterError(
+                        f"RAY_ADDRESS {self._address}: no job server answers ({error})"
+                    ) from None
                 if time.monotonic() > deadline:
                     raise ClusterError(
                         f"{self._address}: the job server has given no answer for "
@@ -255,6 +263,14 @@ class Jobs:
                         flush=True,
                     )
             time.sleep(ASK_AGAIN_S)
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError or ValueError where nothing listens at HOST:PORT or ray://HOST:PORT: Ray
+    itself tries for half a minute, and warns in several lines."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.scheme in ("", "ray") and parts.port:
+        socket.create_connection((parts.hostname or "", parts.port), CONNECT_S).close()
 
 
 def new_id() -> str:
@@ -291,7 +307,7 @@ def _answer(call: Callable[[], Value], address: str, refusals: Sequence[str] = (
         client_side = 400 <= code < 500 and code not in ASKED_AGAIN
         if client_side or any(text in words for text in refusals):
             raise ClusterError(f"{address} refuses: {_inner_words(words)}") from None
-        raise _NoAnswer(first_words(error)) from None
+        raise _NoAnswer(first_words(error), busy=code >= 500 or code in ASKED_AGAIN) from None
 
 
 def _inner_words(words: str) -> str:
@@ -326,76 +342,3 @@ def on_local_cluster(command: Sequence[str], root: Path) -> int:
         return subprocess.run([sys.executable, *command], env=cluster.environment).returncode
     finally:
         cluster.stop()
-
-
-@dataclass(frozen=True)
-class Package:
-    """A zip file.
-
-    Attributes:
-        files: how many it holds.
-        size_bytes: of the zip file.
-        left_out: files above MAX_FILE_BYTES, relative to the folder.
-    """
-
-    path: Path
-    files: int
-    size_bytes: int
-    left_out: tuple[str, ...]
-
-
-def pack(folder: Path, into: Path) -> Package:
-    """Write `package.zip` into `into`, with what a job needs of `folder`.
-
-    Left out: hidden files and folders (.git, .venv, .env), outputs, caches, virtual environments,
-    datasets, keys, links, and files above MAX_FILE_BYTES.
-
-    Raises:
-        ConfigError: what is left is above MAX_BYTES.
-    """
-    kept: list[Path] = []
-    left_out: list[str] = []
-    for root, folders, names in os.walk(folder):
-        here = Path(root)
-        folders[:] = sorted(name for name in folders if not _is_data(here / name, FOLDERS))
-        for name in sorted(names):
-            path = here / name
-            if _is_data(path, FILES):
-                continue
-            if path.stat().st_size > MAX_FILE_BYTES:
-                left_out.append(str(path.relative_to(folder)))
-            else:
-                kept.append(path)
-    _require_small(folder, kept)
-    package = into / "package.zip"
-    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in kept:
-            entry = zipfile.ZipInfo(str(path.relative_to(folder)), MADE_AT)
-            entry.external_attr = (path.stat().st_mode & 0o777) << 16
-            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
-    return Package(package, len(kept), package.stat().st_size, tuple(left_out))
-
-
-def _is_data(path: Path, patterns: tuple[str, ...]) -> bool:
-    return (
-        path.name.startswith(".")
-        or any(fnmatch(path.name, pattern) for pattern in patterns)
-        or path.is_symlink()
-        or (path / "pyvenv.cfg").exists()
-    )
-
-
-def _require_small(folder: Path, kept: list[Path]) -> None:
-    total = 0
-    by_folder: dict[str, int] = {}
-    for path in kept:
-        size, top = path.stat().st_size, path.relative_to(folder).parts[0]
-        total += size
-        by_folder[top] = by_folder.get(top, 0) + size
-    if total > MAX_BYTES:
-        largest = max(by_folder, key=lambda name: by_folder[name])
-        raise ConfigError(
-            f"{folder}: {total / 2**20:,.0f} MiB would be copied to every node, above "
-            f"{MAX_BYTES // 2**20}; move {largest} ({by_folder[largest] / 2**20:,.0f} MiB) "
-            "elsewhere, or submit from the folder of the code"
-        )

@@ -4,6 +4,7 @@ The loop alone: a step is in step.py, DeepSpeed in engine.py, what a run saves i
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipelines.train.distributed import TrainingModel
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.gpu import require_gpu
 from pipelines.train.held_out import HeldOutSet
-from pipelines.train.identity import BEHAVIOURS
+from pipelines.train.identity import BEHAVIOURS, recipe
 from pipelines.train.ingest import Loader, iter_batches
 from pipelines.train.inputs import Sender, sent_ahead
 from pipelines.train.log import RunLog
@@ -46,6 +47,7 @@ class TrainJob:
     plan: EpochPlan
     total_steps: int
     dataset_fingerprint: str
+    decontamination: Mapping[str, Any]  # of the dataset's configuration
     run_id: str
     held_out: HeldOutSet | None = None
     subset: Subset | None = None
@@ -60,6 +62,8 @@ class TrainJob:
         return {
             "dataset": self.config.dataset,
             "dataset_fingerprint": self.dataset_fingerprint,
+            "decontamination": dict(self.decontamination),
+            "recipe": recipe(self.config, self.model, self.dataset_fingerprint),
             "mlflow_run_id": self.run_id,
             "global_batch": self.config.global_batch,
             "behaviours": numbers(BEHAVIOURS),
@@ -176,6 +180,7 @@ def train_worker(settings: dict[str, Any]) -> int:
             guard.settle()
             saver.save(step, losses_of(metrics))
     profiler.close()
+    notices.close()
     finished = step == job.total_steps
     final = storage.join(config.output, FINAL) if finished else None
     saver.close(final, losses_of(metrics))

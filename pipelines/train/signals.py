@@ -39,6 +39,8 @@ class Notices:
         self._profile = False
         self._agreed: Late | None = None
         self.profile_asked = False
+        self._reads_board = dist.get_rank() == 0
+        self._stopped = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def agree(self) -> Notice:
@@ -56,13 +58,17 @@ class Notices:
         self.profile_asked = bool(asked)
         return Notice(notice)
 
+    def close(self) -> None:
+        """Listen no longer: the process group and the board end with the run."""
+        self._stopped.set()
+
     def _listen(self) -> None:
-        stopped, looked = threading.Event(), 0.0
-        while not stopped.wait(LOOK_EVERY_S):
+        looked = 0.0
+        while not self._stopped.wait(LOOK_EVERY_S):
             # Answered for all workers together, so each asks equally often.
             if get_preemption_info() is not None:
                 self._heard = max(self._heard, Notice.NODE_LEAVES)
-            if dist.get_rank() == 0:
+            if self._reads_board:
                 self._heard = max(self._heard, ray.get(self._board.read.remote()))
                 if time.monotonic() - looked > LOOK_FOR_FILE_EVERY_S:
                     self._look_for_request()

@@ -22,6 +22,41 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.inputs import DeviceBatch
 
+# What a run logs, by name: every `log_every_steps` steps, over that interval.
+METRICS = {
+    "loss/total": "of the global batch, mean over the steps that were taken; the sum of its terms, "
+    "each times its weight in the model's `losses.weights`",
+    "loss/...": "a term of the loss by its name, unweighted",
+    "train/lr": "learning rate of the last step",
+    "train/epoch": "passes over the dataset, at the last step",
+    "train/samples_seen": "images trained on so far",
+    "train/gradient_norm": "of the whole gradient before clipping, mean",
+    "train/gradient_norm_max": "the same, largest",
+    "train/..._scale": "factor of the losses named, `part` or `whole`",
+    "train/..._bias": "bias of the losses named",
+    "train/step_s": "seconds per step",
+    "train/images_per_s": "of all workers",
+    "train/worker_images_per_s_min": "of the slowest worker",
+    "train/worker_images_per_s_median": "of the median worker",
+    "train/worker_images_per_s_max": "of the fastest worker",
+    "train/tokens_per_s": "of all workers, without padding",
+    "train/tokens_per_step": "of all workers, without padding",
+    "train/mfu": "useful FLOP (`python -m caft.model describe`) over the peak of all devices; the "
+    "tag `mfu_peak` says which peak, and whether it is published or was measured",
+    "train/input_wait_fraction": "share of the time spent waiting for data, mean of the workers",
+    "train/input_wait_fraction_max": "the same, of the worker that waited most",
+    "train/worker_skew": "largest less smallest time that workers compute on their own before "
+    "they first need each other, as a share of the interval",
+    "train/host_memory_gib": "resident memory of the worker with most",
+    "train/device_memory_gib": "peak of the interval, of the device with most",
+    "train/checkpoint_blocked_s": "seconds that steps waited for a checkpoint",
+    "train/checkpoint_write_s": "seconds that writing the checkpoint before took",
+    "train/skipped_steps": "steps left out as not finite, so far",
+    "train/overflowed_steps": "steps whose float16 gradients overflowed, so far",
+    "train/loss_scale": "of float16",
+    "eval/...": "held-out scores, at the step of their weights",
+    "system/...": "the machine of rank 0; GPUs too with `nvidia-ml-py` installed",
+}
 GIB = 2**30
 APPLIED = "applied"  # steps whose losses are in the sums
 # What a worker tells the others of its interval, beside its losses.

@@ -223,6 +223,7 @@ def test_superpixels_are_stored_and_read_by_the_model(ray_cluster, sources, tmp_
         assert len(np.unique(labels)) > 16
 
 
+@pytest.mark.slow
 def test_pairs_that_disagree_go_by_a_checkpoint(ray_cluster, sources, tmp_path):
     torch.manual_seed(0)
     save_weights(caft.create_model(tiny_config()), tmp_path / "checkpoint")

@@ -10,7 +10,6 @@ from caft.config import load_config, validate
 from pipelines.data.__main__ import COMMANDS
 from pipelines.data.config import DataConfig, SourceConfig, SourceKind
 from pipelines.data.dedup.pairs import choose_bands
-from pipelines.data.reasons import REASONS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -25,15 +24,6 @@ def table(text: str) -> list[list[str]]:
     """The cells of the lines of all tables, heads included."""
     lines = [line for line in text.splitlines() if re.match(r"\| [^-]", line)]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-
-
-def test_the_page_lists_every_reason_with_its_text():
-    _, *rows = table(section("Reasons"))
-    said = [
-        [f"`{name}`", reason.stage, reason.text, "yes" if reason.transient else ""]
-        for name, reason in REASONS.items()
-    ]
-    assert rows == said
 
 
 def test_the_page_has_every_kind_of_source_and_every_command():

@@ -77,6 +77,7 @@ def s3(monkeypatch):
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_throttled_s3_gets_the_same_set_kills_included(
     undisturbed, source, address, s3, tmp_path
 ):
@@ -180,6 +181,7 @@ def stopping_decoders(most: int):
                 decoder.kill()
 
 
+@pytest.mark.slow
 def test_a_chunk_that_hangs_is_started_again(undisturbed, source, tmp_path):
     config = small_config(tmp_path, [source], stall_timeout_s=3.0)
     with stopping_decoders(2) as stopped:

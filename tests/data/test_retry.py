@@ -149,6 +149,7 @@ def test_what_the_dataset_has_already_is_a_duplicate(ray_cluster, server, tmp_pa
     assert verify(config.output) == []
 
 
+@pytest.mark.slow
 def test_a_killed_retry_goes_on(ray_cluster, server, tmp_path):
     address = ray.get_runtime_context().gcs_address
     config = small_config(tmp_path, [listed(tmp_path, server)], chunk_rows=5)

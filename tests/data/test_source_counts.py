@@ -9,13 +9,14 @@ import struct
 import subprocess
 import sys
 import tarfile
+from itertools import pairwise
 from random import Random
 
 import pytest
 from sources_support import captions_of, image_bytes, read_rows, source, tar_bytes, write
 
 from caft.errors import DataError
-from pipelines.data.sources import read_container
+from pipelines.data.sources import LeftOut, read_container
 from pipelines.data.sources.check import check_source
 from pipelines.data.sources.tar_members import DamagedTar
 
@@ -262,3 +263,41 @@ def test_hostile_lists_end_in_one_line_or_rows(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert len(done.stdout.splitlines()) == len(HOSTILE)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_tar_that_is_cut_anywhere_gives_every_sample_once(tmp_path, seed):
+    """Long names in headers of their own, folders, hidden files, joined tars, and any borders."""
+    random = Random(seed)
+    stream = io.BytesIO()
+    for part in range(2):
+        with tarfile.open(fileobj=stream, mode="w", format=random.choice([0, 1, 2])) as tar:
+            for n in range(40):
+                stem = f"{part}/{n:05d}" + random.choice(["", "x" * random.randint(60, 90)])
+                if random.random() < 0.2:
+                    info = tarfile.TarInfo(f"{part}/folder{n}")
+                    info.type = tarfile.DIRTYPE
+                    tar.addfile(info)
+                for ending in random.sample(["png", "txt", "json", "cls"], 4):
+                    data = {"png": image_bytes(n), "txt": b"A dog."}.get(ending, b"{}")
+                    data += b" " * random.choice([0, 0, 3000]) if ending != "png" else b""
+                    info = tarfile.TarInfo(f"{stem}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+                if random.random() < 0.2:
+                    tar.addfile(tarfile.TarInfo(f"{part}/.hidden{n}"))
+    path = write(tmp_path / "a.tar", stream.getvalue())
+    config, left_out = source(path), LeftOut()
+    whole = [row["url"] for row in read_container(str(path), config, (), left_out)]
+    assert len(whole) == len(set(whole)) == 80
+    blocks = len(stream.getvalue()) // 512
+    edges = sorted({512 * random.randrange(1, blocks) for _ in range(random.choice([1, 5, 60]))})
+    found, hidden = [], LeftOut()
+    for start, end in pairwise([0, *edges, 2**62]):
+        rows = list(read_container(str(path), config, (), hidden, [start, end]))
+        keys = read_container(str(path), config, (), None, [start, end], images=False)
+        assert [row["url"] for row in keys] == [row["url"] for row in rows]
+        assert all(row["reason"] is None and row["data"] for row in rows)
+        found += [row["url"] for row in rows]
+    assert found == whole
+    assert hidden.rows == left_out.rows

@@ -103,6 +103,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(
     assert ours.manifest["counts"] == undisturbed.manifest["counts"]
 
 
+@pytest.mark.slow
 def test_the_output_may_be_on_s3(make_data_config, s3_bucket, dataset_folder, tmp_path):
     bucket, environment = s3_bucket
     output = f"s3://{bucket}/of_test_stage"  # servers of one process share their buckets

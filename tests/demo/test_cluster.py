@@ -78,6 +78,7 @@ def wait_for(port: int) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_job_runs_with_the_token_and_not_without(tmp_path, capfd):
     ports = Ports(gcs=6395, dashboard=8285, agent=52385, client=10000)
     processes = Processes(tmp_path / "pids.json")

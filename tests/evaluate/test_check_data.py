@@ -1,6 +1,5 @@
 """`--check-data` says what each benchmark has and lacks; so does its exit code."""
 
-import re
 from pathlib import Path
 
 import published_sets
@@ -87,16 +86,3 @@ def test_a_recipe_says_what_to_get_where_nothing_is_there(tmp_path, recipe, caps
         if isinstance(benchmark, PublishedConfig):
             assert benchmark.root.startswith(str(tmp_path))
             assert f"get it from {SETS[benchmark.set].source}" in printed
-
-
-def test_every_set_and_split_is_in_the_documentation():
-    text = (ROOT / "docs" / "benchmarks.md").read_text()
-    for name, known in SETS.items():
-        (row,) = [
-            line for line in text.splitlines() if re.match(rf"\| .*`{re.escape(name)}`", line)
-        ]
-        for split in known.splits:
-            assert f"`{split}`" in row, (name, split)
-        first = next(iter(known.splits.values()))
-        count = first.texts or first.images
-        assert count is None or f"{count:,}" in row, name

@@ -69,6 +69,7 @@ def test_a_rerun_with_other_scores_reads_stored_features(settings, tmp_path):
     assert logged["scenes/blended_t2i_r5_high"] == high
 
 
+@pytest.mark.slow
 def test_killed_encoders_change_nothing_but_time(settings, tmp_path):
     settings["report"] = {"images": 0, "retrievals": 0}
     undisturbed = json.loads((start(settings) / "metrics.json").read_text())["benchmarks"]
@@ -146,6 +147,7 @@ def test_a_series_and_another_model_side_by_side(settings, make_checkpoint, tmp_
     assert len(mlflow_runs(settings)[1]) == 2
 
 
+@pytest.mark.slow
 def test_several_captions_of_an_image_are_scored_as_such(settings, monkeypatch):
     """Each text looks for its image; an image is found by any of its own."""
     config = validate(EvaluateConfig, settings, "test").benchmarks[1]

@@ -53,6 +53,7 @@ def test_tasks_rank_as_one_process_does(ray_cluster, case):
     assert_same(ranked(case), rank_all(scorer, images, texts, owner, KINDS))
 
 
+@pytest.mark.slow
 def test_killed_workers_change_nothing_but_time(ray_cluster, case):
     undisturbed = ranked(case)
     killed, done = [], threading.Event()

@@ -17,6 +17,7 @@ def of_set(name, root, **more):
     return {"name": name, "set": name, "root": str(root), "partial": True, **more}
 
 
+@pytest.mark.slow
 def test_a_set_with_several_captions_an_image_gives_the_numbers_of_plain_calls(
     settings, tmp_path, ray_cluster, capsys
 ):

@@ -152,6 +152,7 @@ def test_a_flat_control_is_scored_localised_and_shown(
     assert f"Each heat map is {looked}" in page
 
 
+@pytest.mark.slow
 def test_a_model_of_crops_is_shown_crops_but_for_regions(settings, make_checkpoint, tmp_path):
     """Regions may lie outside a crop, so benchmarks of regions show the whole picture."""
     folders = {}

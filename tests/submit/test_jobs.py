@@ -24,6 +24,7 @@ class Server:
         self.jobs: dict[str, dict] = {}
         self.started: list[str] = []
         self.faults: list[tuple[int, str] | None] = []
+        self.is_new = False  # whether the first question stumbles too
         self.loses_answer = 0  # starts that happen and whose answer is a fault
         outer = self
 
@@ -46,7 +47,11 @@ class Server:
         self.address = f"http://127.0.0.1:{self.http.server_port}"
 
     def answer(self, handler, body) -> None:
-        if handler.path != "/api/version" and self.faults and not self.loses_answer:
+        if (
+            (handler.path != "/api/version" or self.is_new)
+            and self.faults
+            and not self.loses_answer
+        ):
             return self.reply(handler, self.faults.pop(0))
         if handler.path == "/api/version":
             known = {"ray_version": "2.60.0", "version": "4", "ray_commit": "", "session_name": ""}
@@ -168,3 +173,18 @@ def test_a_failure_that_another_try_would_meet_again_is_told_from_others(server)
     assert jobs.outcome(job) == Outcome.FAILED
     server.jobs[job] |= {"driver_exit_code": 2}
     assert jobs.outcome(job) == Outcome.REFUSED
+
+
+@pytest.mark.parametrize("fault", [GATEWAY, (429, "slow down")], ids=str)
+def test_a_new_server_that_is_busy_is_waited_for(fault, server):
+    server.is_new, server.faults = True, [fault] * 3
+    start(Jobs())
+    assert len(server.started) == 1
+
+
+@pytest.mark.parametrize("fault", [LOGIN, None], ids=str)
+def test_what_is_no_job_server_is_given_no_time(fault, server):
+    server.is_new, server.faults = True, [fault] * 2
+    with pytest.raises(ClusterError, match="no job server answers"):
+        Jobs()
+    assert len(server.faults) == 1

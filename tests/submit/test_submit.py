@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from caft.errors import ConfigError
+from pipelines import git
 from pipelines.submit.__main__ import job_environment, main
 from pipelines.submit.local_cluster import LOOPBACK, REPOSITORY, LocalCluster, Ports, Processes
 
@@ -60,6 +62,7 @@ def job_of(text: str) -> str:
     return next(line for line in text.splitlines() if "submit: job" in line).split()[-1]
 
 
+@pytest.mark.slow
 def test_a_chain_stops_at_what_fails_and_goes_on_from_there(submit, photographs, tmp_path):
     then = (
         f"train:configs/train/demo.yaml,output={tmp_path}/run,tracking.uri={photographs[-1][13:]}"
@@ -69,6 +72,9 @@ def test_a_chain_stops_at_what_fails_and_goes_on_from_there(submit, photographs,
     assert first.returncode == 2, first.stdout + first.stderr
     assert "files of" in first.stdout
     assert f"data: finished: {tmp_path}/set" in first.stdout
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    tracked = client.search_runs(["1"])[0].data
+    assert tracked.tags["git_revision"] == git.revision(REPOSITORY)
     assert "2 rows in split 'train' are fewer than global_batch 32" in first.stdout
     assert "train (2 of 2) ended with code 2" in first.stdout
 
@@ -123,6 +129,7 @@ def test_kubernetes_is_reached_through_kubectl(submit, tmp_path):
     assert 'kuberay:other: no token for this cluster: Error: secrets "other"' in unknown.stderr
 
 
+@pytest.mark.slow
 def test_a_local_cluster_comes_and_goes_with_the_command(submit, tmp_path):
     shutil.copy(REPOSITORY / RECIPE, tmp_path / "demo.yaml")
     sources = f"sources=[{{name: none, path: {tmp_path}/none.csv}}]"
@@ -142,21 +149,30 @@ def test_a_local_cluster_comes_and_goes_with_the_command(submit, tmp_path):
     [
         (["data", "configs/data/none.yaml"], "configs/data/none.yaml: no such configuration file"),
         (["data", RECIPE], "output: 'runs/demo/data' is relative"),
+        (["data", RECIPE, "output=/x", "tracking.uri=sqlite:///runs/a.db"],
+         "tracking.uri: 'sqlite:///runs/a.db' lies in the temporary working directory"),
         (["data", RECIPE, "output=/x", "--then", "evaluate"], "--then evaluate: must be STAGE"),
         (["list", "--cluster", "http://127.0.0.1:1"], "http://127.0.0.1:1: no job server answers"),
         (["list", "--cluster", "somewhere"], "somewhere: no job server answers"),
+        (["list", "--cluster", "ftp://x"], "ftp://x: no job server answers"),
+        (["list", "--cluster", "json://x"], "json://x: no job server answers"),
+        (["list", "--cluster", "http://x.invalid"], "http://x.invalid: no job server answers"),
+        (["list", "--cluster", "x.invalid:6379"], "x.invalid:6379: no job server answers"),
+        (["list", "--cluster", "127.0.0.1:1"], "127.0.0.1:1: no job server answers"),
         (["list", "--cluster", "local"], "--cluster local: this cluster ends with its command"),
-        (["list", "--cluster", ""], "--cluster: say local, an address as http://HEAD:8265, or"),
+        (["list", "--cluster", ""], "--cluster: say local, an address as http://HEAD:8265, kuberay"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(arguments, message, monkeypatch, capsys):
-    """Before any cluster is needed."""
+    """Before any cluster is needed, and at once."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("RAY_ADDRESS", "")  # set by the command, and restored
+    began = time.monotonic()
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
+    assert time.monotonic() - began < 15
 
 
 def test_a_job_that_is_not_known_is_named(submit):

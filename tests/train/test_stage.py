@@ -97,6 +97,7 @@ def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
         assert loss == pytest.approx(expected[step], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_superpixels_of_the_model_s_own_network(make_config, ray_cluster, tmp_path):
     """SFCN runs in the workers, stays as it was, and travels with the checkpoint."""
     superpixels = SuperpixelConfig(method="sfcn")
@@ -119,7 +120,11 @@ def test_superpixels_of_the_model_s_own_network(make_config, ray_cluster, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "traced"), [("clip_softmax", STEPS, ()), ("flair", 57, TRACED)]
+    ("name", "steps", "traced"),
+    [
+        ("clip_softmax", STEPS, ()),
+        pytest.param("flair", 57, TRACED, marks=pytest.mark.slow),
+    ],
 )
 def test_controls_train_in_the_same_stage(make_config, ray_cluster, tmp_path, name, steps, traced):
     control = tiny_controls()[name]
@@ -187,6 +192,7 @@ def test_another_configuration_is_refused_in_the_same_folder(finished, make_conf
         run(make_config(finished, "seed=1"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_checkpoint_of_another_run(finished, make_config, tmp_path):
     """As a cool-down does from a trunk; its final model is the average of weights."""
     before = finished / "checkpoints" / "step-00000008"
@@ -239,6 +245,7 @@ def test_a_start_that_does_not_serve_is_refused(finished, make_config, tmp_path)
         check(damaged, state)
 
 
+@pytest.mark.slow
 def test_a_run_into_a_bucket(finished, make_config, tmp_path, bucket):
     """Checkpoints, model and records in S3; on a cluster of its own, as anybody would start it."""
     output = f"{bucket}/first"

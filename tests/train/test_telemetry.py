@@ -1,6 +1,7 @@
 """What a run tells of itself: metrics in MLflow, checked against plan, clock and model."""
 
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipelines.train.ingest import Batch, index_row_groups
 from pipelines.train.inputs import Sender, sent_ahead
 from pipelines.train.loader import Loader
 from pipelines.train.plan import EpochPlan
-from pipelines.train.telemetry import TERA, Telemetry, published_rate
+from pipelines.train.telemetry import METRICS, TERA, Telemetry, published_rate
 
 STEPS, BATCH, EVERY = 12, 8, 2
 LOGGED = list(range(EVERY, STEPS + 1, EVERY))
@@ -115,6 +116,8 @@ def test_one_worker_alone_measures_its_own_steps(name):
         telemetry.add(bad, torch.tensor(torch.inf), skipped=torch.tensor(True))
         losses.append(loss)
     metrics = telemetry.take(step=2, lr=0.1)
+    documented = [name.replace("...", "*") for name in METRICS]
+    assert all(any(fnmatch(name, one) for one in documented) for name in metrics)
     assert metrics["loss/total"] == pytest.approx(np.mean([one.total.item() for one in losses]))
     assert {k for k in metrics if k.endswith("_scale")} == {
         f"train/{scale}_scale" for scale in model.scales()

@@ -23,15 +23,20 @@ BLOCK = 2**15  # comparisons at a time: their 8 bytes each stay in a core's cach
 
 
 def in_partition(digests: np.ndarray, index: int, count: int) -> np.ndarray:
-    """Which rows belong to partition `index` of `count`; equal digests share their partition.
+    """Which rows belong to partition `index` of `count`, as `in_partitions` says; bool (N,)."""
+    return in_partitions(digests, count) == index
+
+
+def in_partitions(digests: np.ndarray, count: int) -> np.ndarray:
+    """The partition of each row, of `count`; equal digests share theirs.
 
     Args:
         digests: (N,) of 16 bytes (`V16`), (N, 2) uint64, or (N,) uint64 perceptual hashes.
 
     Returns:
-        (N,) bool.
+        (N,) uint64.
     """
-    return _mixed(_words(digests)[:, 0]) % np.uint64(count) == index
+    return _mixed(_words(digests)[:, 0]) % np.uint64(count)
 
 
 def exact_duplicates(digests: np.ndarray, priority: np.ndarray, rows: np.ndarray) -> Pairs:

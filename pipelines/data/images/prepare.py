@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from pipelines.data.images import deep
 from pipelines.data.images.formats import FORMATS
+from pipelines.data.images.hashing import contrast, look, perceptual_hash, small_grey
+from pipelines.data.images.jpeg import junk_before, repaired
 
 if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig
@@ -22,22 +28,21 @@ if TYPE_CHECKING:
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG file with further pictures behind the first
 STORED_FORMATS = (*JPEG_FORMATS, "PNG", "WEBP")
 PLAIN_MODES = ("RGB", "L")
-PNG_BIT_DEPTH_AT = 24
 ORIENTATION_MARKS = (b"eXIf", b"EXIF", b"tiff:Orientation")  # of PNG, of WEBP, of XMP
 EXIF_ORIENTATION, UPRIGHT = 0x0112, 1
 HASHED_SIDE_PX = 64  # a JPEG that is kept as it came is decoded no further than to this
 UNUSUAL = "subsampling level"  # of colours, which libjpeg decodes and its short interface does not
+STRAY = re.compile(r"(\d+) extraneous bytes")  # which all decoders pass over
+MOST_STRAY_BYTES = 16
+# A moving picture that begins with less contrast is looked at for a frame that shows something.
+FAINT_CONTRAST = 8.0
+MOST_FRAMES, MOST_FRAME_PIXELS = 100, 100_000_000
 LITTLE = 1.25  # shrunk less, linear interpolation is as good as averaging, and five times as fast
 MAX_DETAIL_CHARS = 200
 # More than the pixels take without compression, and room for a colour profile and small EXIF data.
 STORED_BYTES_PER_PIXEL, STORED_EXTRA_BYTES = 4, 2**16
 
 Image.MAX_IMAGE_PIXELS = None  # config.max_pixels decides, before anything is decoded
-SIDE_PX, FREQUENCIES = 32, 8
-# Products of whole numbers below 2**53 are exact in float64, so that every machine and every
-# linear algebra library gives the same hash.
-BASIS_SCALE = 2**14
-PLACES = 1 << np.arange(FREQUENCIES**2, dtype=np.uint64)[::-1]
 
 
 class ImageRefused(Exception):
@@ -51,12 +56,15 @@ def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
     """What is stored of an encoded image.
 
     JPEG, PNG and WEBP files that are small enough, upright, opaque and of 8 bits stay as they
-    came. All else becomes a JPEG without metadata, its colours those of sRGB: shrunk, turned as
-    its EXIF says, on white where it is transparent, the first frame where it moves.
+    came; a JPEG without an end marker, with bytes between its segments or with far more than a
+    picture loses what is no picture. All else becomes a JPEG without metadata, its colours those
+    of sRGB: shrunk, turned as its EXIF says, on white where it is transparent, one frame where it
+    moves (the first, or one that shows something).
 
     Returns:
         image (bytes), width and height of it; original_width and original_height of `data` as
-        shown, that is after turning; sha256 (hex) of `data`; phash (64 bits); contrast, the
+        shown, that is after turning; sha256 (hex) of `data`; phash (64 bits) and look, by which it
+        is compared with others; contrast, the
         standard deviation of grey levels of a 32-px version (0 .. 127).
 
     Raises:
@@ -66,7 +74,8 @@ def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def hash_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    """phash of an encoded image, and mirrored_phash, that of the image mirrored left and right.
+    """phash and look of an encoded image, and mirrored_phash and mirrored_look, those of the image
+    mirrored left and right.
 
     Raises:
         ImageRefused: as `prepare_image` does.
@@ -94,16 +103,17 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
         width, height = height, width
     grey = small_grey(pixels)
     result = {
-        "image": data,
+        "image": stored,
         "width": width,
         "height": height,
         "original_width": width,
         "original_height": height,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(grey),
-        "contrast": float(cv2.meanStdDev(grey)[1][0, 0]),
+        "look": look(pixels, grey),
+        "contrast": contrast(grey),
     }
-    if not stored:
+    if stored is None:
         result |= {
             "image": _encode(pixels, config.jpeg_quality),
             "width": pixels.shape[1],
@@ -113,13 +123,20 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def _hash(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    grey = upright_grey(data, config)
-    return {"phash": perceptual_hash(grey), "mirrored_phash": perceptual_hash(grey[:, ::-1])}
+    pixels = upright_pixels(data, config)
+    grey, mirrored = small_grey(pixels), small_grey(pixels)[:, ::-1]
+    return {
+        "phash": perceptual_hash(grey),
+        "look": look(pixels, grey),
+        "mirrored_phash": perceptual_hash(mirrored),
+        "mirrored_look": look(np.ascontiguousarray(pixels[:, ::-1]), mirrored),
+    }
 
 
-def upright_grey(data: bytes, config: ImageConfig) -> np.ndarray:
-    """`small_grey` of an encoded image as it is shown. Raises nearly anything."""
-    return small_grey(_decode(open_picture(data, config), data, config.max_side_px)[0])
+def upright_pixels(data: bytes, config: ImageConfig) -> np.ndarray:
+    """Pixels of an encoded image as it is shown, enough for its hash and look. Raises nearly
+    anything."""
+    return _decode(open_picture(data, config), data, config.max_side_px)[0]
 
 
 def open_picture(data: bytes, config: ImageConfig) -> Image.Image:
@@ -128,49 +145,63 @@ def open_picture(data: bytes, config: ImageConfig) -> Image.Image:
     Raises:
         ImageRefused: not in one of FORMATS, or more than `max_pixels`.
     """
+    junk = junk_before(data)
+    picture: Image.Image
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data[junk:]), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ImageRefused("not_an_image", f"starts with {data[:16]!r}") from None
-    width, height = picture.size
-    if width * height > config.max_pixels:
-        raise ImageRefused("decompression_bomb", f"{width} x {height} pixels")
+        size = deep.tiff_size(data)
+        if size is not None:
+            _check_pixels(size, config)
+        opened = deep.open_tiff(data) if size is not None else None
+        if opened is None:
+            raise ImageRefused("not_an_image", f"starts with {data[:16]!r}") from None
+        picture = opened
+    _check_pixels(picture.size, config)
     return picture
 
 
-def _decode(picture: Image.Image, data: bytes, max_side_px: int) -> tuple[np.ndarray, int, bool]:
-    """Pixels, EXIF orientation, and whether the file is stored as it came.
+def _check_pixels(size: tuple[int, int], config: ImageConfig) -> None:
+    width, height = size
+    if width * height > config.max_pixels:
+        raise ImageRefused("decompression_bomb", f"{width} x {height} pixels")
+
+
+def _decode(
+    picture: Image.Image, data: bytes, max_side_px: int
+) -> tuple[np.ndarray, int, bytes | None]:
+    """Pixels, EXIF orientation, and the file that is stored without encoding pixels, if any.
 
     Pixels are grey (H, W) or RGB (H, W, 3), upright, no longer than `max_side_px`; those of a
-    JPEG file that is stored as it came are smaller and grey, enough for its hash.
+    JPEG file that is stored are smaller, enough for its hash.
     """
-    is_jpeg = picture.format in JPEG_FORMATS
-    plain = None if is_jpeg else _decode_plain(picture, data)
-    if not is_jpeg and plain is None:
-        picture.load()
-    orientation = UPRIGHT if plain is not None else _orientation(picture)
     longest = max(picture.size)
-    whole = plain is not None or (is_jpeg and picture.mode in PLAIN_MODES)
-    stored = whole and longest <= max_side_px and orientation == UPRIGHT
-    # A file that holds far more than a picture, such as megabytes of comments, is written anew.
-    stored = stored and len(data) <= most_bytes(*picture.size)
-    if stored and is_jpeg:
-        grey = _decode_jpeg(picture, data, "L", (HASHED_SIDE_PX, HASHED_SIDE_PX))
-        return grey, orientation, True
     if longest > max_side_px:  # rounded up, as libjpeg does where it shrinks
         width, height = (-(-side * max_side_px // longest) for side in picture.size)
     else:
         width, height = picture.size
-    if is_jpeg:
-        pixels = _decode_jpeg(picture, data, picture.mode, (width, height))
-    elif plain is not None:
-        pixels = plain
+    if picture.format in JPEG_FORMATS:
+        orientation = _orientation(picture)
+        plain = picture.mode in PLAIN_MODES and orientation == UPRIGHT
+        if plain and longest <= max_side_px:
+            least = (HASHED_SIDE_PX, HASHED_SIDE_PX)
+            pixels, file = _decode_jpeg(data, picture, picture.mode, least)
+            if file is not None:
+                return pixels, orientation, file
+        pixels, _ = _decode_jpeg(data, picture, picture.mode, (width, height))
     else:
-        pixels = _pixels(picture, (width, height))
-    if stored:
-        return pixels, orientation, True
+        opaque = _decode_plain(picture, data)
+        pixels = opaque if opaque is not None else _pixels(picture, data, (width, height))
+        orientation = UPRIGHT if opaque is not None else _orientation(picture)
+        if opaque is not None and longest <= max_side_px and _fits(data, picture):
+            return pixels, orientation, data
     pixels = _to_srgb(_shrink(pixels, width, height), picture.info.get("icc_profile"))
-    return _turn(pixels, orientation), orientation, False
+    return _turn(pixels, orientation), orientation, None
+
+
+def _fits(data: bytes, picture: Image.Image) -> bool:
+    """Whether a file holds no more than a picture: megabytes of comments are more."""
+    return len(data) <= most_bytes(*picture.size)
 
 
 def most_bytes(width: int, height: int) -> int:
@@ -192,46 +223,96 @@ def _decode_plain(picture: Image.Image, data: bytes) -> np.ndarray | None:
     RGB or grey; None for other files. OpenCV is faster than Pillow, and refuses damaged ones."""
     if picture.format not in STORED_FORMATS or picture.mode not in PLAIN_MODES:
         return None
-    deep = picture.format == "PNG" and data[PNG_BIT_DEPTH_AT] != 8
+    other_depth = picture.format == "PNG" and data[deep.PNG_BIT_DEPTH_AT] != 8
     moves = getattr(picture, "is_animated", False)
     turned = any(mark in data for mark in ORIENTATION_MARKS) and _orientation(picture) != UPRIGHT
-    if deep or moves or turned or picture.has_transparency_data:
+    if other_depth or moves or turned or picture.has_transparency_data:
         return None
     flags = cv2.IMREAD_COLOR_RGB if picture.mode == "RGB" else cv2.IMREAD_GRAYSCALE
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _decode_jpeg(
-    picture: Image.Image, data: bytes, mode: str, least: tuple[int, int]
-) -> np.ndarray:
+    data: bytes, picture: Image.Image, mode: str, least: tuple[int, int]
+) -> tuple[np.ndarray, bytes | None]:
     """Pixels of a JPEG file in a mode of Pillow's, shrunk by a power of two while they are decoded
-    if they stay at least of the size `least`, width and height."""
-    colours = {"L": "GRAY"}.get(mode, mode)
+    if they stay at least of the size `least`, width and height; and the file to store: as it came,
+    or without what is no picture, or None if that still is not clean.
+
+    Raises:
+        ValueError, OSError: the picture is not complete, or is damaged.
+    """
     factor = 8
     while factor > 1 and any(
         -(-side // factor) < low for side, low in zip(picture.size, least, strict=True)
     ):
         factor //= 2
-
-    width, height = (-(-side // factor) for side in picture.size)
+    smallest = [-(-side // factor) for side in picture.size]
+    clean = data[junk_before(data) :]
+    if _fits(clean, picture):
+        with suppress(ValueError, OSError, SyntaxError):
+            return _jpeg_pixels(clean, mode, smallest), clean
+    mended = repaired(clean)
+    if mended is None:
+        raise ValueError("the file ends before its picture does")
     try:
-        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height)
-    except ValueError as error:  # of warnings too: the picture is damaged
+        return _jpeg_pixels(mended, mode, smallest), mended if _fits(mended, picture) else None
+    except ValueError as error:
+        stray = STRAY.search(str(error))
+        if stray is None or int(stray[1]) > MOST_STRAY_BYTES:
+            raise
+    return _jpeg_pixels(mended, mode, smallest, strict=False), None
+
+
+def _jpeg_pixels(
+    data: bytes, mode: str, smallest: Sequence[int], strict: bool = True
+) -> np.ndarray:
+    """Raises ValueError or OSError over damage; `strict`: over anything that libjpeg warns of."""
+    width, height = smallest
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            {"L": "GRAY"}.get(mode, mode),
+            min_width=width,
+            min_height=height,
+            strict=strict,
+        )
+    except ValueError as error:
         if UNUSUAL not in str(error):
             raise
-        return np.asarray(picture.convert(mode))
+        return np.asarray(Image.open(io.BytesIO(data), formats=JPEG_FORMATS).convert(mode))
     if mode == "CMYK":
         return 255 - pixels  # all write it as Adobe does, inverted
     return pixels[:, :, 0] if mode == "L" else pixels
 
 
-def _pixels(picture: Image.Image, least: tuple[int, int]) -> np.ndarray:
-    """Grey, RGB or CMYK pixels of a picture that is loaded, averaged by a whole number if they stay
-    at least of the size `least`: memory then holds few large copies."""
-    if picture.mode.startswith("I"):  # 16 bits
-        picture = Image.fromarray((np.asarray(picture).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+def _pixels(picture: Image.Image, data: bytes, least: tuple[int, int]) -> np.ndarray:
+    """Grey, RGB or CMYK pixels of a picture that is no JPEG, averaged by a whole number if they
+    stay at least of the size `least`: memory then holds few large copies."""
+    picture.load()
+    if deep.is_deep(picture, data):
+        return _flat(deep.as_8_bits(picture, data), least)
+    pixels = _flat(picture, least)
+    frames = min(getattr(picture, "n_frames", 1), MOST_FRAMES)
+    most = contrast(small_grey(pixels)) if frames > 1 else FAINT_CONTRAST
+    if most >= FAINT_CONTRAST:
+        return pixels
+    for number in range(1, min(frames, MOST_FRAME_PIXELS // (picture.width * picture.height))):
+        try:
+            picture.seek(number)
+            frame = _flat(picture, least)
+        except (EOFError, OSError, SyntaxError, ValueError):  # damaged from here on
+            break
+        shows = contrast(small_grey(frame))
+        if shows > most:
+            pixels, most = frame, shows
+    return pixels
+
+
+def _flat(picture: Image.Image, least: tuple[int, int]) -> np.ndarray:
+    """`_pixels` of a picture of 8 bits, on white where it is transparent."""
     mode = picture.mode if picture.mode in ("L", "RGB", "CMYK") else "RGB"
-    mode = "L" if picture.mode in ("1", "F") else mode
+    mode = "L" if picture.mode == "1" else mode
     opaque = not picture.has_transparency_data
     picture = _in_mode(picture, mode if opaque else "RGBA")
     factor = min(side // low for side, low in zip(picture.size, least, strict=True))
@@ -299,28 +380,3 @@ def _encode(pixels: np.ndarray, quality: int) -> bytes:
     if pixels.ndim == 2:
         return simplejpeg.encode_jpeg(pixels[:, :, None], quality, "GRAY", "Gray")
     return simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
-
-
-def small_grey(pixels: np.ndarray) -> np.ndarray:
-    """The whole of an image, grey (H, W) or RGB (H, W, 3), as uint8 (32, 32)."""
-    grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
-
-
-def perceptual_hash(grey: np.ndarray) -> int:
-    """64-bit hash of `small_grey`'s result: which of its 8 x 8 lowest frequencies are above
-    their median. The hash of the mirrored image is that of `grey[:, ::-1]`."""
-    frequencies = (BASIS @ grey @ BASIS.T).ravel()
-    median = np.partition(frequencies, len(frequencies) // 2 - 1)[len(frequencies) // 2 - 1]
-    return int(PLACES[frequencies > median].sum())
-
-
-def _basis() -> np.ndarray:
-    """Rows of the cosine transform (8, 32), as whole numbers."""
-    places = (2 * np.arange(SIDE_PX) + 1) / (2 * SIDE_PX)
-    waves = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * places)
-    waves[0] /= np.sqrt(2)
-    return np.round(BASIS_SCALE * waves)
-
-
-BASIS = _basis()

@@ -87,6 +87,8 @@ def read_container(
     source: SourceConfig,
     extra_columns: Sequence[str] = (),
     left_out: LeftOut | None = None,
+    span: Sequence[int] | None = None,
+    images: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Stream the rows of one container, each with its image in `data`.
 
@@ -94,13 +96,17 @@ def read_container(
     dataset keep their URL, key and sentences, and carry `original_width` and `original_height` in
     pixels.
 
+    Args:
+        span: first byte and end of a part of a tar.
+        images: whether to read them; without, the rows are the same in number and order.
+
     Raises:
         DataError: a container that is damaged or ends early.
     """
     left_out = LeftOut() if left_out is None else left_out
     if paths.suffix(path) not in SUFFIXES["embedded"]:
-        yield from read_tar(path, source, extra_columns, left_out)
+        yield from read_tar(path, source, extra_columns, left_out, span, images)
     elif detect_kind(source) == "dataset":
-        yield from read_part(path, source)
+        yield from read_part(path, source, images)
     else:
-        yield from read_embedded(path, source, extra_columns, left_out)
+        yield from read_embedded(path, source, extra_columns, left_out, images)

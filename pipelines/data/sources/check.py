@@ -4,16 +4,19 @@ Before the plan; the same rows are read and judged here as the stage reads and j
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from caft.errors import DataError
 from pipelines import storage
 from pipelines.data.config import SourceConfig
+from pipelines.data.join.values import JOINABLE, caption_list, image_fields, image_value, no_row
 from pipelines.data.sources import list_containers, parse_rows, paths, read_container, read_tables
 from pipelines.data.sources.beside import JSON_ENDING, TEXT_ENDINGS
 from pipelines.data.sources.detect import CONTAINERS, detect_kind, source_files
 from pipelines.data.sources.encodings import guess_encoding, too_many
+from pipelines.data.sources.places import read_bytes
 from pipelines.data.sources.tar_members import read_members
 from pipelines.data.sources.tars import endings_in_order
 
@@ -39,7 +42,19 @@ def check_source(source: SourceConfig) -> None:
         raise DataError(f"{source.path}: url_column is set, but a {kind} has no columns of URLs")
     if kind in ("sharegpt4v", "dataset") and source.caption_columns is not None:
         raise DataError(f"{source.path}: caption_columns is set, but a {kind} has its own captions")
-    rows = list(_first_rows(source, kind))
+    if source.captions_from is not None and kind == "sharegpt4v":
+        raise DataError(f"{source.path}: captions_from is set, but a {kind} has its own captions")
+    if source.captions_from is not None:
+        captions = caption_list(source)
+        # A key or a file's name need not lead anywhere.
+        _check_rows(captions, () if source.captions_from.on == "url" else ("bad_url",))
+    _check_rows(source)
+
+
+def _check_rows(source: SourceConfig, usable: Sequence[str] = ()) -> None:
+    """Raises DataError if too many of a source's first rows have a reason but those in `usable`."""
+    kind = detect_kind(source)
+    rows = [row if row[0] not in usable else (None, "") for row in _first_rows(source, kind)]
     if not rows:
         where = list_containers(source)[0] if kind in CONTAINERS else source.path
         raise DataError(f"{where}: no row in it; give a source with at least one image")
@@ -58,19 +73,28 @@ def check_source(source: SourceConfig) -> None:
 
 
 def _first_rows(source: SourceConfig, kind: str) -> Iterator[tuple[str | None, str]]:
-    """Reason and detail of each."""
+    """Reason and detail of each, before captions are joined."""
+    for row in islice(_read_first(source, kind), CHECKED_ROWS):
+        reason, detail = row["reason"], row["detail"]
+        if source.captions_from is not None and reason in (None, *JOINABLE):
+            value = image_value(row["url"], row["columns"], source)
+            missing = None if value is not None else no_row(None, source)
+            reason = missing and missing["reason"]
+            detail = f"{missing['detail']}: {detail}" if missing else ""
+        yield reason, detail
+
+
+def _read_first(source: SourceConfig, kind: str) -> Iterator[dict[str, Any]]:
+    extra = image_fields(source)
     if kind in CONTAINERS:
         count = 1 if kind == "dataset" else CHECKED_SAMPLES
-        rows = (row for path in list_containers(source) for row in read_container(path, source))
-        yield from ((row["reason"], row["detail"]) for row in islice(rows, count))
+        containers = list_containers(source)
+        rows = (row for path in containers for row in read_container(path, source, extra))
+        yield from islice(rows, count)
         return
-    left = CHECKED_ROWS
-    for table in read_tables(source):
-        for row in parse_rows(table.slice(0, left), source):
-            left -= 1
-            yield row["reason"], row["detail"]
-        if left <= 0:
-            return
+    for table in read_tables(source, extra):
+        for start in range(0, len(table), CHECKED_ROWS):
+            yield from parse_rows(table.slice(start, CHECKED_ROWS), source)
 
 
 def _shown(reasons: Counter[str], rows: list[tuple[str | None, str]]) -> str:
@@ -95,6 +119,8 @@ def _advice(source: SourceConfig, kind: str, reasons: Counter[str]) -> str:
         return "; fix the list, set its delimiter or quoting, or name its kind"
     if worst == "bad_url":
         return "; name the right column in url_column, or set image_root"
+    if worst == "no_caption_row":
+        return "; name what it has in captions_from.image_field"
     if worst == "no_caption":
         return "; name the right ones in caption_columns"
     return ""
@@ -108,7 +134,7 @@ def _odd_bytes(source: SourceConfig, kind: str) -> bytes:
         endings = tuple(f".{ending}" for ending in (*TEXT_ENDINGS, JSON_ENDING))
         files = (file for found in paths.walk(source.path) for file in found)
         texts = (file.path for file in files if file.path.lower().endswith(endings))
-        return b"\n".join(storage.read_bytes(path) for path in islice(texts, CHECKED_SAMPLES))
+        return b"\n".join(read_bytes(path) for path in islice(texts, CHECKED_SAMPLES))
     lines = paths.head(source_files(source)[0].path).split(b"\n")
     return b"\n".join(line for line in lines if not line.isascii())[:GUESSED_BYTES]
 
@@ -117,7 +143,8 @@ def _odd_members(path: str) -> bytes:
     endings = tuple(f".{ending}" for ending in (*TEXT_ENDINGS, JSON_ENDING))
     found = b""
     with paths.open_stream(path) as stream:
-        for _, data in read_members(stream, path, lambda name: 2**20 * name.endswith(endings) - 1):
+        limit = lambda name: 2**20 * name.endswith(endings) - 1  # noqa: E731
+        for _, _, data in read_members(stream, path, limit):
             if data is not None and not data.isascii():
                 found += data + b"\n"
             if len(found) > GUESSED_BYTES:

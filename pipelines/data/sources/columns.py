@@ -137,13 +137,13 @@ def choose_columns(
 def caption_columns(
     source: SourceConfig, path: str, names: Sequence[str]
 ) -> dict[str, CaptionKind]:
-    """Caption column -> kind, of those that are there.
+    """Caption column -> kind, of those that are there; none where captions are joined.
 
     Raises:
         DataError: there is none.
     """
     found = caption_kinds(source, names)
-    if found:
+    if found or source.captions_from is not None:
         return found
     if source.caption_columns is None:
         raise DataError(
@@ -158,7 +158,10 @@ def caption_columns(
 
 
 def caption_kinds(source: SourceConfig, names: Iterable[str]) -> dict[str, CaptionKind]:
-    """Those of `names` that are caption columns, with their kinds."""
+    """Those of `names` that are caption columns, with their kinds; none where captions are
+    joined."""
+    if source.captions_from is not None:
+        return {}
     if source.caption_columns is not None:
         present = set(names)
         return {name: kind for name, kind in source.caption_columns.items() if name in present}

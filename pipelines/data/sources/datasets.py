@@ -32,10 +32,12 @@ def count_rows(source: SourceConfig) -> int:
     return open_dataset(source.path).rows
 
 
-def read_part(path: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
-    """Stream a part's rows with their image; they keep their split unless the source sets one."""
+def read_part(path: str, source: SourceConfig, images: bool = True) -> Iterator[dict[str, Any]]:
+    """Stream a part's rows, with their image if asked; they keep their split unless the source
+    sets one."""
+    columns = [name for name in COLUMNS if images or name != "image"]
     with open_parquet(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=COLUMNS):
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             for stored in batch.to_pylist():
                 row = new_row(stored["url"], source)
                 row["key"] = stored["key"]
@@ -49,7 +51,7 @@ def read_part(path: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
                     }
                     for caption in stored["captions"]
                 ]
-                row["data"] = stored["image"]
+                row["data"] = stored.get("image")
                 row["original_width"] = stored["original_width"]
                 row["original_height"] = stored["original_height"]
                 yield row

@@ -17,7 +17,8 @@ from pipelines.data.sources.dialect import find_form, headerless_kind
 from pipelines.data.sources.embedded import image_column
 from pipelines.data.sources.json_arrays import array_kind
 from pipelines.data.sources.lists import PARQUET_MARK, list_form
-from pipelines.data.sources.parquet import open_parquet
+from pipelines.data.sources.parquet import is_record, open_parquet
+from pipelines.data.sources.tar_members import MARK, MARK_AT
 
 SUFFIXES: dict[SourceKind, tuple[str, ...]] = {
     "table": paths.TABLES,
@@ -31,7 +32,6 @@ SUFFIXES: dict[SourceKind, tuple[str, ...]] = {
 # `read_tables` and `parse_rows` all others.
 CONTAINERS = ("webdataset", "dataset", "embedded")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's image folders
-TAR_MARK, TAR_MARK_AT = b"ustar", 257
 
 
 def detect_kind(source: SourceConfig) -> SourceKind:
@@ -60,8 +60,14 @@ def source_files(source: SourceConfig) -> list[paths.File]:
 
 
 def source_identity(source: SourceConfig) -> list[str]:
-    """What tells whether a source changed: names and sizes of its files; a folder of images has
-    one digest of both for each folder in it."""
+    """What tells whether a source changed: names and sizes of its files and those of its captions;
+    a folder of images has one digest of both for each folder in it."""
+    captions = source.captions_from
+    theirs = [] if captions is None else paths.find_files(captions.path, paths.TABLES)
+    return _files_of(source) + [f"{file.path} {file.bytes}" for file in theirs]
+
+
+def _files_of(source: SourceConfig) -> list[str]:
     if detect_kind(source) != "folder":
         return [f"{file.path} {file.bytes}" for file in source_files(source)]
     return [
@@ -76,6 +82,7 @@ def _kind_of_folder(source: SourceConfig) -> SourceKind:
     path = source.path
     if storage.exists(storage.join(path, MANIFEST)):
         return "dataset"
+    records: list[str] = []
     for files in paths.walk(path):
         endings = {paths.suffix(file.path) for file in files}
         if endings.intersection(SUFFIXES["webdataset"]):
@@ -85,12 +92,22 @@ def _kind_of_folder(source: SourceConfig) -> SourceKind:
         if endings.intersection((*IMAGES, *UNREAD)):
             return "folder"
         lists = [file for file in files if paths.is_one_of(file.path, paths.TABLES)]
-        if lists:
+        if lists and not _is_record_of_files(lists[0].path, source):
             return _kind_of_file(lists[0].path, source)
+        records += [file.path for file in lists]
+    if records:
+        return _kind_of_file(records[0], source)
     raise DataError(
         f"{path}: neither a dataset of ours nor images, tars or lists in this folder; "
         f"lists are {', '.join(paths.TABLES)} files"
     )
+
+
+def _is_record_of_files(path: str, source: SourceConfig) -> bool:
+    """Whether a list is img2dataset's notes on a folder of images, which is walked next."""
+    if paths.suffix(path) != ".parquet" or not is_record(path):
+        return False
+    return paths.is_folder(path.removesuffix(".parquet"))
 
 
 def _is_metadata(file: paths.File) -> bool:
@@ -102,7 +119,7 @@ def _kind_of_file(path: str, source: SourceConfig) -> SourceKind:
     if ending in SUFFIXES["webdataset"]:
         return "webdataset"
     head = paths.head(path, 1024)
-    if head[TAR_MARK_AT:].startswith(TAR_MARK):
+    if head[MARK_AT:].startswith(MARK):
         return "webdataset"
     if ending not in (*paths.TABLES, ".json") and not _is_list(path, head, source):
         if ending == ".txt":

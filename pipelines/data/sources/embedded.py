@@ -19,7 +19,13 @@ from pipelines.data.sources.columns import (
     is_known_url,
 )
 from pipelines.data.sources.files import MAX_IMAGE_BYTES
-from pipelines.data.sources.parquet import as_texts, open_parquet, partitions_of, require_types
+from pipelines.data.sources.parquet import (
+    RECORD,
+    as_texts,
+    open_parquet,
+    partitions_of,
+    require_types,
+)
 from pipelines.data.sources.rows import new_row, set_texts
 
 BATCH_ROWS = 64
@@ -60,9 +66,13 @@ def image_column(schema: pa.Schema, source: SourceConfig) -> str | None:
 
 
 def read_embedded(
-    path: str, source: SourceConfig, extra: Sequence[str], left_out: LeftOut
+    path: str,
+    source: SourceConfig,
+    extra: Sequence[str],
+    left_out: LeftOut,
+    with_images: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Stream a file's rows with their image; the URL is `path::number`, from 0.
+    """Stream a file's rows, with their image if asked; the URL is `path::number`, from 0.
 
     Raises:
         DataError: corrupt Parquet, no column of images or of captions.
@@ -79,13 +89,23 @@ def read_embedded(
         left_out.add(others, columns)
         partitions = partitions_of(path)
         number = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns.names):
+        wanted = [name for name in columns.names if with_images or name != image]
+        is_record = RECORD.issubset(schema.names)  # rows that it did not fetch are read elsewhere
+        wanted += ["status"] if is_record and "status" not in wanted else []
+        for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
             table = pa.Table.from_batches([batch])
-            texts, complaints = as_texts(table.drop_columns([image]), columns)
-            images = table[image].to_pylist()
-            for n, cells in enumerate(texts.to_pylist()):
+            images: list[Any] = [None] * len(batch)
+            if with_images:
+                images = table[image].to_pylist()
+                table = table.drop_columns([image])
+            failed = [is_record and said != "success" for said in _column(table, "status")]
+            texts, complaints = as_texts(table, columns)
+            rows = texts.to_pylist() if texts.num_columns else [{}] * len(images)
+            for n, cells in enumerate(rows):
                 row = new_row(f"{path}::{number}", source)
                 number += 1
+                if failed[n]:
+                    continue
                 row["columns"] = {
                     name: _text(cells.get(name, partitions.get(name)))
                     for name in extra
@@ -120,6 +140,10 @@ def _is_binary(kind: pa.DataType) -> bool:
     return (
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
     )
+
+
+def _column(table: pa.Table, name: str) -> list[Any]:
+    return table[name].to_pylist() if name in table.column_names else [None] * len(table)
 
 
 def _text(value: Any) -> str:

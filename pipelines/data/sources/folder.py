@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import storage
 from pipelines.data.config import SourceConfig
 from pipelines.data.images.formats import IMAGES, UNREAD
 from pipelines.data.sources import paths
 from pipelines.data.sources.beside import JSON_ENDING, TEXT_ENDINGS, look_beside
 from pipelines.data.sources.cells import cell_strings
 from pipelines.data.sources.columns import LeftOut
+from pipelines.data.sources.places import read_bytes
 from pipelines.data.sources.raw import RAW_SCHEMA, in_batches
 
 BATCH_ROWS = 1024
@@ -73,7 +73,7 @@ def _row(found: Found, source: SourceConfig, extra: Sequence[str]) -> dict[str, 
     if f".{ending}" in UNREAD:
         return row | {"reason": "not_an_image", "detail": f"the format .{ending} is not read"}
     files = {
-        name: storage.read_bytes(file.path) if file.bytes <= MAX_TEXT_BYTES else None
+        name: read_bytes(file.path) if file.bytes <= MAX_TEXT_BYTES else None
         for name, file in texts.items()
     }
     beside = look_beside(ending, files, source, extra)

@@ -12,16 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caft.errors import DataError
-from pipelines import storage
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
 from pipelines.data.sources.cells import SPEAKER_FIELDS, TEXT_FIELDS
 from pipelines.data.sources.columns import Columns, LeftOut, choose_columns
+from pipelines.data.sources.places import open_random
 from pipelines.data.sources.raw import TEXTS, caption_cells, to_raw, with_complaints
 
 BATCH_ROWS = 8192
 # Column chunks are read piecewise: one may be gigabytes.
 BUFFER_BYTES = 2**20
+RECORD = frozenset(("url", "key", "status", "error_message"))
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -65,13 +66,18 @@ def parse_parquet(
 
 @contextmanager
 def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    fs, inner = storage.filesystem(path)
     with (
         paths.reading(path, "corrupt Parquet"),
-        fs.open_input_file(inner) as stream,
+        open_random(path) as stream,
         pq.ParquetFile(stream, buffer_size=BUFFER_BYTES, pre_buffer=False) as file,
     ):
         yield file
+
+
+def is_record(path: str) -> bool:
+    """Whether a Parquet file is img2dataset's: each URL with what became of it."""
+    with open_parquet(path) as file:
+        return RECORD.issubset(file.schema_arrow.names)
 
 
 def partitions_of(path: str) -> dict[str, str | None]:

@@ -1,22 +1,33 @@
-"""Finds the files of a source: a file, a folder, a glob or a brace pattern, wherever they lie.
-Also the one place that turns an unreadable file into the line that a user gets."""
+"""Says which files a source has: a file, a folder, a glob or a brace pattern, wherever they lie.
+Above `places`, which asks the filesystems; opens files as streams of what they hold."""
 
 from __future__ import annotations
 
-import fnmatch
 import lzma
 import os
-import re
-import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.fs as pafs
+from braceexpand import braceexpand
 
 from caft.errors import DataError
 from pipelines import storage
+from pipelines.data.sources.places import (
+    READERS,
+    File,
+    full_path,
+    glob,
+    is_web,
+    list_folder,
+    look_up,
+    one_line,
+    open_file,
+    reading,
+)
+
+__all__ = ["File", "full_path", "list_folder", "one_line", "reading"]
 
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 # How files start that are packed, whatever their names say.
@@ -29,19 +40,14 @@ MARKS = (
 )
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".jsonlines", ".parquet", ".pq")
 HEAD_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a source."""
-
-    path: str
-    bytes: int
+MAGIC = "*?["
 
 
 def suffix(path: str) -> str:
     """The file's suffix in lower case, without that of a compression: `.csv` of `a.CSV.gz`."""
     name = path.lower()
+    if is_web(path):
+        name = name.partition("?")[0]
     ending = os.path.splitext(name)[1]
     if ending in PACKED:
         ending = os.path.splitext(name.removesuffix(ending))[1]
@@ -50,15 +56,12 @@ def suffix(path: str) -> str:
 
 def codec(path: str) -> str | None:
     """How a file is compressed, by its first bytes."""
-    fs, inner = storage.filesystem(path)
-    with reading(path), fs.open_input_file(inner) as file:
-        return _codec(file.read(8))
+    with open_packed(path) as (_, packed):
+        return packed
 
 
 def is_folder(path: str) -> bool:
-    fs, inner = storage.filesystem(path)
-    with reading(path):
-        return fs.get_file_info(inner).type == pafs.FileType.Directory
+    return isinstance(look_up(path), str)
 
 
 def find_files(path: str, suffixes: tuple[str, ...] = ()) -> list[File]:
@@ -68,8 +71,8 @@ def find_files(path: str, suffixes: tuple[str, ...] = ()) -> list[File]:
         DataError: a file or folder that is not there, or a pattern that matches nothing.
     """
     expanded = _expand_braces(path)
-    if len(expanded) > 1 and not any(sign in path for sign in "*?["):
-        return _look_up(expanded)
+    if len(expanded) > 1 and not any(sign in path for sign in MAGIC):
+        return _look_up_all(expanded)
     found = [file for one in expanded for file in _find(one, suffixes)]
     if not found:
         wanted = f" of {', '.join(suffixes)}" if suffixes else ""
@@ -77,28 +80,9 @@ def find_files(path: str, suffixes: tuple[str, ...] = ()) -> list[File]:
     return found
 
 
-def list_folder(path: str) -> tuple[list[File], list[str]]:
-    """The files and the folders directly in a folder, each sorted, as full paths."""
-    fs, inner = storage.filesystem(path)
-    with reading(path):
-        infos = fs.get_file_info(pafs.FileSelector(inner))
-    infos.sort(key=lambda info: info.path)
-    prefix = storage.outer_prefix(path)
-    files = [
-        File(prefix + info.path, info.size) for info in infos if info.type == pafs.FileType.File
-    ]
-    folders = [prefix + info.path for info in infos if info.type == pafs.FileType.Directory]
-    return files, folders
-
-
 def walk(path: str) -> Iterator[list[File]]:
     """The files of a folder and of all below it, one list per folder, in a fixed order."""
     yield from _walk(path, set())
-
-
-def full_path(path: str) -> str:
-    """`path` as it is from anywhere."""
-    return storage.outer_prefix(path) + storage.filesystem(path)[1]
 
 
 def parent(path: str) -> str:
@@ -122,15 +106,19 @@ def head(path: str, size: int = HEAD_BYTES) -> bytes:
 @contextmanager
 def open_stream(path: str) -> Iterator[pa.NativeFile]:
     """A file from its start, uncompressed on the way; errors as in `reading`."""
-    fs, inner = storage.filesystem(path)
-    with reading(path), fs.open_input_file(inner) as file:
-        packed = _codec(file.read(8))
-        file.seek(0)
+    with open_packed(path) as (file, packed):
         if packed is None:
             yield file
             return
         with unpacked(file, packed, path) as stream:
             yield stream
+
+
+@contextmanager
+def open_packed(path: str) -> Iterator[tuple[pa.NativeFile, str | None]]:
+    """A file from its start as it is stored, and how it is compressed; errors as in `reading`."""
+    with reading(path), open_file(path) as (file, mark):
+        yield file, _codec(mark)
 
 
 def unpacked(file: pa.NativeFile, packed: str, path: str) -> pa.NativeFile:
@@ -142,55 +130,39 @@ def unpacked(file: pa.NativeFile, packed: str, path: str) -> pa.NativeFile:
     return pa.CompressedInputStream(file, packed)
 
 
-@contextmanager
-def reading(path: str, kind: str = "not a readable list") -> Iterator[None]:
-    """Turns what goes wrong while `path` is read into a DataError of one line."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except PermissionError:
-        raise DataError(f"{path}: no permission to read it; check its owner and mode") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: {kind}: {one_line(error)}") from None
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        credentials = "; check its credentials and its region" if "://" in path else ""
-        raise DataError(f"{path}: cannot be read: {one_line(error)}{credentials}") from None
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _look_up(expanded: list[str]) -> list[File]:
-    """Many files by listing their folders, which takes fewer requests than asking for each."""
-    listed = {folder: list_folder(folder)[0] for folder in dict.fromkeys(map(parent, expanded))}
-    there = {file.path: file for files in listed.values() for file in files}
-    for path in expanded:
-        if full_path(path) not in there:
-            raise DataError(f"{path}: no such file")
-    return [there[full_path(path)] for path in expanded]
-
-
-def _find(path: str, suffixes: tuple[str, ...]) -> list[File]:
-    fs, inner = storage.filesystem(path)
-    with reading(path):
-        info = fs.get_file_info(inner)
-    if info.type == pafs.FileType.File:
-        return [File(full_path(path), info.size)]
-    if info.type == pafs.FileType.Directory:
-        direct = [file for file in list_folder(path)[0] if is_one_of(file.path, suffixes)]
-        return direct or [  # such as Hive's: `lang=en/part-0.parquet`
-            file for files in walk(path) for file in files if is_one_of(file.path, suffixes)
-        ]
-    if any(sign in path for sign in "*?["):
-        return _glob(path, inner)
-    raise DataError(f"{path}: no such file")
-
-
 def is_one_of(path: str, suffixes: tuple[str, ...]) -> bool:
     """Whether a file has one of the suffixes and is none that Spark and others hide."""
     return suffix(path) in suffixes and os.path.basename(path)[:1] not in "._"
+
+
+def _look_up_all(expanded: list[str]) -> list[File]:
+    """Many files by listing their folders, which takes fewer requests than asking for each; a web
+    server need not list any."""
+    if is_web(expanded[0]):
+        with ThreadPoolExecutor(READERS) as readers:
+            there = dict(zip(expanded, readers.map(look_up, expanded), strict=True))
+    else:
+        folders = dict.fromkeys(map(parent, expanded))
+        listed = {file.path: file for folder in folders for file in list_folder(folder)[0]}
+        there = {path: listed.get(full_path(path)) for path in expanded}
+    for path, file in there.items():
+        if not isinstance(file, File):
+            raise DataError(f"{path}: no such file")
+    return [file for file in there.values() if isinstance(file, File)]
+
+
+def _find(path: str, suffixes: tuple[str, ...]) -> list[File]:
+    found = look_up(path)
+    if isinstance(found, File):
+        return [found]
+    if found is not None:
+        direct = [file for file in list_folder(found)[0] if is_one_of(file.path, suffixes)]
+        return direct or [  # such as Hive's: `lang=en/part-0.parquet`
+            file for files in walk(found) for file in files if is_one_of(file.path, suffixes)
+        ]
+    if any(sign in path for sign in MAGIC):
+        return glob(path)
+    raise DataError(f"{path}: no such file")
 
 
 def _codec(mark: bytes) -> str | None:
@@ -199,48 +171,12 @@ def _codec(mark: bytes) -> str | None:
     return next((name for start, name in MARKS if mark.startswith(start)), None)
 
 
-def _glob(path: str, inner: str) -> list[File]:
-    """Files that match a pattern; `*` stays within a folder, `**` goes below it."""
-    base = re.split(r"[*?\[]", inner)[0].rsplit("/", 1)[0]
-    fs, _ = storage.filesystem(path)
-    with reading(path):
-        infos = fs.get_file_info(pafs.FileSelector(base, allow_not_found=True, recursive=True))
-    pattern, prefix = re.compile(_glob_expression(inner)), storage.outer_prefix(path)
-    return sorted(
-        (
-            File(prefix + info.path, info.size)
-            for info in infos
-            if info.type == pafs.FileType.File and pattern.fullmatch(info.path)
-        ),
-        key=lambda file: file.path,
-    )
-
-
-def _glob_expression(pattern: str) -> str:
-    anywhere, inside = r"(?:.*/)?", "[^/]*"
-    parts = []
-    for part in re.split(r"(\*\*/|\*|\?|\[[^\]]*\])", pattern):
-        if part in ("**/", "*", "?"):
-            parts.append({"**/": anywhere, "*": inside, "?": "[^/]"}[part])
-        elif part.startswith("[") and part.endswith("]"):
-            parts.append(fnmatch.translate(part).removeprefix("(?s:").removesuffix(")\\Z"))
-        else:
-            parts.append(re.escape(part))
-    return "".join(parts)
-
-
 def _expand_braces(path: str) -> list[str]:
     """`a{00..02}.tar` and `a{x,y}.tar` as the paths they stand for."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", path)
-    if match is None:
+    try:
+        return list(braceexpand(path, escape=False))
+    except ValueError:  # a brace that stands alone
         return [path]
-    first, last, listed = match.groups()
-    if listed is not None:
-        values = listed.split(",")
-    else:
-        values = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    start, end = path[: match.start()], path[match.end() :]
-    return [expanded for value in values for expanded in _expand_braces(f"{start}{value}{end}")]
 
 
 def _walk(path: str, seen: set[str]) -> Iterator[list[File]]:

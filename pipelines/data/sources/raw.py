@@ -3,6 +3,7 @@ Readers of lists end here, with Arrow's kernels, so that millions of rows take s
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -84,6 +85,39 @@ def with_complaints(table: pa.Table, complaints: Sequence[str | None]) -> pa.Tab
     return pa.Table.from_pylist(rows, RAW_SCHEMA)
 
 
+def text_keys(texts: Iterable[str | None]) -> np.ndarray:
+    """The first 16 bytes (n,) of each text's SHA-256: of URLs the rows' keys, in binary."""
+    digests = (hashlib.sha256((text or "").encode()).digest()[:16] for text in texts)
+    return np.frombuffer(b"".join(digests), dtype="V16")
+
+
+def caption_characters(table: pa.Table) -> pa.Array:
+    """Characters of all captions of each row, int32."""
+    captions = table["captions"].combine_chunks()
+    texts = captions.flatten().field("text")
+    ends = np.cumsum(pc.utf8_length(texts.flatten()).to_numpy(zero_copy_only=False))
+    for lists in (texts, captions):  # totals up to the end of each cell, then of each row
+        lengths = pc.fill_null(lists.value_lengths(), 0).to_numpy()
+        ends = np.concatenate([[0], ends])[np.cumsum(lengths)]
+    return pa.array(np.diff(ends, prepend=0), pa.int32())
+
+
+def damaged_rows(table: pa.Table) -> pa.ChunkedArray:
+    """Which rows (n,) have a text with U+FFFD; a chunk rejects them, and nothing is merged with
+    them."""
+    damaged = pc.match_substring(table["url"], "\ufffd")
+    captions = table["captions"].combine_chunks()
+    texts = captions.flatten().field("text")
+    found = pc.indices_nonzero(pc.match_substring(texts.flatten(), "\ufffd"))
+    if not len(found):
+        return damaged
+    entries = pc.list_parent_indices(texts).take(found)
+    rows = pc.list_parent_indices(captions).take(entries)
+    return pc.or_(
+        damaged, pa.chunked_array([pc.is_in(pa.array(range(len(table))), rows.cast(pa.int64()))])
+    )
+
+
 def locate(value: str, root: str) -> tuple[str, str | None, str]:
     """Where the image of a list's value is: (URL or path, reason, detail).
 
@@ -124,6 +158,8 @@ def _locate_all(urls: pa.Array, root: str) -> tuple[pa.Array, pa.Array, pa.Array
 
 def _captions(table: pa.Table, columns: Columns, path: str) -> pa.Array:
     rows, names = table.num_rows, list(columns.captions)
+    if not names:  # they are joined from elsewhere
+        return pa.array([[]] * rows, CAPTIONS)
     cells = _interleave([_cells(table[name], name, path) for name in names])
     sources = [caption_source(name) for name in names]
     structs = pa.StructArray.from_arrays(

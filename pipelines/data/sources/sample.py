@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import storage
 from pipelines.data.config import SourceConfig
 from pipelines.data.sources import embedded, paths
 from pipelines.data.sources.columns import LeftOut, choose_columns
@@ -26,6 +25,7 @@ from pipelines.data.sources.json_arrays import parse_array
 from pipelines.data.sources.jsonl import look_at_lines, parse_jsonl
 from pipelines.data.sources.lists import list_form, read_list
 from pipelines.data.sources.parquet import open_parquet, parse_parquet
+from pipelines.data.sources.places import is_web, open_random
 from pipelines.data.sources.raw import RAW_SCHEMA
 from pipelines.data.sources.records import cut_records
 from pipelines.data.sources.rows import parse_rows
@@ -142,9 +142,9 @@ def _place(file: paths.File, block: int, form: str) -> tuple[paths.File, int]:
 
 def _form(path: str, source: SourceConfig, kind: str) -> str:
     """What a list file is, or FROM_START if it cannot be entered in its middle."""
-    if kind == "sharegpt4v" or paths.codec(path) is not None:
+    form = "array" if kind == "sharegpt4v" else list_form(path, source)
+    if form != "parquet" and (is_web(path) or paths.codec(path) is not None):
         return FROM_START
-    form = list_form(path, source)
     encoding = UTF8
     if form == "lines":
         encoding = look_at_lines(path, source).encoding
@@ -168,8 +168,7 @@ def _of_block(
     file: paths.File, source: SourceConfig, kind: str, offset: int, extra: Sequence[str]
 ) -> tuple[pa.Table, float]:
     """The rows that are wholly inside of a block of bytes, and how many bytes they are."""
-    fs, inner = storage.filesystem(file.path)
-    with paths.reading(file.path), fs.open_input_file(inner) as stream:
+    with paths.reading(file.path), open_random(file.path) as stream:
         stream.seek(offset)
         block = stream.read(BLOCK_BYTES)
     at_end = offset + len(block) >= file.bytes
@@ -223,9 +222,8 @@ def _first_of_file(
 ) -> tuple[pa.Table, float]:
     """The first rows of a file that cannot be entered in its middle, and how many of the file's
     bytes they are."""
-    path, codec = file.path, paths.codec(file.path)
-    fs, inner = storage.filesystem(path)
-    with paths.reading(path), fs.open_input_file(inner) as packed:
+    path = file.path
+    with paths.open_packed(path) as (packed, codec):
         stream = packed if codec is None else paths.unpacked(packed, codec, path)
         if kind == "sharegpt4v" or list_form(path, source) == "array":
             tables = parse_array(stream, path, source, extra, LeftOut())

@@ -6,13 +6,16 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from caft.errors import DataError
+from pipelines import storage
 from pipelines.data.sources import paths
 
 BLOCK = tarfile.BLOCKSIZE
+MARK, MARK_AT = b"ustar", 257
 MAX_HEADER_BYTES = 2**20  # of a long name, or of a header in the form of POSIX's pax
 PIECE_BYTES = 2**22
 NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -32,16 +35,31 @@ class DamagedTar(DataError):
     """A tar that is cut or no tar from some byte on; what was read before is good."""
 
 
+class Member(NamedTuple):
+    """A plain file in a tar: where its own header is, its name and bytes; None: too many."""
+
+    offset: int
+    name: str
+    data: bytes | None
+
+
 def read_members(
-    stream: pa.NativeFile, path: str, limit: Callable[[str], int]
-) -> Iterator[tuple[str, bytes | None]]:
-    """(name, bytes) of the plain files; no bytes: more than `limit(name)`. Links are left out.
+    stream: pa.NativeFile, path: str, limit: Callable[[str], int], start: int = 0
+) -> Iterator[Member]:
+    """The plain files, without the bytes of those with more than `limit(name)`. Links are left
+    out.
+
+    Args:
+        start: a multiple of 512; files whose header stands before it are passed over. The first
+            one's name may be cut if a longer one stands in a header of its own before `start`.
 
     Raises:
         DamagedTar: no tar, one that ends early, or headers that no writer makes.
     """
-    blocks = _Blocks(stream, path)
+    blocks = _Blocks(stream, path, start)
     try:
+        if start and not blocks.find_header():
+            return
         yield from _members(blocks, limit)
     except (tarfile.TarError, EOFError, OverflowError, UnicodeError, ValueError) as error:
         raise blocks.damaged(paths.one_line(error)) from None
@@ -51,12 +69,30 @@ def read_members(
         raise blocks.damaged(f"it ends early: {paths.one_line(error)}") from None
 
 
-def _members(blocks: _Blocks, limit: Callable[[str], int]) -> Iterator[tuple[str, bytes | None]]:
+def can_be_cut(path: str) -> bool:
+    """Whether headers are found from anywhere in a tar: it is not packed, and marks them."""
+    fs, inner = storage.filesystem(path)
+    with paths.reading(path), fs.open_input_file(inner) as stream:
+        return _is_header(stream.read(BLOCK))
+
+
+def _is_header(block: bytes) -> bool:
+    if block[MARK_AT : MARK_AT + len(MARK)] != MARK:
+        return False
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _members(blocks: _Blocks, limit: Callable[[str], int]) -> Iterator[Member]:
     name: str | None = None  # of the next member, where a header in front of it says so
     size: int | None = None
     sparse = False
     ended = False  # behind a mark of the end
     while header := blocks.header():
+        offset = blocks.position - BLOCK
         if header.count(0) == BLOCK:
             ended, name, size, sparse = True, None, None, False
             continue
@@ -81,12 +117,12 @@ def _members(blocks: _Blocks, limit: Callable[[str], int]) -> Iterator[tuple[str
                 blocks.sparse_map(header)
             plain = info.type in tarfile.REGULAR_TYPES and info.type != tarfile.GNUTYPE_SPARSE
             if plain and not sparse and inside <= limit(called):
-                yield called, blocks.data(inside)
+                yield Member(offset, called, blocks.data(inside))
                 blocks.files += 1
             elif info.type not in WITHOUT_DATA:
                 blocks.pass_over(inside)
                 if plain and not sparse:
-                    yield called, None
+                    yield Member(offset, called, None)
                     blocks.files += 1
             name, size, sparse = None, None, False
     if not ended:
@@ -107,12 +143,25 @@ def _fields(data: bytes) -> dict[str, str]:
 
 
 class _Blocks:
-    """A stream in blocks of 512 bytes."""
+    """A stream in blocks of 512 bytes; `position` is where the next one starts."""
 
-    def __init__(self, stream: pa.NativeFile, path: str) -> None:
+    def __init__(self, stream: pa.NativeFile, path: str, start: int) -> None:
         self._stream, self._path = stream, path
         self._buffer = b""
+        self._seeks = storage.is_local(path) and stream.seekable()
+        self.position = start
         self.files = 0
+        if start:
+            stream.seek(start)
+
+    def find_header(self) -> bool:
+        """Go on to the next header; False: there is none."""
+        while len(block := self._read(BLOCK)) == BLOCK:
+            if _is_header(block):
+                self._buffer = block + self._buffer
+                self.position -= BLOCK
+                return True
+        return False
 
     def damaged(self, why: str) -> DamagedTar:
         return DamagedTar(
@@ -148,6 +197,13 @@ class _Blocks:
             more = self.data(BLOCK)[504]
 
     def _skip(self, size: int) -> None:
+        if self._seeks and size > len(self._buffer) + PIECE_BYTES // 64:
+            # To the last block: that it is there shows that all before it are.
+            self.position += size - BLOCK
+            if self.position > self._stream.size():
+                raise tarfile.ReadError("it ends early")
+            self._stream.seek(self.position)
+            self._buffer, size = b"", BLOCK
         while size > 0:
             data = self._read(min(size, PIECE_BYTES))
             if not data:
@@ -161,4 +217,5 @@ class _Blocks:
                 break
             self._buffer += data
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        self.position += len(taken)
         return taken

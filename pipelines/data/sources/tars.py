@@ -28,16 +28,26 @@ Members = dict[str, tuple[str, bytes | None]]
 
 
 def read_tar(
-    path: str, source: SourceConfig, extra: Sequence[str], left_out: LeftOut
+    path: str,
+    source: SourceConfig,
+    extra: Sequence[str],
+    left_out: LeftOut,
+    span: Sequence[int] | None = None,
+    images: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Stream a tar's samples as rows with their image.
+
+    Args:
+        span: first byte and end of a part of it, multiples of 512. The parts that a tar is cut
+            into give each of its samples once, whole.
+        images: whether to read them; without, the rows are the same in number, order and name.
 
     Raises:
         DamagedTar: no tar, or one that ends early.
     """
     seen: set[bytes] = set()
     with paths.open_stream(path) as stream:
-        for name, members in _groups(stream, path, left_out):
+        for name, members in _groups(stream, path, left_out, span, images):
             for sample in _samples(members, left_out):
                 row = _row(path, name, *sample, source, extra)
                 digest = hashlib.blake2b(row["url"].encode(), digest_size=8).digest()
@@ -56,8 +66,8 @@ def endings_in_order(path: str) -> list[str]:
     of its first megabytes; a tar that is sorted by name changes with every sample."""
     order: list[str] = []
     with paths.open_stream(path) as stream:
-        for name, _ in read_members(stream, path, lambda name: -1):
-            ending = name.rpartition(".")[2].lower()
+        for member in read_members(stream, path, lambda name: -1):
+            ending = member.name.rpartition(".")[2].lower()
             if not order or order[-1] != ending:
                 order.append(ending)
             if len(order) > 8 or stream.tell() > LOOKED_AT_BYTES:
@@ -65,17 +75,56 @@ def endings_in_order(path: str) -> list[str]:
     return order
 
 
-def _groups(stream: pa.NativeFile, path: str, left_out: LeftOut) -> Iterator[tuple[str, Members]]:
+class _Border:
+    """Where a tar is cut, as the readers of both sides find it: behind the samples that begin with
+    the second file after an offset. Its first file is not asked: who starts there may not know
+    its name."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+        self._first = False
+        self._stem: str | None = None
+        self.passed = False
+
+    def meet(self, offset: int, stem: str | None) -> bool:
+        """Take note of the next file, whose stem is None where it belongs to no sample; whether
+        it is behind the border."""
+        if self.passed or offset < self._offset:
+            return self.passed
+        if not self._first:
+            self._first = True
+        elif stem is not None:
+            self.passed = self._stem is not None and stem != self._stem
+            self._stem = stem
+        return self.passed
+
+
+def _groups(
+    stream: pa.NativeFile,
+    path: str,
+    left_out: LeftOut,
+    span: Sequence[int] | None,
+    images: bool,
+) -> Iterator[tuple[str, Members]]:
     """(name, ending -> (member, bytes)) of members in a row that have one name before the first
     dot; no bytes: too many to read."""
+    start, end = span or (0, None)
+    first, last = _Border(start), None if end is None else _Border(end)
     name: str | None = None
     members: Members = {}
-    for member, data in read_members(stream, path, _limit):
+    limit = _limit if images else _limit_of_texts
+    for offset, member, data in read_members(stream, path, limit, start):
         match = MEMBER.fullmatch(member)
-        if match is None or HIDDEN.search(member):
+        stem = None if match is None or HIDDEN.search(member) else match[1]
+        started = first.meet(offset, stem) or start == 0
+        if last is not None and last.meet(offset, stem):
+            break
+        if not started:
+            continue
+        if match is None or stem is None:
             left_out.count(f"files without an ending, hidden: {member[:40]}", 1)
             continue
-        stem, ending = match[1], match[2].lower()
+        ending = match[2].lower()
         full = stem != name or ending in members or len(members) >= MAX_SAMPLE_MEMBERS
         if members and full:
             assert name is not None
@@ -133,6 +182,10 @@ def _limit(name: str) -> int:
     return MAX_IMAGE_BYTES if name.lower().endswith(IMAGES) else MAX_TEXT_BYTES
 
 
+def _limit_of_texts(name: str) -> int:
+    return -1 if name.lower().endswith(IMAGES) else MAX_TEXT_BYTES
+
+
 def _named(name: str, image: str | None) -> str:
     return name if image is None else f"{name}.{image}"
 
@@ -155,7 +208,7 @@ def _row(
         return row | {"reason": "not_an_image", "detail": f"the format .{last} is not read"}
     row["data"] = data
     if data is None:
-        return row | {"reason": "too_large", "detail": f"more than {MAX_IMAGE_BYTES} bytes"}
+        row |= {"reason": "too_large", "detail": f"more than {MAX_IMAGE_BYTES} bytes"}
     beside = {ending: found[1] for ending, found in members.items() if ending != image}
     found = look_beside(image, beside, source, extra)
     row["columns"] = found.columns

@@ -42,6 +42,7 @@ class PublishedSet:
     splits: Mapping[str, Counts]  # the first is the one that papers report
     images: tuple[str, ...]  # image folders below the set's folder, "" for itself
     source: str  # where to get it
+    files: str  # what is read of it, in Markdown
     classes: Callable[[SetFolder], tuple[str, ...]] | None = None  # of values 1, 2, ... in maps
 
 
@@ -69,7 +70,8 @@ def read_text(path: str) -> str:
     """A file's text, uncompressed by its name; raises DataError where it is no UTF-8."""
     try:
         with paths.open_stream(path) as stream:
-            return stream.read().decode("utf-8-sig")
+            pieces = iter(lambda: stream.read(paths.HEAD_BYTES), b"")
+            return b"".join(pieces).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise broken(path, f"not UTF-8 ({error.reason} at byte {error.start})") from None
 

@@ -178,6 +178,7 @@ def _sharegpt4v(count: int) -> PublishedSet:
         source=f"https://huggingface.co/datasets/Lin-Chen/ShareGPT4V ({SHAREGPT4V_LIST}); images "
         "from SA-1B, https://ai.meta.com/datasets/segment-anything-downloads/, as sam/images/*.jpg "
         "or sa_000048/images/*.jpg",
+        files=f"`{SHAREGPT4V_LIST}`, or its first 10,000 as `share4v_sam_10k.json`",
     )
 
 
@@ -193,6 +194,7 @@ CAPTION_SETS: Mapping[str, PublishedSet] = {
         images=("photos",),
         source="https://github.com/facebookresearch/DCI (dci.tar.gz); photographs from SA-1B's "
         "sa_000138.tar, https://ai.meta.com/datasets/segment-anything-downloads/",
+        files="`splits.json`, `annotations/*.json` or `complete/*.json`",
     ),
     "docci": PublishedSet(
         DOCCI.read,
@@ -204,6 +206,7 @@ CAPTION_SETS: Mapping[str, PublishedSet] = {
         },
         images=("images",),
         source="https://google.github.io/docci/ (docci_descriptions.jsonlines and images)",
+        files="`docci_descriptions.jsonlines`, or `annotations/docci_descriptions.jsonline`",
     ),
     "iiw": PublishedSet(
         _iiw,
@@ -216,6 +219,7 @@ CAPTION_SETS: Mapping[str, PublishedSet] = {
         images=("images", "images_aar", "photos"),
         source="https://github.com/google/imageinwords (datasets/); images from DOCCI (images and "
         "images_aar, https://google.github.io/docci/) and from DCI's photos",
+        files="`IIW-400`, `DCI_Test`, `DOCCI_Test`: each `NAME/data.jsonl` or `NAME.jsonl`",
     ),
     "sharegpt4v_1k": _sharegpt4v(1000),
     "sharegpt4v_10k": _sharegpt4v(10_000),
@@ -224,6 +228,7 @@ CAPTION_SETS: Mapping[str, PublishedSet] = {
         {"test": Counts(1000, 1000)},
         images=URBAN_IMAGES,
         source="https://huggingface.co/datasets/BeichenZhang/Urban1k (Urban1k.zip)",
+        files="`caption/*.txt`, or one `.json`: a list of `image` and `caption`",
     ),
     "coco": PublishedSet(
         _coco,
@@ -235,6 +240,7 @@ CAPTION_SETS: Mapping[str, PublishedSet] = {
         images=("",),
         source="https://cocodataset.org/#download (val2017.zip, annotations_trainval2017.zip); for "
         f"Karpathy's splits val2014.zip and dataset_coco.json of {CAPTION_DATASETS}",
+        files="`annotations/captions_val2017.json`; `dataset_coco.json` for Karpathy's splits",
     ),
     "flickr30k": PublishedSet(
         _flickr,
@@ -242,5 +248,7 @@ CAPTION_SETS: Mapping[str, PublishedSet] = {
         images=("flickr30k-images", "images"),
         source="https://shannon.cs.illinois.edu/DenotationGraph/ (images and token file), and "
         f"dataset_flickr30k.json of {CAPTION_DATASETS}",
+        files="`dataset_flickr30k.json`; or `flickr_annotations_30k.csv`; or "
+        "`results_20130124.token` and `test.txt`",
     ),
 }

@@ -120,6 +120,7 @@ def _published(dataset: str, by: str, splits: dict[str, Counts]) -> PublishedSet
         images=("images/mscoco/images/train2014", "images/train2014", "train2014"),
         source=f"https://github.com/lichengunc/refer ({dataset}.zip); images from "
         "https://cocodataset.org/#download (train2014.zip)",
+        files=f"`{dataset}/refs({by}).p`, `{dataset}/instances.json`",
     )
 
 

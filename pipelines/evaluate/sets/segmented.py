@@ -54,6 +54,7 @@ VOC20 = PublishedSet(
     images=("JPEGImages",),
     source="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar); the "
     "folder is VOCdevkit/VOC2012",
+    files="`ImageSets/Segmentation/*.txt`, `SegmentationClass/*.png`",
     classes=lambda _: VOC_CLASSES,
 )
 ADE150 = PublishedSet(
@@ -61,5 +62,6 @@ ADE150 = PublishedSet(
     {"validation": Counts(2000), "training": Counts(20_210)},
     images=("images",),
     source="http://sceneparsing.csail.mit.edu/ (ADEChallengeData2016.zip)",
+    files="`objectInfo150.txt`, `annotations/SPLIT/*.png`",
     classes=ade_classes,
 )
