@@ -138,6 +138,11 @@ class DeepSpeedConfig(Config):
         description="of matrix products; weights, moments and sums stay in float32. float16 scales "
         "the loss",
     )
+    residuals: Literal["float32", "as_products"] = Field(
+        "float32",
+        description="precision of the blocks' residual stream; as_products moves fewer bytes and "
+        "has not been shown to learn as well",
+    )
     file: str | dict[str, Any] | None = Field(
         None, description="DeepSpeed's own JSON: its path, or the mapping itself"
     )
@@ -326,8 +331,8 @@ class TrainConfig(StageConfig):
         if self.scaling.compile and share % block:
             return (
                 f"scaling.compile needs whole blocks of batch_norm_images {block} in the {share} "
-                "images of a worker (global_batch / num_workers); set it to a divisor of "
-                f"{share}"
+                f"images of a worker (global_batch / num_workers); set that to a divisor of "
+                f"{share} or scaling.compile to false"
             )
         return None
 
