@@ -118,6 +118,7 @@ def _process(
         "chunk": chunk.number,
         "input_rows": count,
         "kept": kept.entry,
+        "rejects": rejects.entry,
         "reasons": dict(reasons),
         "notes": dict(notes),
         "captions": dict(captions),
