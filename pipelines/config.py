@@ -13,12 +13,13 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import Field, model_validator
 
-from caft.config import Config, load_config, to_yaml
+from caft.config import Config, to_yaml
 from caft.errors import UnexpectedError
 from caft.secrets import holds_secret, masked
 from pipelines import storage
 from pipelines.failures import understood
 from pipelines.ownership import owned
+from pipelines.recipes import load_recipe
 from pipelines.tracking_config import TrackingConfig
 
 StageT = TypeVar("StageT", bound="StageConfig")
@@ -58,7 +59,7 @@ def stage_main(
     """
     package = schema.__module__.rsplit(".", 1)[0]
     parser = argparse.ArgumentParser(prog=f"python -m {package}", description=schema.__doc__)
-    parser.add_argument("config", nargs="?", help="YAML file")
+    parser.add_argument("config", nargs="?", help="YAML file, or the name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
     parser.add_argument("--wait", action="store_true", help="until no other run has the output")
@@ -72,7 +73,7 @@ def stage_main(
         path, overrides = None, [path, *overrides]
 
     def call() -> int:
-        config = load_config(schema, path, overrides)
+        config = load_recipe(schema, path, overrides)
         if args.print_config:
             print(to_yaml(config), end="")
         elif check_data and args.check_data:

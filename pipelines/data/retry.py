@@ -18,7 +18,7 @@ from caft.overrides import apply_override
 from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
-from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.urls import no_equal_urls, planned_with_captions
 from pipelines.data.files import (
     REJECTS_ROW_GROUP,
@@ -30,7 +30,7 @@ from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import Plan, load_plan, write_plan
 from pipelines.data.reasons import REASONS
 from pipelines.data.sources.raw import RAW_SCHEMA, caption_characters, text_keys
-from pipelines.data.stage import BEHAVIOURS, Entries, build, finish, make_manifest
+from pipelines.data.stage import BEHAVIOURS, Entries, about, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.identity import require_same_behaviour
 from pipelines.tracking import Tracker
@@ -68,13 +68,12 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
 
 
 def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequence[str]) -> None:
-    path = dataset.path
     plan = _plan(dataset, config, layout, reasons)
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
-    name = f"{path.rsplit('/', 1)[-1]} retry"
+    again = about(config, f"Tries {rows:,} rejected rows again ({', '.join(reasons)}).")
     earlier = layout.tracked_run()
-    with Tracker.start(config.tracking, "data", name, config, run_id=earlier) as tracker:
+    with Tracker.start(config.tracking, again, config, run_id=earlier) as tracker:
         layout.keep_tracked_run(tracker.run_id)
         known = _index_known(dataset, layout)
         added = build(config, layout, plan, known)
@@ -184,12 +183,13 @@ def _index_known(dataset: Dataset, layout: Layout) -> list[int]:
         if storage.exists(layout.index(numbers[-1])):
             continue
         path = storage.join(dataset.path, entry.name)
-        table = read_table(path, ["key", "sha256", "phash"])
+        table = read_table(path, ["key", "sha256", "phash", "look"])
         columns = {
             "place": pa.array(range(len(table)), pa.int32()),
             "key": [bytes.fromhex(key) for key in table["key"].to_pylist()],
             "sha256": [bytes.fromhex(digest)[:16] for digest in table["sha256"].to_pylist()],
             "phash": table["phash"],
+            "look": table["look"],
             "characters": pa.array([LONGEST] * len(table), pa.int32()),
         }
         write_table(layout.index(numbers[-1]), pa.table(columns, schema=INDEX_SCHEMA))

@@ -9,8 +9,11 @@ import shutil
 import signal
 import sys
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
+from caft.config import RECIPES
 from caft.errors import CAFTError, ClusterError
 from caft.overrides import argument
 from pipelines.config import TrackingConfig
@@ -18,14 +21,12 @@ from pipelines.demo.sample import LISTS, REGIONS, write_sample
 from pipelines.runs import experiment_page
 from pipelines.submit.local_cluster import (
     LOOPBACK,
-    REPOSITORY,
     LocalCluster,
     Ports,
     Processes,
     require_free,
 )
 
-CONFIGS = REPOSITORY / "configs"
 LOGICAL_CPUS = 4  # two trainers and two decoders share whatever cores there are
 MLFLOW_UP_WITHIN_S = 60.0
 
@@ -79,12 +80,14 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
                 "sample", [sys.executable, *server], root / "sample.log", cluster.environment
             )
         started = time.monotonic()
+        _start_mlflow(args.mlflow_port, root, processes, cluster)
         cluster.start()
-        times["cluster"] = time.monotonic() - started
+        _wait_for_mlflow(args.mlflow_port, root)
+        times["cluster and MLflow"] = time.monotonic() - started
         for stage, overrides in _stages(root, args).items():
             print(f"\ndemo: ray job submit -- python -m pipelines.{stage}", flush=True)
             started = time.monotonic()
-            config = str(CONFIGS / stage / "demo.yaml")
+            config = str(RECIPES / stage / "demo.yaml")
             code = cluster.submit(["-m", f"pipelines.{stage}", config, *overrides])
             if code != 0:
                 raise ClusterError(f"the {stage} job ended with code {code}; its log is above")
@@ -92,7 +95,6 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
     finally:
         cluster.stop()
         processes.stop("sample")
-    _start_mlflow(args.mlflow_port, root, processes, cluster)
     _say_where_to_look(root, args.mlflow_port, times)
 
 
@@ -152,6 +154,17 @@ def _start_mlflow(port: int, root: Path, processes: Processes, cluster: LocalClu
         processes.start("mlflow", _mlflow_command(port, root), root / "mlflow.log", environment)
 
 
+def _wait_for_mlflow(port: int, root: Path) -> None:
+    """Until the page answers: it makes the database's tables, which a stage would else make too."""
+    page, deadline = f"http://{LOOPBACK}:{port}", time.monotonic() + MLFLOW_UP_WITHIN_S
+    while time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(f"{page}/health", timeout=2):
+            print(f"demo: MLflow is at {page}: curves appear while stages run", flush=True)
+            return
+        time.sleep(0.5)
+    raise ClusterError(f"{page}: MLflow does not answer; see {root / 'mlflow.log'}")
+
+
 def _mlflow_command(port: int, root: Path) -> list[str]:
     program = str(Path(sys.executable).parent / "mlflow")
     return [
@@ -167,6 +180,7 @@ def _say_where_to_look(root: Path, mlflow_port: int, times: dict[str, float]) ->
     page = experiment_page(f"http://{LOOPBACK}:{mlflow_port}", _tracking(root))
     print(f"MLflow:  {page}  (running; `make clean` stops it)")
     print(f"         start it again: {' '.join(_mlflow_command(mlflow_port, root))}")
+    print("next:    name your own list of images and captions: README.md, Bring your own images")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ FILE`, or `status|logs|stop JOB` and `list`; each with `--cluster local|ADDRESS|
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from caft.errors import ClusterError, ConfigError
 from caft.secrets import holds_secret, is_secret_name
 from pipelines import git, storage
 from pipelines.config import command
+from pipelines.recipes import is_recipe
 from pipelines.runs import require_lasting
 from pipelines.submit import kuberay
 from pipelines.submit.chain import (
@@ -30,6 +32,7 @@ from pipelines.submit.chain import (
 )
 from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster
 from pipelines.submit.package import pack
+from pipelines.tracking.about import USER
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
 LOCAL, KUBERAY = "local", "kuberay:"
@@ -54,6 +57,7 @@ def submit(steps: Sequence[Step], args: argparse.Namespace) -> int:
     environment = job_environment(args.env)
     if revision := git.revision(Path.cwd()) or os.environ.get(git.REVISION):
         environment.setdefault(git.REVISION, revision)
+    environment.setdefault(USER, getpass.getuser())
     jobs = Jobs(LONG_PATIENCE_S)
     name = args.name or "-".join(step.stage for step in steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +141,7 @@ def _steps(args: argparse.Namespace) -> list[Step]:
     steps = connect_steps([*first, *(parse_step(text) for text in args.then)])
     here = Path.cwd()
     for step in steps:
-        if not Path(step.config).resolve().is_relative_to(here):
+        if not is_recipe(step.config) and not Path(step.config).resolve().is_relative_to(here):
             raise ConfigError(f"{step.config}: lies outside of {here}, which is all that jobs see")
         config = step.load()
         output = config.model_dump()["output"]
@@ -150,7 +154,10 @@ def _steps(args: argparse.Namespace) -> list[Step]:
         if "uri" in config.tracking.model_fields_set or "MLFLOW_TRACKING_URI" in os.environ:
             require_lasting(config.tracking, in_job=True)
     return [
-        replace(step, config=str(Path(step.config).resolve().relative_to(here))) for step in steps
+        step
+        if is_recipe(step.config)
+        else replace(step, config=str(Path(step.config).resolve().relative_to(here)))
+        for step in steps
     ]
 
 

@@ -12,8 +12,8 @@ import torch
 from evaluate_support import mlflow_runs, start
 
 import caft
-from caft.checkpoint import write_manifest
 from caft.captions import even_chunks
+from caft.checkpoint import write_manifest
 from caft.config import validate
 from caft.metrics import retrieval_recall
 from pipelines.evaluate.config import EvaluateConfig

@@ -1,6 +1,5 @@
 """The whole stage on a small dataset: numbers, report, MLflow, reruns, and refusals."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -13,8 +12,8 @@ import torch
 from evaluate_support import mlflow_runs, start
 
 import caft
-from caft.checkpoint import write_manifest
 from caft.captions import even_chunks
+from caft.checkpoint import write_manifest
 from caft.config import validate
 from caft.errors import CheckpointError, ConfigError, DataError, StorageError
 from caft.metrics import binarise, centre_box, mask_iou, retrieval_recall
