@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from caft.errors import DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
+from pipelines.ownership import owned
 from pipelines.recipes import load_recipe
 from pipelines.runs import check_tracking
 from pipelines.submit.jobs import LONG_PATIENCE_S, Jobs, on_local_cluster
@@ -174,6 +175,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
+    parser.add_argument("--wait", action="store_true", help="until no other run has the output")
     args = parser.parse_args(argv)
 
     def call() -> int:
@@ -190,7 +192,8 @@ def main(argv: Sequence[str]) -> int:
             make_plan(config, pool_rows(config))  # what is wrong is said before a cluster starts
             root = Path(config.output if storage.is_local(config.output) else "runs") / "cluster"
             return on_local_cluster(["-m", "pipelines.sweep", *argv], root)
-        COMMANDS[args.command](config)
+        with owned(config.output, "sweep", args.wait) if args.command == "run" else nullcontext():
+            COMMANDS[args.command](config)
         return 0
 
     return command(call)
