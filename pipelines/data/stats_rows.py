@@ -19,6 +19,7 @@ from caft.errors import StorageError
 from pipelines import storage
 from pipelines.data.config import ImageConfig
 from pipelines.data.dataset import Dataset, FileEntry
+from pipelines.data.dedup.samples import SIDES, read_samples
 from pipelines.data.filters import longest_caption
 from pipelines.data.images.decoder import Decoder
 from pipelines.data.images.prepare import ImageRefused
@@ -112,6 +113,22 @@ def sample_kept(dataset: Dataset, row_group_rows: int, most_rows: int = SAMPLED_
     return KeptRows(seen, measures.histograms(), gallery)
 
 
+def pair_pictures(path: str) -> list[dict[str, Any]]:
+    """Near duplicates of a dataset that were stored as samples: `src` and `url` of both sides."""
+    pairs = read_samples(path)
+    if not pairs:
+        return []
+    with Decoder(THUMBNAIL) as decoder:
+        return [
+            {"bits": pair["bits"]} | {side: _side(pair, side, decoder) for side in SIDES}
+            for pair in pairs
+        ]
+
+
+def _side(pair: dict[str, Any], side: str, decoder: Decoder) -> dict[str, Any]:
+    return {"src": _thumbnail(pair[f"{side}_image"], decoder), "url": pair[f"{side}_url"]}
+
+
 def _groups(dataset: Dataset, entry: FileEntry) -> list[_Group]:
     rows = group_rows(storage.join(dataset.path, entry.name))
     return [_Group(entry, number, count) for number, count in enumerate(rows)]
@@ -136,13 +153,8 @@ def _read(dataset: Dataset, group: _Group) -> Iterator[pa.RecordBatch]:
 
 def _picture(row: dict[str, Any], source: str, decoder: Decoder) -> dict[str, Any]:
     """What the gallery shows of a row; `src` is None where the image makes no thumbnail."""
-    try:
-        thumbnail = decoder.prepare(row["image"])["image"]
-    except ImageRefused:
-        thumbnail = b""
-    fits = 0 < len(thumbnail) <= MAX_THUMBNAIL_BYTES
     return {
-        "src": _data_url(thumbnail) if fits else None,
+        "src": _thumbnail(row["image"], decoder),
         "url": row["url"],
         "source": source,
         "split": row["split"],
@@ -151,6 +163,14 @@ def _picture(row: dict[str, Any], source: str, decoder: Decoder) -> dict[str, An
         "first": longest_caption(row["captions"])[0],
         "captions": row["captions"],
     }
+
+
+def _thumbnail(image: bytes, decoder: Decoder) -> str | None:
+    try:
+        thumbnail = decoder.prepare(image)["image"]
+    except ImageRefused:
+        return None
+    return _data_url(thumbnail) if 0 < len(thumbnail) <= MAX_THUMBNAIL_BYTES else None
 
 
 def _data_url(image: bytes) -> str:
