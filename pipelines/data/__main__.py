@@ -11,7 +11,7 @@ from pipelines.config import command, stage_main
 from pipelines.data.config import DataConfig
 from pipelines.data.stage import run
 
-COMMANDS = ("retry", "verify", "stats", "estimate")
+COMMANDS = ("retry", "verify", "stats", "estimate", "export")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,6 +60,14 @@ def _estimate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from pipelines.data.export import export
+
+    sizes = export(args.dataset, args.to, args.overrides)
+    print(f"data: exported {sum(sizes.values()):,} rows in {len(sizes):,} files")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -86,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", metavar="FILE", help="write the numbers there, too")
     estimate.add_argument("--dollars-per-core-hour", type=float, help="your price; adds a cost")
     estimate.set_defaults(call=_estimate)
+
+    export = commands.add_parser("export", help="write a finished dataset in another form")
+    export.add_argument("dataset")
+    export.add_argument("--to", required=True, choices=("webdataset", "huggingface"))
+    export.add_argument("overrides", nargs="*", metavar="output=FOLDER")
+    export.set_defaults(call=_export)
     return parser
 
 

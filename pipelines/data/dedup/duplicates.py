@@ -23,8 +23,9 @@ from pipelines.data.dedup.pairs import (
     in_turn,
     near_pairs,
 )
+from pipelines.data.gathered import Gathered
 from pipelines.data.paths import ROWS_PER_CHUNK, Layout
-from pipelines.data.write import count_rows, read_table, write_table
+from pipelines.data.write import read_table, write_table
 from pipelines.workers import run_tasks
 
 # `row`: a candidate's number in the whole set.
@@ -84,7 +85,7 @@ def find_drops(
         write_table(drops_path(layout), DROP_SCHEMA.empty_table())
         return
     chunks = [*chunks, *known]
-    rows = sum(count_rows(layout.index(number)) for number in chunks)
+    rows = _gathered(layout, chunks).make("gather_indices", concurrency)
     settings = config.duplicates
     partitions = max(1, math.ceil(rows / settings.partition_rows))
     passes = ["key"]
@@ -118,14 +119,19 @@ def load_index(
     chosen: Callable[[Index], np.ndarray] | None = None,
 ) -> Index:
     """Candidates of all chunks but those in `without` (sorted row numbers), of which `chosen`
-    keeps some; one chunk's file is in memory at a time."""
+    keeps some; few gathered files are in memory at a time."""
     parts = [_as_index(INDEX_SCHEMA.empty_table(), 0)]
-    for number in chunks:
-        index = _as_index(read_table(layout.index(number)), number)
+    for place, table in _gathered(layout, chunks).tables():
+        index = _as_index(table, chunks[place])
         index = index.where(~_is_in(index.row, without))
         parts.append(index if chosen is None else index.where(chosen(index)))
     columns = ([getattr(part, field.name) for part in parts] for field in fields(Index))
     return Index(*(np.concatenate(column) for column in columns))
+
+
+def _gathered(layout: Layout, chunks: Sequence[int]) -> Gathered:
+    files = tuple(layout.index(number) for number in chunks)
+    return Gathered(files, storage.join(layout.work, "indices"), tuple(INDEX_SCHEMA.names))
 
 
 def _find_near(
