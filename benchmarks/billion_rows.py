@@ -1,9 +1,9 @@
 """What the data stage's bookkeeping takes for a billion rows: everything but the images.
 
 Plan, join, equal URLs, receipts and the passes for duplicates run on synthetic URLs, captions and
-hashes at 1% of the size, one task after another in one process; CPU time, peak memory, files and opened
-files are measured, then extrapolated: all but memory in proportion to the rows, which is marked so.
-Near duplicates grow faster: their bands and comparisons are computed for the rows themselves.
+hashes at 1% of the size, one task after another in one process. CPU time, peak memory, files and
+opened files are measured; what a billion rows take is extrapolated in proportion, and marked so.
+How often their indices are read, and in how many bands, is computed.
 
     python benchmarks/billion_rows.py                   # 10 million rows
     python benchmarks/billion_rows.py --rows 1000000
@@ -28,6 +28,7 @@ from pipelines import storage
 from pipelines.data import gathered, stage
 from pipelines.data.config import DataConfig
 from pipelines.data.dedup import duplicates, urls
+from pipelines.data.dedup.pairs import choose_bands
 from pipelines.data.join import flow
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.planned import write_planned
@@ -158,9 +159,18 @@ def main() -> None:
             "duplicates",
             lambda: duplicates.find_drops(config, layout, numbers, (), nothing, 1),
         )
+        size = sum(path.stat().st_size for path in Path(layout.work).glob("indices-*"))
     finally:
         shutil.rmtree(folder)
+    settings = config.duplicates
+    partitions = -(-TARGET // settings.partition_rows)
+    bands = len(choose_bands(TARGET, settings.near_distance or 0))
+    reads = partitions * (len(duplicates.EXACT_PASSES) + bands)
     print(f"\n* Extrapolated from {rows:,} rows in proportion, on one core.")
+    print(
+        f"{partitions} partitions of {len(duplicates.EXACT_PASSES)} passes and {bands} bands read "
+        f"all indices: {reads:,} times {size * TARGET / rows / 1e9:,.0f} GB, computed."
+    )
 
 
 if __name__ == "__main__":
