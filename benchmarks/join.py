@@ -102,9 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 3_000_000])
     args = parser.parse_args()
-    print(
-        f"| rows of each side | list, GB | partitions | {', CPU s | '.join(STEPS)}, CPU s | peak MiB |"
-    )
+    steps = " | ".join(f"{step}, CPU s" for step in STEPS)
+    print(f"| rows of each side | list, GB | partitions | {steps} | peak MiB |")
     print("|---|" + "---|" * (len(STEPS) + 3))
     spawn = multiprocessing.get_context("spawn")
     for rows in args.rows:
