@@ -9,6 +9,8 @@ import shutil
 import signal
 import sys
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from caft.errors import CAFTError, ClusterError
@@ -79,8 +81,10 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
                 "sample", [sys.executable, *server], root / "sample.log", cluster.environment
             )
         started = time.monotonic()
+        _start_mlflow(args.mlflow_port, root, processes, cluster)
         cluster.start()
-        times["cluster"] = time.monotonic() - started
+        _wait_for_mlflow(args.mlflow_port, root)
+        times["cluster and MLflow"] = time.monotonic() - started
         for stage, overrides in _stages(root, args).items():
             print(f"\ndemo: ray job submit -- python -m pipelines.{stage}", flush=True)
             started = time.monotonic()
@@ -92,7 +96,6 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
     finally:
         cluster.stop()
         processes.stop("sample")
-    _start_mlflow(args.mlflow_port, root, processes, cluster)
     _say_where_to_look(root, args.mlflow_port, times)
 
 
@@ -152,6 +155,17 @@ def _start_mlflow(port: int, root: Path, processes: Processes, cluster: LocalClu
         processes.start("mlflow", _mlflow_command(port, root), root / "mlflow.log", environment)
 
 
+def _wait_for_mlflow(port: int, root: Path) -> None:
+    """Until the page answers: it makes the database's tables, which a stage would else make too."""
+    page, deadline = f"http://{LOOPBACK}:{port}", time.monotonic() + MLFLOW_UP_WITHIN_S
+    while time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(f"{page}/health", timeout=2):
+            print(f"demo: MLflow is at {page}: curves appear while stages run", flush=True)
+            return
+        time.sleep(0.5)
+    raise ClusterError(f"{page}: MLflow does not answer; see {root / 'mlflow.log'}")
+
+
 def _mlflow_command(port: int, root: Path) -> list[str]:
     program = str(Path(sys.executable).parent / "mlflow")
     return [
@@ -167,6 +181,7 @@ def _say_where_to_look(root: Path, mlflow_port: int, times: dict[str, float]) ->
     page = experiment_page(f"http://{LOOPBACK}:{mlflow_port}", _tracking(root))
     print(f"MLflow:  {page}  (running; `make clean` stops it)")
     print(f"         start it again: {' '.join(_mlflow_command(mlflow_port, root))}")
+    print("next:    name your own list of images and captions: README.md, Bring your own images")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -193,6 +193,9 @@ def test_jobs_run_recipes_that_are_there_on_the_cluster_that_is_there():
     for job in of_kind("RayJob"):
         spec = job["spec"]
         assert spec["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+        # Beside clusterSelector KubeRay 1.6 refuses it; older ones deleted the cluster to retry.
+        assert "backoffLimit" not in spec
+        assert spec["submitterConfig"]["backoffLimit"] > 0
         python, flag, module, *words = spec["entrypoint"].split()
         assert (python, flag) == ("python", "-m")
         stage = module.removeprefix("pipelines.")
