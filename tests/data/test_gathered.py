@@ -12,10 +12,10 @@ from pipelines.data.write import write_table
 @pytest.mark.parametrize("together", [3, 100])
 def test_each_file_is_found_in_the_larger_ones(ray_cluster, place, together):
     files = tuple(f"{place}/index-{n}.parquet" for n in range(14))
+    schema = pa.schema([("key", pa.string()), ("other", pa.int64())])
     for n, file in enumerate(files):
-        write_table(
-            file, pa.table({"key": [f"{n}.{m}" for m in range(n % 4)], "other": [0] * (n % 4)})
-        )
+        rows = [{"key": f"{n}.{m}", "other": m} for m in range(n % 4)]
+        write_table(file, pa.Table.from_pylist(rows, schema))
     gathered = Gathered(files, f"{place}/all", ("key",), together)
     assert gathered.make("gather", 2) == sum(n % 4 for n in range(14))
     for file in files:
