@@ -44,6 +44,6 @@ clean:  ## stop what the demo started and remove what it wrote, the environment 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e .[docs,test]
+	$(PIP) install -c constraints.txt -e .[docs,pipelines,test]
 	$(PIP) install -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
 	touch $@

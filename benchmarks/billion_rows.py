@@ -27,8 +27,9 @@ import pyarrow as pa
 from pipelines import storage
 from pipelines.data import gathered, stage
 from pipelines.data.config import DataConfig
-from pipelines.data.dedup import duplicates, urls
+from pipelines.data.dedup import duplicates, index, urls
 from pipelines.data.dedup.pairs import choose_bands
+from pipelines.data.images.hashing import LOOK_BYTES
 from pipelines.data.join import flow
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.planned import write_planned
@@ -37,6 +38,7 @@ from pipelines.data.write import write_table
 
 TARGET = 1_000_000_000
 CHUNK_ROWS = 10_000
+EXACT_PASSES = 3  # over all indices: keys, digests of bytes, hashes
 CAPTION = "A dog runs over a green field towards a red ball that a child has thrown number"
 
 
@@ -114,13 +116,11 @@ def write_indices(layout: Layout, rows: int) -> None:
             "characters": pa.array(rng.integers(10, 500, count), pa.int32()),
         }
         others = {
-            field.name: pa.repeat(pa.scalar(b"\0" * 64, field.type), count)
-            for field in duplicates.INDEX_SCHEMA
+            field.name: pa.repeat(pa.scalar(b"\1" * LOOK_BYTES, field.type), count)
+            for field in index.INDEX_SCHEMA
             if field.name not in columns
         }
-        write_table(
-            layout.index(number), pa.table(columns | others, schema=duplicates.INDEX_SCHEMA)
-        )
+        write_table(layout.index(number), pa.table(columns | others, schema=index.INDEX_SCHEMA))
 
 
 def receipts(layout: Layout, count: int) -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=TARGET // 100)
     rows = parser.parse_args().rows
-    for module in (gathered, duplicates, urls, flow):
+    for module in (gathered, index, urls, flow):
         module.run_tasks = inline_tasks
     flow.cluster_cpus = lambda: 1
     folder = Path(tempfile.mkdtemp())
@@ -165,10 +165,10 @@ def main() -> None:
     settings = config.duplicates
     partitions = -(-TARGET // settings.partition_rows)
     bands = len(choose_bands(TARGET, settings.near_distance or 0))
-    reads = partitions * (len(duplicates.EXACT_PASSES) + bands)
+    reads = partitions * (EXACT_PASSES + bands)
     print(f"\n* Extrapolated from {rows:,} rows in proportion, on one core.")
     print(
-        f"{partitions} partitions of {len(duplicates.EXACT_PASSES)} passes and {bands} bands read "
+        f"{partitions} partitions of {EXACT_PASSES} passes and {bands} bands read "
         f"all indices: {reads:,} times {size * TARGET / rows / 1e9:,.0f} GB, computed."
     )
 

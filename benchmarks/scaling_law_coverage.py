@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from caft.scaling_law import Fit, fit_envelope, fit_form
-from caft.scaling_law.forms import FORMS, Array
+from caft.scaling_law.form import Array
+from caft.scaling_law.forms import FORMS
 from caft.scaling_law.solve import INTERVAL
 
 RUN_NOISE = 0.01  # standard deviation of log error: what another seed changes

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from caft.scaling_law import Band, Fit, choose_form, fit_form
-from caft.scaling_law.forms import Array
+from caft.scaling_law.form import Array
 from caft.scaling_law.front import pareto_front
 from caft.scaling_law.runs import NEAR_CHANCE
 

@@ -322,7 +322,10 @@ ModelChoice = Annotated[
     Discriminator(_choice_tag),
 ]
 
-MODEL_CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs" / "model"
+# In an installed package the recipes lie inside of it, in a checkout beside it.
+_HERE = Path(__file__).resolve().parent
+RECIPES = next((f for f in (_HERE / "configs", _HERE.parent / "configs") if f.is_dir()), _HERE)
+MODEL_CONFIG_DIR = RECIPES / "model"
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 

@@ -35,6 +35,11 @@ class Removed:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """The key is gone, and whatever it says changes nothing any more."""
+
+
+@dataclass(frozen=True)
 class Before:
     """In a field's annotation: what a stored configuration that lacks the key stands for, where
     that is not the field's default."""
@@ -43,11 +48,13 @@ class Before:
 
 
 # By the schema's name, then by the old key.
-OLD_KEYS: Mapping[str, Mapping[str, Moved | Removed]] = {
+OLD_KEYS: Mapping[str, Mapping[str, Moved | Removed | Idle]] = {
     # Such crops kept the picture's shape.
     "IngestConfig": {
         "crop_min_scale": Moved("crop", lambda scale: {"min_scale": scale, "ratio": None})
     },
+    # Intervals were made of so many resamples.
+    "EvaluateConfig": {"bootstrap_samples": Idle()},
 }
 
 
@@ -62,6 +69,8 @@ def renewed(schema: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         if old not in result:
             continue
         value = result.pop(old)
+        if isinstance(change, Idle):
+            continue
         if isinstance(change, Removed):
             if value != change.value:
                 raise ValueError(

@@ -19,10 +19,14 @@ BEHAVIOURS = {
     "caption_sampling": Behaviour(2, "how sub-captions are drawn from the captions of a row"),
     # 2: image cls token, the pools' group biases, the attention pool's q, k and v.
     "initial_values": Behaviour(2, "the random values that a new model starts with"),
+    # 2: P@0.5 counts an IoU of exactly 0.5; a median between two ranks is their mean.
+    "measures": Behaviour(2, "how the evaluate stage makes metrics of ranks and overlaps"),
     # 2: by a hash of step, image and place, on the device.
     "negatives": Behaviour(2, "which sub-captions of other images are an image's negatives"),
     # 2: texts are cleaned and damaged ones rejected, equal URLs of one source merge their captions.
     "captions": Behaviour(2, "what the data stage makes of the cells and rows of its sources"),
+    # 2: complete pictures with odd bytes are kept, near duplicates are confirmed by a look.
+    "pictures": Behaviour(2, "which pictures the data stage keeps, and how it compares them"),
 }
 
 

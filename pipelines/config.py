@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
-from caft.config import Config, load_config, to_yaml
+from caft.config import Config, to_yaml
 from caft.errors import UnexpectedError
 from pipelines.failures import understood
+from pipelines.recipes import load_recipe
 from pipelines.tracking_config import TrackingConfig
 
 StageT = TypeVar("StageT", bound="StageConfig")
@@ -58,7 +59,7 @@ def stage_main(
     """
     package = schema.__module__.rsplit(".", 1)[0]
     parser = argparse.ArgumentParser(prog=f"python -m {package}", description=schema.__doc__)
-    parser.add_argument("config", nargs="?", help="YAML file")
+    parser.add_argument("config", nargs="?", help="YAML file, or the name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
     if check_data:
@@ -71,7 +72,7 @@ def stage_main(
         path, overrides = None, [path, *overrides]
 
     def call() -> int:
-        config = load_config(schema, path, overrides)
+        config = load_recipe(schema, path, overrides)
         if args.print_config:
             print(to_yaml(config), end="")
         elif check_data and args.check_data:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from caft.metrics.intervals import Estimate, class_mean, ratio
 from caft.metrics.retrieval import ranks
 
 TOP = (1, 5)
@@ -23,10 +24,17 @@ def classification_scores(rank: Tensor, labels: Tensor) -> dict[str, float]:
 
     The last is the mean of each class's top-1, over the classes that occur.
     """
-    scores = {f"top{k}": (rank <= k).double().mean().item() for k in TOP}
-    right = np.bincount(labels.numpy(), weights=(rank <= 1).numpy())
-    count = np.bincount(labels.numpy())
-    return scores | {"mean_per_class": float(np.mean(right[count > 0] / count[count > 0]))}
+    found = classification_estimates(rank.numpy(), labels.numpy())
+    return {name: estimate.value for name, estimate in found.items()}
+
+
+def classification_estimates(rank: np.ndarray, labels: np.ndarray) -> dict[str, Estimate]:
+    """The same with what each image adds."""
+    ones = np.ones(len(rank))
+    found = {f"top{k}": ratio((rank <= k).astype(float), ones) for k in TOP}
+    right = (rank <= 1).astype(float)
+    per_class = class_mean(np.arange(len(rank)), labels, right, ones, len(rank))
+    return found | {"mean_per_class": per_class}
 
 
 def class_features(prompts: Tensor, classes: int) -> Tensor:

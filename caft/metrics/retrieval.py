@@ -37,7 +37,7 @@ def recalls(t2i: Tensor, i2t: Tensor) -> dict[str, float]:
     for name, rank in (("t2i", t2i), ("i2t", i2t)):
         for k in RECALL_AT:
             result[f"{name}_r{k}"] = (rank <= k).double().mean().item()
-        result[f"{name}_median_rank"] = rank.median().item()
+        result[f"{name}_median_rank"] = float(np.median(rank.cpu().numpy()))
     return result
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from caft.metrics.intervals import Estimate, ratio
+
 
 def binarise(heat: np.ndarray) -> np.ndarray:
     """Heat maps (..., H, W) to masks: above the midpoint of each map's least and greatest value.
@@ -40,15 +42,29 @@ def peak_overlap(heat: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def overlap_scores(intersections: np.ndarray, unions: np.ndarray) -> dict[str, float]:
-    """`miou`, the mean of N regions' IoU; `oiou`, all intersections over all unions, which weighs
+    """`miou`, the mean of R regions' IoU; `oiou`, all intersections over all unions, which weighs
     a region by its pixels, so that large ones decide it; `precision_50`, the share of regions whose
-    IoU is above 0.5.
+    IoU is at least 0.5, as published tables count it.
     """
+    places = np.arange(len(unions))
+    found = overlap_estimates(places, intersections, unions, len(unions))
+    return {name: estimate.value for name, estimate in found.items()}
+
+
+def overlap_estimates(
+    image: np.ndarray, intersections: np.ndarray, unions: np.ndarray, images: int
+) -> dict[str, Estimate]:
+    """The same with what each image adds, of regions (R,) that lie on `image` (R,) of `images`."""
     iou = intersections / np.maximum(unions, 1)
+
+    def of_images(values: np.ndarray) -> np.ndarray:
+        return np.bincount(image, values, minlength=images)
+
+    regions = of_images(np.ones(len(image)))
     return {
-        "miou": float(np.mean(iou)),
-        "oiou": float(np.sum(intersections) / max(1, np.sum(unions))),
-        "precision_50": float(np.mean(iou > 0.5)),
+        "miou": ratio(of_images(iou), regions),
+        "oiou": ratio(of_images(intersections), of_images(unions)),
+        "precision_50": ratio(of_images(iou >= 0.5), regions),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caft.errors import CAFTError
 from caft.scaling_law.fit import REPLICATES
-from caft.scaling_law.forms import FORMS
+from caft.scaling_law.forms import CHOSEN_FROM, FORMS
 from caft.scaling_law.report import table, write_report
 from caft.scaling_law.runs import INPUTS, Columns, Target, select_runs
 from caft.scaling_law.study import study_runs
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         ("family", "of models; each gets its laws, and they are compared"),
         ("group", "what shares chance: the seed, or the trunk of several cool-downs"),
         ("batch-size", "must be one where a loss is explained"),
+        ("loss", "errors are also predicted through it, in two stages"),
     ):
         parser.add_argument(f"--{name}", metavar="COLUMN", help=text)
     parser.add_argument(
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bins", type=int, help="of compute, whose best runs are fitted; 0: all runs (the front)"
     )
     parser.add_argument(
-        "--forms", nargs="+", default=list(FORMS), help=f"to choose from ({', '.join(FORMS)})"
+        "--forms", nargs="+", default=list(CHOSEN_FROM), help=f"to choose from ({', '.join(FORMS)})"
     )
     parser.add_argument(
         "--replicates", type=int, default=REPLICATES, help=f"for intervals ({REPLICATES})"

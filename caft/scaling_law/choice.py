@@ -13,7 +13,8 @@ from scipy.stats import binomtest
 from caft.errors import DataError
 from caft.scaling_law.fit import REPLICATES, fit_form
 from caft.scaling_law.fitted import Band, Fit
-from caft.scaling_law.forms import FORMS, ComputeForm
+from caft.scaling_law.form import ComputeForm
+from caft.scaling_law.forms import FORMS
 from caft.scaling_law.front import front
 from caft.scaling_law.inputs import check_numbers, form_inputs
 from caft.scaling_law.misfit import EXACT
@@ -23,7 +24,7 @@ Array = NDArray[np.float64]
 
 CUTS = (0.5, 0.65, 0.8)  # of the range of log compute: runs beyond are held out
 PARSIMONY = 1.1  # a form with more parameters must be better by more than this factor
-FAR = 10.0  # difference of Schwarz's criterion: odds of about 150 to 1
+FAR = 10.0  # difference of the criterion: odds of about 150 to 1
 HELD_OUT_REPLICATES = 200  # at most, at each cut
 
 
@@ -41,7 +42,7 @@ class Points:
         """What runs are cut by: compute, or what it is proportional to."""
         if "compute" in self.inputs:
             return self.inputs["compute"]
-        return self.inputs["parameters"] * self.inputs["samples"]
+        return self.inputs["samples"] * self.inputs.get("parameters", 1.0)
 
     def __getitem__(self, places: NDArray[np.intp] | NDArray[np.bool_]) -> Points:
         return Points(
@@ -253,7 +254,9 @@ def _best(fits: Mapping[str, Fit], held_out: Mapping[str, HeldOut]) -> str:
 
 
 def _criterion(fit: Fit) -> float:
-    """Schwarz's information criterion of a fit; less is better."""
-    points = len(fit.error)
+    """Akaike's information criterion of a fit, corrected for few points (Hurvich & Tsai 1989); less
+    is better. Without the correction four parameters always win on eight points."""
+    points, parameters = len(fit.error), len(fit.values)
     square = float((fit.residuals**2).mean()) + EXACT**2
-    return points * float(np.log(square)) + len(fit.values) * float(np.log(points))
+    free = max(points - parameters - 1, 0.5)
+    return points * float(np.log(square)) + 2 * parameters * (1 + (parameters + 1) / free)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from caft.errors import DataError
 from caft.scaling_law.fit import REPLICATES, fit_form
 from caft.scaling_law.fitted import Band, Fit
-from caft.scaling_law.forms import ComputeForm
+from caft.scaling_law.form import ComputeForm
 from caft.scaling_law.front import pareto_front
 from caft.scaling_law.inputs import check_numbers
 

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from caft.errors import DataError
 from caft.scaling_law.backtest import widening
 from caft.scaling_law.fitted import Band, Estimate, Fit, Scatter
-from caft.scaling_law.forms import FORMS, ComputeForm, Form
+from caft.scaling_law.form import ComputeForm, Form
+from caft.scaling_law.forms import FORMS
 from caft.scaling_law.front import front
 from caft.scaling_law.inputs import (
     check_enough,
@@ -123,7 +124,20 @@ def fit_form(
         DataError: fewer points than parameters + 1, one point twice, an input that is missing,
             not a positive number, or the same in all runs.
     """
-    form = _form(name)
+    return fit_law(_form(name), inputs, error, replicates, groups, seed, noise, ceiling)
+
+
+def fit_law(
+    form: Form,
+    inputs: Mapping[str, ArrayLike],
+    error: ArrayLike,
+    replicates: int = REPLICATES,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+    noise: ArrayLike | None = None,
+    ceiling: float | None = None,
+) -> Fit:
+    """As `fit_form`, of any form."""
     arrays = check_numbers({**form_inputs(form, inputs), "error": error})
     errors = arrays.pop("error")
     labels = check_runs(arrays, errors, groups)

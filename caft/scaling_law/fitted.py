@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError, UnidentifiedError
-from caft.scaling_law.forms import LARGE, Form, below_guessing
+from caft.scaling_law.form import LARGE, Form, below_guessing
 from caft.scaling_law.inputs import new_inputs
 from caft.scaling_law.misfit import Draws
 from caft.scaling_law.solve import INTERVAL, NOT_ABOVE_ZERO
@@ -156,12 +156,16 @@ class Fit:
         It allows for the law's uncertainty, for chance, and for what this form misses, which
         grows with the distance from the runs.
         """
+        return Band.of(self.law(inputs), self.replicate_runs(inputs))
+
+    def replicate_runs(self, inputs: Mapping[str, ArrayLike]) -> Array:
+        """The error (R, n) of one new run in each repetition, which `predict` summarises."""
         expected = self.replicate_errors(inputs)
         if self.draws is None:
-            return Band.of(self.law(inputs), expected)
+            return expected
         noise = np.random.default_rng(1).normal(size=expected.shape)
         chance = _factor(self.draws.spreads[:, None] * noise)
-        return Band.of(self.law(inputs), np.minimum(expected * chance, self.ceiling))
+        return np.minimum(expected * chance, self.ceiling)
 
     def replicate_laws(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """The error (R, n) that each repetition of the experiment gives to inputs (n,)."""

@@ -3,18 +3,24 @@ Each is fitted in units of its inputs' geometric means, so that scale and expone
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import nnls
 
-Array = NDArray[np.float64]
-Inputs = Mapping[str, Array]  # compute, parameters, samples, unique_samples; (n,) each
+from caft.scaling_law.form import (
+    LARGE,
+    Array,
+    ComputeForm,
+    Form,
+    Inputs,
+    Parameter,
+    best_starts,
+    columns_of,
+    decayed,
+    inverse,
+    project,
+)
 
 EXPONENTS = (0.005, 3.0)
 ANY_EXPONENT = (-10.0, 10.0)  # of a power law alone, which any two runs determine
@@ -23,91 +29,8 @@ FLOORS = (1e-3, 1.5)  # of E, as a share of the mean error
 OFFSETS = (1e-4, 1e2)  # of B in (C + B), as a share of the mean compute
 REPEATS = (0.05, 500.0)  # R*, in repeats
 GRID = np.geomspace(0.05, 1.6, 14)  # of exponents, for starts
-KEPT_STARTS = 4
-AT_CEILING = 0.999  # of the error of guessing; an error nearer to it tells no more of the law
-NEGLIGIBLE, LARGE = 1e-9, 300.0
 SEARCH_WIDTH, SEARCH_POINTS, SEARCHES = 7.0, 41, 5  # of log size: from a factor of 1000 to 2e-6
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a form. All are positive; `log` ones are searched as logarithms."""
-
-    name: str
-    meaning: str
-    bounds: tuple[float, float]  # in the fit's units
-    log: bool = True
-    vanishes: bool = False  # the lower bound stands for zero
-
-
-class Form(ABC):
-    """A law: error as a function of a run's inputs.
-
-    `values` are parameters as the formula names them, (R, P); `theta` are the same as the solver
-    moves them: logarithms of what is positive, and log(value + bound) of what may vanish.
-    """
-
-    name: str
-    formula: str
-    inputs: tuple[str, ...]
-    parameters: tuple[Parameter, ...]
-
-    @abstractmethod
-    def error(self, values: Array, inputs: Inputs) -> Array:
-        """Errors (R, n), all in the units that `values` are in."""
-
-    @abstractmethod
-    def starts(self, inputs: Inputs, error: Array) -> Array:
-        """`theta` to start from, (S, P), the best first."""
-
-    @abstractmethod
-    def to_units(self, values: Array, units: Mapping[str, float]) -> Array:
-        """Values fitted to inputs over `units`, and error over its unit, as they are without."""
-
-    @abstractmethod
-    def places(self, inputs: Inputs) -> Array:
-        """Coordinates (n, F) in e-folds over which misfit is smooth; the first is size of a run."""
-
-    def asymptote(self, ceiling: float) -> float:
-        """The error of guessing that the law bends towards, of runs that guess at error `ceiling`:
-        none in compute alone, where it bends fronts of real runs the wrong way."""
-        return np.inf
-
-    @cached_property
-    def box(self) -> tuple[Array, Array]:
-        """Bounds of `theta`, (P,) each."""
-        bounds = np.array([np.log(p.bounds) if p.log else p.bounds for p in self.parameters])
-        return bounds[:, 0], bounds[:, 1]
-
-    def values(self, theta: Array) -> Array:
-        zero, logs = self._kinds
-        return np.where(logs, np.exp(np.where(logs, theta, 0.0)) - zero, theta)
-
-    def theta(self, values: Array) -> Array:
-        """The inverse of `values`, inside the box."""
-        zero, logs = self._kinds
-        raised = values + zero
-        logarithms = np.log(np.where(logs, np.maximum(raised, NEGLIGIBLE), 1.0))
-        return np.clip(np.where(logs, logarithms, values), *self.box)
-
-    @cached_property
-    def _kinds(self) -> tuple[Array, NDArray[np.bool_]]:
-        """What stands for zero (0 of what cannot vanish), and what is searched as logarithms."""
-        zero = np.array([p.bounds[0] if p.vanishes else 0.0 for p in self.parameters])
-        return zero, np.array([p.log for p in self.parameters])
-
-
-class ComputeForm(Form):
-    """A law in compute alone, fitted to the lower envelope; it can be read backwards."""
-
-    inputs = ("compute",)
-
-    def places(self, inputs: Inputs) -> Array:
-        return np.log(inputs["compute"])[:, None]
-
-    @abstractmethod
-    def compute(self, values: Array, error: Array) -> Array:
-        """Compute (R, n) that `values` (R, P) need for errors (R, n); inf for one out of reach."""
+MOST_PASSES = 1000.0  # over the data; what more teach is nothing
 
 
 class Power(ComputeForm):
@@ -121,8 +44,8 @@ class Power(ComputeForm):
     )
 
     def error(self, values: Array, inputs: Inputs) -> Array:
-        scale, a = _columns(values)
-        return scale * _decay(inputs["compute"], a)
+        scale, a = columns_of(values)
+        return scale * decayed(inputs["compute"], a)
 
     def starts(self, inputs: Inputs, error: Array) -> Array:
         slope, height = np.polyfit(np.log(inputs["compute"]), np.log(error), 1)
@@ -133,8 +56,8 @@ class Power(ComputeForm):
         return np.stack([units["error"] * scale * units["compute"] ** a, a], axis=1)
 
     def compute(self, values: Array, error: Array) -> Array:
-        scale, a = _columns(values)
-        return _inverse(error / scale, a)
+        scale, a = columns_of(values)
+        return inverse(error / scale, a)
 
 
 class Saturating(ComputeForm):
@@ -150,16 +73,16 @@ class Saturating(ComputeForm):
     )
 
     def error(self, values: Array, inputs: Inputs) -> Array:
-        scale, a, offset, floor = _columns(values)
-        return scale * _decay(inputs["compute"] + offset, a) + floor
+        scale, a, offset, floor = columns_of(values)
+        return scale * decayed(inputs["compute"] + offset, a) + floor
 
     def starts(self, inputs: Inputs, error: Array) -> Array:
         found = []
         for a, offset in product(GRID, (0.0, *np.geomspace(1e-3, 10, 9))):
             terms = np.stack([(inputs["compute"] + offset) ** -a, np.ones_like(error)], axis=1)
-            (scale, floor), misfit = _project(terms, error)
+            (scale, floor), misfit = project(terms, error)
             found.append((misfit, [scale, a, offset, floor]))
-        return _best(self, found)
+        return best_starts(self, found)
 
     def to_units(self, values: Array, units: Mapping[str, float]) -> Array:
         scale, a, offset, floor = values.T
@@ -167,8 +90,8 @@ class Saturating(ComputeForm):
         return np.stack([scale, a, offset * units["compute"], floor * units["error"]], axis=1)
 
     def compute(self, values: Array, error: Array) -> Array:
-        scale, a, offset, floor = _columns(values)
-        return np.maximum(_inverse((error - floor) / scale, a) - offset, 0.0)
+        scale, a, offset, floor = columns_of(values)
+        return np.maximum(inverse((error - floor) / scale, a) - offset, 0.0)
 
 
 class SizeAndSamples(Form):
@@ -194,12 +117,12 @@ class SizeAndSamples(Form):
         return np.stack([size + samples, size - samples], axis=1)
 
     def error(self, values: Array, inputs: Inputs) -> Array:
-        floor, a_scale, a, b_scale, b = _columns(values[:, :5])
-        of_size = a_scale * _decay(inputs["parameters"], a)
-        return floor + of_size + b_scale * _decay(inputs["samples"], b)
+        floor, a_scale, a, b_scale, b = columns_of(values[:, :5])
+        of_size = a_scale * decayed(inputs["parameters"], a)
+        return floor + of_size + b_scale * decayed(inputs["samples"], b)
 
     def starts(self, inputs: Inputs, error: Array) -> Array:
-        return _best(self, self._grid(inputs["parameters"], inputs["samples"], error))
+        return best_starts(self, self._grid(inputs["parameters"], inputs["samples"], error))
 
     def to_units(self, values: Array, units: Mapping[str, float]) -> Array:
         result = values.copy()
@@ -213,16 +136,47 @@ class SizeAndSamples(Form):
 
         `unique_samples` (m,) matter to `Repetition` only.
         """
-        _, a_scale, a, b_scale, b = _columns(values[:, :5])
+        _, a_scale, a, b_scale, b = columns_of(values[:, :5])
         return (a * a_scale / (b * b_scale) * work**b) ** (1 / (a + b))
 
     def _grid(self, size: Array, samples: Array, error: Array) -> list[tuple[float, list[float]]]:
         found = []
         for a, b in product(GRID, GRID):
             terms = np.stack([np.ones_like(error), size**-a, samples**-b], axis=1)
-            (floor, a_scale, b_scale), misfit = _project(terms, error)
+            (floor, a_scale, b_scale), misfit = project(terms, error)
             found.append((misfit, [floor, a_scale, a, b_scale, b]))
         return found
+
+
+class Tied(SizeAndSamples):
+    """`SizeAndSamples` with one exponent for both, so that error over compute has one slope at any
+    number of samples per parameter, also far beyond what is compute-optimal (Gadre et al., Language
+    models scale reliably with over-training, 2024, equation 4)."""
+
+    name = "tied"
+    formula = "E + A / N^a + B / D^a"
+    parameters = (
+        *SizeAndSamples.parameters[:2],
+        Parameter("a", "exponent of size and of data", EXPONENTS, log=False),
+        SizeAndSamples.parameters[3],
+    )
+
+    def error(self, values: Array, inputs: Inputs) -> Array:
+        return super().error(_untied(values), inputs)
+
+    def starts(self, inputs: Inputs, error: Array) -> Array:
+        found = []
+        for a in GRID:
+            terms = [inputs[name] ** -a for name in self.inputs]
+            coefficients, misfit = project(np.stack([np.ones_like(error), *terms], axis=1), error)
+            found.append((misfit, [*coefficients[:2], a, coefficients[2]]))
+        return best_starts(self, found)
+
+    def to_units(self, values: Array, units: Mapping[str, float]) -> Array:
+        return super().to_units(_untied(values), units)[:, :4]
+
+    def best_size(self, values: Array, work: Array, unique_samples: Array) -> Array:
+        return super().best_size(_untied(values), work, unique_samples)
 
 
 class Repetition(SizeAndSamples):
@@ -243,7 +197,7 @@ class Repetition(SizeAndSamples):
     )
 
     def error(self, values: Array, inputs: Inputs) -> Array:
-        _, a_scale, a, b_scale, b, data_decay, size_decay = _columns(values)
+        _, a_scale, a, b_scale, b, data_decay, size_decay = columns_of(values)
         size, unique = inputs["parameters"], np.minimum(inputs["unique_samples"], inputs["samples"])
         # a A / N^a = b B / U^b: where a step in size and a step in data are worth the same
         balance = np.log(a * a_scale / (b * b_scale)) + b * np.log(unique)
@@ -284,59 +238,83 @@ class Repetition(SizeAndSamples):
             # N in the place of N', which needs the coefficients that are looked for here.
             misfit, values = min(grid)
             found.append((misfit, [*values, data, size]))
-        return _best(self, found, 12)
+        return best_starts(self, found, 12)
 
     def to_units(self, values: Array, units: Mapping[str, float]) -> Array:
         return np.concatenate([super().to_units(values[:, :5], units), values[:, 5:]], axis=1)
 
 
+class Decay(Form):
+    """error = E + B / D'^b of one size of model on D samples, of which U are unique: each pass
+    over them teaches less than the one before, by half every h passes (Goyal et al., Scaling Laws
+    for Data Filtering, 2024, equation 3). b and h tell the quality of the data: pools are families.
+
+    log D' = log U + the sum over passes k from 2 of 2^(-(k - 1) / h) log(D_k / D_(k-1)), for D_k
+    samples seen by the end of pass k.
+    """
+
+    name = "decay"
+    formula = "E + B / D'^b"
+    inputs = ("samples", "unique_samples")
+    parameters = (
+        Parameter("E", "error that such data do not remove", FLOORS, vanishes=True),
+        Parameter("B", "scale of data", SCALES),
+        Parameter("b", "exponent of new data", EXPONENTS, log=False),
+        Parameter("h", "passes after which data teach half as much", REPEATS),
+    )
+
+    def asymptote(self, ceiling: float) -> float:
+        return ceiling
+
+    def places(self, inputs: Inputs) -> Array:
+        repeats = np.maximum(inputs["samples"] / inputs["unique_samples"], 1.0)
+        return np.log(np.stack([inputs["samples"], repeats], axis=1))
+
+    def error(self, values: Array, inputs: Inputs) -> Array:
+        floor, scale, b, half = columns_of(values)
+        return floor + scale * np.exp(-b * self._worth(half, inputs))
+
+    def starts(self, inputs: Inputs, error: Array) -> Array:
+        found = []
+        for half in (0.5, 2.0, 8.0, 32.0):
+            worth = self._worth(np.array([[half]]), inputs)[0]
+            for b in GRID:
+                terms = np.stack([np.ones_like(error), np.exp(-b * worth)], axis=1)
+                (floor, scale), misfit = project(terms, error)
+                found.append((misfit, [floor, scale, b, half]))
+        return best_starts(self, found)
+
+    def to_units(self, values: Array, units: Mapping[str, float]) -> Array:
+        floor, scale, b, half = values.T
+        scale = units["error"] * scale * units["samples"] ** b
+        return np.stack([units["error"] * floor, scale, b, half], axis=1)
+
+    @staticmethod
+    def _worth(half: Array, inputs: Inputs) -> Array:
+        """log D' (R, n) for `half` (R, 1)."""
+        unique = np.minimum(inputs["unique_samples"], inputs["samples"])
+        passes = np.minimum(inputs["samples"] / unique, MOST_PASSES)  # (n,)
+        whole = np.floor(passes).astype(int)
+        number = np.arange(1, whole.max() + 1)  # of the pass that is over
+        share = 2.0 ** (-(number - 1) / half)  # (R, K) of what the first pass teaches
+        steps = share * np.log(number / np.maximum(number - 1, 1))
+        over = np.cumsum(steps, axis=1)[:, whole - 1]
+        return np.log(unique) + over + 2.0 ** (-whole / half) * np.log(passes / whole)
+
+
 FORMS: dict[str, Form] = {
-    form.name: form for form in (Power(), Saturating(), SizeAndSamples(), Repetition())
+    form.name: form
+    for form in (Power(), Saturating(), SizeAndSamples(), Tied(), Repetition(), Decay())
 }
 
-
-def below_guessing(error: Array, ceiling: float) -> Array:
-    """Errors e of runs whose law without guessing is `error` e0: 1 / e^2 = 1 / e0^2 + 1 / g^2.
-
-    The `ceiling` g is the error of guessing. Far below g, e is e0; no e is above g.
-    """
-    return error if np.isinf(ceiling) else error / np.sqrt(1 + (error / ceiling) ** 2)
+CHOSEN_FROM = tuple(name for name in FORMS if name != Tied.name)  # unasked: it fixes the optimum
 
 
-def without_guessing(error: Array, ceiling: float) -> Array:
-    """The inverse of `below_guessing`; an error of the ceiling or above counts as just below it."""
-    share = np.minimum(error / ceiling, AT_CEILING)
-    return error if np.isinf(ceiling) else share * ceiling / np.sqrt(1 - share**2)
-
-
-def _columns(theta: Array) -> tuple[Array, ...]:
-    """Parameters as (R, 1) each."""
-    return tuple(theta[:, p, None] for p in range(theta.shape[1]))
-
-
-def _decay(size: Array, exponent: Array) -> Array:
-    """size ** -exponent; through one logarithm per size much quicker than by `**`."""
-    return np.exp(-exponent * np.log(size))
-
-
-def _inverse(share: Array, exponent: Array) -> Array:
-    """C where C ** -exponent = share; inf where more compute does not lower the error."""
-    reachable = (share > 0) & (exponent > 0)
-    power = -np.log(np.where(reachable, share, 1.0)) / np.where(reachable, exponent, 1.0)
-    return np.where(reachable, np.exp(np.minimum(power, LARGE)), np.inf)
+def _untied(values: Array) -> Array:
+    """Values (R, 4) of `Tied` as those of `SizeAndSamples`, (R, 5)."""
+    return np.concatenate([values, values[:, 2:3]], axis=1)
 
 
 def _effective(seen: Array, unique: Array, decay: Array) -> Array:
     """What `seen` is worth in unique ones."""
     return unique * (1 - decay * np.expm1(-(seen / unique - 1) / decay))
-
-
-def _project(terms: Array, error: Array) -> tuple[Array, float]:
-    """Non-negative coefficients (k,) of terms (n, k) with the least relative misfit, and that."""
-    return nnls(terms / error[:, None], np.ones_like(error))
-
-
-def _best(form: Form, found: list[tuple[float, list[float]]], count: int = KEPT_STARTS) -> Array:
-    """The values with the least misfit, as `theta` (S, P)."""
-    found = sorted(found, key=lambda entry: entry[0])
-    return form.theta(np.array([values for _, values in found[:count]]))

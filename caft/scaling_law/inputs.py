@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from caft.errors import DataError
-from caft.scaling_law.forms import ComputeForm, Form
+from caft.scaling_law.form import ComputeForm, Form
 
 Array = NDArray[np.float64]
 

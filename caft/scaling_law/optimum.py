@@ -105,7 +105,7 @@ def growth(fit: Fit) -> tuple[Band, Band]:
     They hold for `size_samples`, and for `repetition` as long as nothing is repeated.
     """
     names = [estimate.name for estimate in fit.estimates]
-    columns = [names.index("a"), names.index("b")]
+    columns = [names.index("a"), names.index("b" if "b" in names else "a")]  # `tied` has one
     of_size, of_data = fit.values[columns]
     sizes, data = fit.replicates[:, columns].T
     total, totals = of_size + of_data, (sizes + data)[:, None]

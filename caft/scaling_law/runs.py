@@ -52,6 +52,7 @@ class Columns:
     family: str | None = None
     group: str | None = None
     batch_size: str | None = None
+    loss: str | None = None  # through which errors are predicted too, in two stages
     best_over: tuple[str, ...] = ()  # of runs that differ in these alone, the best one counts
     apart: tuple[str, ...] = ()  # what else tells runs apart; with it, the group does not
 
@@ -81,6 +82,7 @@ class Runs:
     problems: tuple[str, ...] = ()
     noise: Array | None = None  # (n,) standard deviation of log error by the size of the test
     ceiling: float = np.inf  # error of guessing; no law says more
+    loss: Array | None = None  # (n,) of each run; NaN where it has none
     lines: tuple[str, ...] = field(default=())  # (n,) of the file
 
 
@@ -101,7 +103,8 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
     """
     extra = [target.test_size] if target.test_size and not _is_number(target.test_size) else []
     group = [columns.group] if columns.group else []
-    for name in (target.column, *columns.axes, *group, *columns.best_over, *extra):
+    loss = [columns.loss] if columns.loss else []
+    for name in (target.column, *columns.axes, *group, *columns.best_over, *extra, *loss):
         if name not in rows[0]:
             known = ", ".join(column for column in rows[0] if column != LINE)
             raise DataError(f"{path}: no column {name}; it has {known}")
@@ -129,6 +132,10 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
         if not near[place]:
             families[family].append(place)
     numbers = {name: _inputs(kept, path, column) for name, column in columns.inputs.items()}
+    losses = None
+    if columns.loss and columns.loss != target.column:
+        cells = [cell_number(row, path, columns.loss) for row in kept]
+        losses = np.array([np.nan if cell is None else cell for cell in cells])
     return [
         Runs(
             family,
@@ -138,6 +145,7 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
             tuple(problems),
             None if noise is None else noise[places],
             ceiling,
+            None if losses is None else losses[places],
             tuple(kept[p][LINE] for p in places),
         )
         for family, places in families.items()

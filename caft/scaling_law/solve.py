@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
-from caft.scaling_law.forms import Form, below_guessing, without_guessing
+from caft.scaling_law.form import Form, below_guessing, without_guessing
 from caft.scaling_law.misfit import EXACT
 
 Array = NDArray[np.float64]

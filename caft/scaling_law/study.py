@@ -14,17 +14,22 @@ from caft.errors import DataError, UnidentifiedError
 from caft.scaling_law.choice import Choice, choose_form
 from caft.scaling_law.compare import Comparison, Pairs, RunPair, compare, pair_fronts, pair_runs
 from caft.scaling_law.fit import REPLICATES
-from caft.scaling_law.forms import FORMS, ComputeForm
+from caft.scaling_law.form import ComputeForm
+from caft.scaling_law.forms import CHOSEN_FROM, FORMS, SizeAndSamples
 from caft.scaling_law.front import front
+from caft.scaling_law.isoflop import IsoFLOP, isoflop
+from caft.scaling_law.joint import Together, fit_together
 from caft.scaling_law.optimum import Cost, Optimum, compute_optimal, measure_cost
 from caft.scaling_law.runs import Runs
+from caft.scaling_law.stages import Stages, fit_stages
 
 BUDGET_STEP = 10.0  # times the largest compute measured, where no budget is asked for
-IN_COMPUTE, IN_SIZE = "compute", "size"  # kinds of laws
+IN_COMPUTE, IN_SIZE, IN_DATA = "compute", "size", "data"  # kinds of laws
 KINDS = {
     IN_COMPUTE: [name for name, form in FORMS.items() if isinstance(form, ComputeForm)],
-    IN_SIZE: [name for name, form in FORMS.items() if not isinstance(form, ComputeForm)],
+    IN_SIZE: [name for name, form in FORMS.items() if isinstance(form, SizeAndSamples)],
 }
+KINDS[IN_DATA] = [name for name in FORMS if name not in KINDS[IN_COMPUTE] + KINDS[IN_SIZE]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class FamilyStudy:
     laws: Mapping[str, Choice]  # by kind
     cost: Cost | None
     optimum: Optimum | None
+    isoflop: IsoFLOP | None  # best sizes read off runs of equal compute
+    stages: Stages | None  # the error through the loss, where runs have one
     problems: tuple[str, ...]  # of the runs, and why there is no law or no optimum
 
 
@@ -45,6 +52,7 @@ class Rivals:
     one: str
     other: str
     laws: Comparison | None
+    together: Together | None  # with one floor and one offset, where they share them
     pairs: Pairs | None
     runs: Sequence[RunPair]  # where the test's size is known
 
@@ -64,7 +72,7 @@ def study_runs(
     families: Sequence[Runs],
     budgets: Sequence[float] = (),
     envelope_bins: int | None = None,
-    forms: Sequence[str] = tuple(FORMS),
+    forms: Sequence[str] = CHOSEN_FROM,
     replicates: int = REPLICATES,
 ) -> Study:
     """Fit, choose, predict, advise and compare.
@@ -106,7 +114,7 @@ def _family(
     laws, reasons = {}, []
     for kind, names in KINDS.items():
         able = [n for n in names if n in forms and set(FORMS[n].inputs) <= set(runs.inputs)]
-        if not able:
+        if not able or (kind == IN_DATA and _several_sizes(runs)):
             continue
         try:
             laws[kind] = choose_form(
@@ -135,12 +143,34 @@ def _family(
             reasons.append(str(error))
         if cost.problem:
             reasons.append(cost.problem)
+    growths = stages = None
+    if {"compute", "parameters"} <= set(runs.inputs):
+        law = laws[IN_SIZE].fit if optimum is not None else None
+        with suppress(DataError):  # no budgets with several sizes each
+            growths = isoflop(runs.inputs["compute"], runs.inputs["parameters"], runs.error, law)
+    if growths is not None and growths.problem:
+        reasons.append(growths.problem)
+    if runs.loss is not None and "compute" in runs.inputs:
+        told = np.isfinite(runs.loss)
+        columns = [runs.inputs["compute"], runs.loss, runs.error]
+        able = [name for name in KINDS[IN_COMPUTE] if name in forms]
+        try:
+            compute, loss, errors = (column[told] for column in columns)
+            stages = fit_stages(compute, loss, errors, able, replicates, runs.ceiling)
+        except DataError as problem:
+            reasons.append(f"no law through the loss: {problem}")
     for choice in laws.values():
         judged = choice.held_out.get(choice.chosen)
         if judged is not None and judged.problem:
             reasons.append(f"{choice.chosen}: {judged.problem}")
         reasons += [f"{choice.chosen}: {what}" for what in _named_outliers(choice, runs)]
-    return FamilyStudy(runs, laws, cost, optimum, (*runs.problems, *reasons))
+    problems = (*runs.problems, *reasons)
+    return FamilyStudy(runs, laws, cost, optimum, growths, stages, problems)
+
+
+def _several_sizes(runs: Runs) -> bool:
+    """Whether a law in data alone would be about sizes too."""
+    return len(np.unique(runs.inputs.get("parameters", ()))) > 1
 
 
 def _named_outliers(choice: Choice, runs: Runs) -> list[str]:
@@ -164,22 +194,24 @@ def _rivals(
     one: FamilyStudy, other: FamilyStudy, budgets: Sequence[float], replicates: int
 ) -> Rivals:
     names = one.runs.family, other.runs.family
-    laws = pairs = None
+    laws = pairs = together = None
     if IN_COMPUTE in one.laws and IN_COMPUTE in other.laws:
         laws = _comparison(one, other, budgets)
     left, right = ((family.runs.inputs["compute"], family.runs.error) for family in (one, other))
     with suppress(DataError):  # fronts that hardly overlap
         pairs = pair_fronts(left, right, replicates)
+    with suppress(DataError):  # too few runs, or nothing in common
+        together = fit_together(left, right, replicates)
     best = []
     for family in (one, other):
         runs = family.runs
         if runs.noise is None:
-            return Rivals(*names, laws, pairs, ())
+            return Rivals(*names, laws, together, pairs, ())
         places = front(runs.inputs["compute"], runs.error, None)
         best.append(
             (runs.inputs["compute"][places], runs.error[places], (runs.noise * runs.error)[places])
         )
-    return Rivals(*names, laws, pairs, pair_runs(*best))
+    return Rivals(*names, laws, together, pairs, pair_runs(*best))
 
 
 def _comparison(one: FamilyStudy, other: FamilyStudy, budgets: Sequence[float]) -> Comparison:

@@ -24,7 +24,8 @@ def verdict(study: Study) -> str:
 def _of_family(family: FamilyStudy) -> str:
     name = family.runs.family
     if not family.laws:
-        return f"{name}: no law ({family.problems[-1]})"
+        reasons = [what for what in family.problems if what.startswith("no law in")]
+        return f"{name}: no law ({(reasons or family.problems)[-1]})"
     choice = family.laws.get(IN_COMPUTE) or next(iter(family.laws.values()))
     return f"{name}: {choice.chosen} {_quality(choice)}"
 

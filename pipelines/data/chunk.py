@@ -19,7 +19,7 @@ from pipelines.data.captions import split_captions
 from pipelines.data.config import DataConfig, SourceConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated
-from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.urls import EqualUrls, moved_captions, with_captions
 from pipelines.data.fetch.download import download
 from pipelines.data.filters import AFTER_DECODE, BEFORE_DOWNLOAD, apply_filters
@@ -44,7 +44,7 @@ CANDIDATE_SCHEMA = DATASET_SCHEMA.append(PLACE)
 CANDIDATE_REJECT_SCHEMA = REJECT_SCHEMA.append(PLACE)
 PARSE_ROWS = 1_000  # of a plan file, made Python objects at a time
 FILE_READERS = 16
-INDEX_ROW_GROUP = 100_000
+INDEX_ROW_GROUP = 10_000
 
 
 def process_chunk(
@@ -214,7 +214,7 @@ def prepare(
         return
     apply_filters(row, config.filters, AFTER_DECODE)
     if row["reason"] is None and evaluation is not None:
-        found = contaminated(row["phash"], evaluation, config.decontamination.distance)
+        found = contaminated(row["phash"], row["look"], evaluation, config.decontamination.distance)
         if found is not None:
             row["reason"], row["detail"] = "evaluation_image", found
 
@@ -226,6 +226,7 @@ def index_row(row: dict[str, Any]) -> dict[str, Any]:
         "key": bytes.fromhex(row["key"]),
         "sha256": bytes.fromhex(row["sha256"])[:16],
         "phash": row["phash"],
+        "look": row["look"],
         "characters": sum(len(s) for entry in row["captions"] for s in entry["sentences"]),
     }
 

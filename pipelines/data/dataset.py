@@ -33,6 +33,7 @@ DATASET_SCHEMA = pa.schema(
         ("original_height", pa.int32()),
         ("sha256", pa.string()),
         ("phash", pa.uint64()),
+        ("look", pa.binary()),
         ("captions", CAPTIONS),
         ("superpixels", pa.binary()),
         ("split", pa.string()),
@@ -41,6 +42,11 @@ DATASET_SCHEMA = pa.schema(
 REJECT_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "url", "stage", "reason", "detail")]
 )
+
+
+def without_look(schema: pa.Schema) -> pa.Schema:
+    """The schema of parts that were written before rows had a look."""
+    return pa.schema([field for field in schema if field.name != "look"])
 
 
 @dataclass(frozen=True)

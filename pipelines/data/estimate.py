@@ -11,7 +11,6 @@ from dataclasses import asdict
 import numpy as np
 import ray
 
-from caft.config import load_config
 from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.estimate_text import describe
@@ -19,6 +18,7 @@ from pipelines.data.prediction import Duration, Estimate, Outcome, Range, Source
 from pipelines.data.probe import BATCHES, KEPT, Probe, SourceProbe, draw, probe
 from pipelines.data.reasons import REASONS
 from pipelines.data.stage import CHUNK_CPUS, check
+from pipelines.recipes import load_recipe
 from pipelines.workers import cluster_cpus
 
 Z95 = 1.959964
@@ -46,7 +46,7 @@ def estimate(
     Raises:
         ConfigError, DataError: a configuration or a source that the stage would refuse, too.
     """
-    config = load_config(DataConfig, config_path, overrides)
+    config = load_recipe(DataConfig, config_path, overrides)
     check(config)
     drawn = draw(config, rows, seed)
     result = predict(probe(config, drawn), config, _cores(), dollars_per_core_hour)

@@ -182,7 +182,7 @@ def _language_identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier  # optional
     except ImportError:
         raise ConfigError(
-            "filters.languages: needs the package py3langid; pip install 'caft[language]'"
+            "filters.languages: needs the package py3langid; pip install -e '.[language]'"
         ) from None
     return LanguageIdentifier.from_model_file(
         MODEL_FILE, norm_probs=True, min_confidence=LANGUAGE_CONFIDENCE

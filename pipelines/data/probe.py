@@ -30,7 +30,7 @@ from pipelines.data.chunk import (
 from pipelines.data.config import DataConfig, ImageConfig, SourceConfig
 from pipelines.data.dataset import DATASET_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, hash_set
-from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.urls import EqualUrls
 from pipelines.data.files import as_stored
 from pipelines.data.images.decoder import Decoder

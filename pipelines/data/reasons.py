@@ -37,7 +37,10 @@ REASONS = {
     "http_429": Reason("download", "the server asks for fewer requests", True),
     "http_4xx": Reason("download", "the server refused: 400 to 499 but 429"),
     "http_5xx": Reason("download", "the server failed: 500 to 599", True),
-    "http_other": Reason("download", "too many redirects, or another answer that is no image"),
+    "http_status": Reason("download", "the server answered neither an image nor an error"),
+    "redirects": Reason("download", "more redirects than download.max_redirects, or to nowhere"),
+    "bad_answer": Reason("download", "the answer is not HTTP, or cannot be unpacked"),
+    "http_other": Reason("download", "one of these three, in datasets of earlier versions"),
     "noai": Reason("download", "the server forbids use for training (X-Robots-Tag)"),
     "too_large": Reason(
         "download", "more bytes than download.max_bytes, or than its pixels explain"

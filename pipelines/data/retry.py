@@ -18,7 +18,7 @@ from caft.overrides import apply_override
 from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
-from pipelines.data.dedup.duplicates import INDEX_SCHEMA
+from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.urls import no_equal_urls, planned_with_captions
 from pipelines.data.files import (
     REJECTS_ROW_GROUP,
@@ -183,12 +183,13 @@ def _index_known(dataset: Dataset, layout: Layout) -> list[int]:
         if storage.exists(layout.index(numbers[-1])):
             continue
         path = storage.join(dataset.path, entry.name)
-        table = read_table(path, ["key", "sha256", "phash"])
+        table = read_table(path, ["key", "sha256", "phash", "look"])
         columns = {
             "place": pa.array(range(len(table)), pa.int32()),
             "key": [bytes.fromhex(key) for key in table["key"].to_pylist()],
             "sha256": [bytes.fromhex(digest)[:16] for digest in table["sha256"].to_pylist()],
             "phash": table["phash"],
+            "look": table["look"],
             "characters": pa.array([LONGEST] * len(table), pa.int32()),
         }
         write_table(layout.index(numbers[-1]), pa.table(columns, schema=INDEX_SCHEMA))

@@ -49,7 +49,7 @@ from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
 FREE_FIELDS = {"tracking", "progress_every_s", "concurrency", "output", "stall_timeout_s"}
-BEHAVIOURS = ("captions",)  # that decide rows though no key does
+BEHAVIOURS = ("captions", "pictures")  # that decide rows though no key does
 # Rough need of disk, to refuse work that cannot fit before it starts.
 BYTES_PER_ROW = 20_000
 CHUNK_CPUS = 0.5  # two chunks share a core: one decodes while the other waits for its last rows

@@ -16,7 +16,7 @@ from caft.errors import StorageError
 from pipelines import storage
 
 # Encoded already: a dictionary or the least and greatest value of these would only cost.
-OPAQUE_COLUMNS = {"image", "superpixels"}
+OPAQUE_COLUMNS = {"image", "look", "superpixels"}
 HARDER = {"superpixels": 19}  # raw label maps: a third smaller, and as fast to read
 
 

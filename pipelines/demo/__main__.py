@@ -13,6 +13,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+from caft.config import RECIPES
 from caft.errors import CAFTError, ClusterError
 from caft.overrides import argument
 from pipelines.config import TrackingConfig
@@ -20,14 +21,12 @@ from pipelines.demo.sample import LISTS, REGIONS, write_sample
 from pipelines.runs import experiment_page
 from pipelines.submit.local_cluster import (
     LOOPBACK,
-    REPOSITORY,
     LocalCluster,
     Ports,
     Processes,
     require_free,
 )
 
-CONFIGS = REPOSITORY / "configs"
 LOGICAL_CPUS = 4  # two trainers and two decoders share whatever cores there are
 MLFLOW_UP_WITHIN_S = 60.0
 
@@ -88,7 +87,7 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
         for stage, overrides in _stages(root, args).items():
             print(f"\ndemo: ray job submit -- python -m pipelines.{stage}", flush=True)
             started = time.monotonic()
-            config = str(CONFIGS / stage / "demo.yaml")
+            config = str(RECIPES / stage / "demo.yaml")
             code = cluster.submit(["-m", f"pipelines.{stage}", config, *overrides])
             if code != 0:
                 raise ClusterError(f"the {stage} job ended with code {code}; its log is above")

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from caft.captions import Rule, caption_sentences
 from caft.config import PictureRule
@@ -53,6 +54,7 @@ class Measure(Protocol):
     """Something measured on the features of each image while they are there."""
 
     columns: int
+    items: str  # what its table is called, see items.py
 
     def rows(
         self,
@@ -64,6 +66,10 @@ class Measure(Protocol):
     ) -> np.ndarray:
         """Counts int64 (n, columns) of the one image in `features`, which the model was shown by
         `rule`."""
+        ...
+
+    def table(self, rows: np.ndarray, benchmark: Benchmark) -> pa.Table:
+        """The counts of all the benchmark's images, with what they are of."""
         ...
 
     def scores(self, rows: np.ndarray) -> dict[str, float]:

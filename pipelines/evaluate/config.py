@@ -253,8 +253,7 @@ class EvaluateConfig(StageConfig):
         None, gt=0, description="also rerank: blend an image's top_k texts by whole score alone"
     )
     controls: ControlsConfig = ControlsConfig()
-    bootstrap_samples: int = Field(1000, gt=0, description="resamples behind each 95% interval")
-    seed: Seed = Field(0, description="of the bootstrap, of shuffling and of noise")
+    seed: Seed = Field(0, description="of shuffling and of noise")
     batch_size: int = Field(64, gt=0, description="images encoded at a time")
     concurrency: int = Field(1, gt=0, description="actors that hold the model")
     num_gpus_per_actor: float = Field(0.0, ge=0, description="also of a task that scores")

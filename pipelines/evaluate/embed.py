@@ -193,7 +193,7 @@ def shown(adapter: Adapter, benchmark: Benchmark) -> tuple[Preprocess, PictureRu
     return preprocess, None
 
 
-def protocol(adapter: Adapter, benchmark: Benchmark) -> str:
+def pictures(adapter: Adapter, benchmark: Benchmark) -> str:
     """How the model is shown the benchmark's images: 'crop', 'squash', or '' for a way of its own
     that this project does not know."""
     preprocess, rule = shown(adapter, benchmark)

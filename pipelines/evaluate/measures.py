@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -19,13 +20,16 @@ from caft.metrics import (
     binarise,
     centre_box,
     mask_overlap,
-    overlap_scores,
     peak_overlap,
 )
 from caft.metrics.classification import class_features
 from caft.model import CAFT, ImageFeatures
 from caft.preprocessing import to_picture
-from pipelines.evaluate.benchmark import Region, Regions
+from pipelines.evaluate.benchmark import Benchmark, Region, Regions
+from pipelines.evaluate.items import PIXELS, REGIONS, pixel_estimates, region_estimates
+
+OVERLAP = ("intersection", "union")
+REGION_COUNTS = (*OVERLAP, *(f"centre_box_{name}" for name in OVERLAP), "peak_inside", "peak")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class RegionMeasure:
 
     regions: Regions
     columns = 6
+    items = REGIONS
 
     def rows(
         self,
@@ -45,17 +50,27 @@ class RegionMeasure:
     ) -> np.ndarray:
         return region_overlaps(model, features, self.regions.get(url, ()), rule)
 
+    def table(self, rows: np.ndarray, benchmark: Benchmark) -> pa.Table:
+        """A row for each region: `image` (its place), `url`, `text`, `iou`, and the counts."""
+        of_url = benchmark.regions
+        regions = [(n, url, r) for n, url in enumerate(benchmark.urls) for r in of_url.get(url, ())]
+        counts = dict(zip(REGION_COUNTS, rows.T, strict=True))
+        return pa.table(
+            {
+                "image": pa.array([n for n, _, _ in regions], pa.int32()),
+                "url": [url for _, url, _ in regions],
+                "text": [region.text for _, _, region in regions],
+                "iou": counts["intersection"] / np.maximum(counts["union"], 1),
+                **counts,
+            }
+        )
+
     def scores(self, rows: np.ndarray) -> dict[str, float]:
         """`miou`, `oiou`, `precision_50` and `pointing` of R regions, and what the centre box has
         of the first three."""
-        shared, either, box_shared, box_either, peak_inside, peak = rows.T
-        box = overlap_scores(box_shared, box_either)
-        return {
-            "regions": float(len(rows)),
-            **overlap_scores(shared, either),
-            "pointing": float(np.mean(peak_inside / np.maximum(peak, 1))),
-            **{f"centre_box_{key}": value for key, value in box.items()},
-        }
+        counts = dict(zip(REGION_COUNTS, rows.T, strict=True))
+        found = region_estimates({"image": np.arange(len(rows)), **counts}, len(rows))
+        return {"regions": float(len(rows))} | {name: e.value for name, e in found.items()}
 
 
 def region_overlaps(
@@ -111,6 +126,7 @@ class SegmentationMeasure:
     """
 
     columns = 3  # item, hits, total; an item is a class, C for all pixels, -n for n segments
+    items = PIXELS
 
     def __init__(self, prompts: Sequence[Sequence[str]]) -> None:
         """Args:
@@ -146,24 +162,27 @@ class SegmentationMeasure:
             rows.append((-segments, round(share * int(seen.sum())), len(own)))
         return np.asarray(rows, dtype=np.int64)
 
+    def table(self, rows: np.ndarray, benchmark: Benchmark) -> pa.Table:
+        """A row for each class of each image: `image` (its place among those of which pixels are
+        counted), `item`, `hits` and `pixels`; items are those of `rows`."""
+        columns = self._columns(rows)
+        return pa.table(columns | {"image": pa.array(columns["image"], pa.int32())})
+
+    def _columns(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        item, hits, pixels = rows.T
+        # An image has rows of classes, one of all pixels, and rows of its levels, in this order.
+        every = item == len(self._prompts)
+        image = np.cumsum(every) - every - (item < 0)
+        return {"image": image, "item": item, "hits": hits, "pixels": pixels}
+
     def scores(self, rows: np.ndarray) -> dict[str, float]:
         """`semantic_miou`, the mean over classes of all images' intersections by unions;
         `pixel_accuracy`; and of each level `achievable_64`, ..., the mean over images of its
         achievable segmentation accuracy."""
-        count = len(self._prompts)
-        item, hits, total = rows.T
-        seen = [n for n in range(count) if (item == n).any()]
-        classes = [hits[item == n].sum() / total[item == n].sum() for n in seen]
-        pixels = item == count
-        scores = {
-            "classes_seen": float(len(seen)),
-            "semantic_miou": float(np.mean(classes)),
-            "pixel_accuracy": float(hits[pixels].sum() / total[pixels].sum()),
-        }
-        for level in np.unique(item[item < 0]):
-            here = item == level
-            scores[f"achievable_{-level}"] = float(np.mean(hits[here] / total[here]))
-        return scores
+        items = np.unique(rows[:, 0])
+        seen = float(np.count_nonzero((items >= 0) & (items < len(self._prompts))))
+        found = pixel_estimates(self._columns(rows))
+        return {"classes_seen": seen} | {name: e.value for name, e in found.items()}
 
     def _class_features(self, model: CAFT) -> Tensor:
         """(C, D), made once on each actor."""

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 
+from caft.metrics import Estimate, interval
 from caft.metrics.classification import class_features, classification_scores
-from caft.metrics.intervals import recall_intervals
 from caft.metrics.retrieval import RECALL_AT, recalls
 from caft.retrieval import Ranking, ScoreKind
 from caft.scoring import Scorer, kind_names
@@ -20,11 +21,19 @@ from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.controls import Group, recalls_by_length, variants
 from pipelines.evaluate.embed import MEASURED, Encoder
 from pipelines.evaluate.features import StoredFeatures
+from pipelines.evaluate.items import (
+    AS_WRITTEN,
+    CLASSES,
+    Tables,
+    class_items,
+    control_differences,
+    estimates,
+    ranked_items,
+)
 from pipelines.evaluate.scoring import Ranker
 
 SCORES, WAYS = ("whole", "part", "blended", "rerank"), ("t2i", "i2t")
 CSV_COLUMNS = ("model", "step", "benchmark", "captions", "score", "metric", "value", "low", "high")
-AS_WRITTEN = "as written"
 
 
 @dataclass(frozen=True)
@@ -32,15 +41,17 @@ class BenchmarkResults:
     """What one model does on one benchmark; recalls are fractions."""
 
     metrics: dict[str, float]  # blended_t2i_r1, ..., images, texts, miou, ...
-    intervals: dict[str, tuple[float, float]]  # of the recalls in `metrics`, 95%
+    intervals: dict[str, tuple[float, float]]  # 95%, of `metrics` and `controls/<variant>/<key>`
     alphas: dict[str, dict[str, float]]  # by weight: t2i_r1, ...
     controls: dict[str, dict[str, float]]  # of the model's own score, by variant: t2i_r1, ...
+    control_differences: dict[str, dict[str, float]]  # see `items.control_differences`
     lengths: dict[str, list[Group]]  # of the model's own score, see `recalls_by_length`
     ranking: Ranking | None  # by the model's own score; None without captions
+    items: Tables  # what was measured on each caption, image and region
 
     def as_json(self) -> dict[str, Any]:
         """The metrics, and what is nested under them."""
-        nested = ("intervals", "alphas", "controls", "lengths")
+        nested = ("intervals", "alphas", "controls", "control_differences", "lengths")
         return self.metrics | {name: getattr(self, name) for name in nested}
 
 
@@ -54,11 +65,14 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     config, owner = encoder.config, benchmark.text_to_image
     label = f"evaluate {encoder.adapter.name} {benchmark.name}"
     images = encoder.images(benchmark)
-    metrics = {"images": float(images.count)} | measured(benchmark, images)
+    metrics, items = measured(benchmark, images)
+    metrics = {"images": float(images.count)} | metrics
     if benchmark.classes:
-        metrics |= classified(encoder, ranker, benchmark, images)
+        numbers, items[CLASSES] = classified(encoder, ranker, benchmark, images)
+        metrics |= numbers
     if not benchmark.captions:
-        return BenchmarkResults(metrics, {}, {}, {}, {}, None)
+        intervals = _intervals(estimates(items, images.count))
+        return BenchmarkResults(metrics, intervals, {}, {}, {}, {}, None, items)
     (texts,) = encoder.texts([benchmark.captions], benchmark.name, benchmark.rule)
     names = kind_names(ranker.scorer.components)
     kinds = _kinds(config.alpha, names)
@@ -67,19 +81,11 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
     sweep = [ScoreKind(f"alpha {a:g}", a, best=0) for a in config.alphas] if len(names) > 1 else []
     found = ranker.rank(images, texts, owner, [*kinds, *sweep], label)
     metrics["texts"] = float(len(owner))
-    intervals: dict[str, tuple[float, float]] = {}
+    rankings = {}
     for kind in kinds:
         ranked = found[kind.name]
-        of_kind = {f"{kind.name}_{key}": value for key, value in _recalls_of(ranked).items()}
-        bounds = recall_intervals(
-            ranked.text_rank,
-            ranked.image_rank,
-            ranked.text_to_image,
-            config.bootstrap_samples,
-            config.seed,
-        )
-        metrics |= of_kind
-        intervals |= {f"{kind.name}_{key}": ends for key, ends in bounds.items()}
+        rankings[AS_WRITTEN, kind.name] = ranked
+        metrics |= {f"{kind.name}_{key}": value for key, value in _recalls_of(ranked).items()}
     own = next(kind for kind in kinds if kind.name == names[-1])
     changed = list(variants(config.controls, benchmark.sentences, owner, config.seed))
     controls = {}
@@ -88,16 +94,25 @@ def score_benchmark(encoder: Encoder, ranker: Ranker, benchmark: Benchmark) -> B
         versions = encoder.texts(captions, benchmark.name, benchmark.rule)
         for variant, texts in zip(changed, versions, strict=True):
             ranked = ranker.rank(images, texts, owner, [own], f"{label} {variant.name}")[own.name]
+            rankings[variant.name, own.name] = ranked
             share = variant.changed_share(benchmark.sentences)
             controls[variant.name] = _recalls_of(ranked) | {"changed_share": share}
+    items |= ranked_items(rankings, benchmark.urls)
+    of_metrics = estimates(items, images.count)
     return BenchmarkResults(
         metrics,
-        intervals,
+        _intervals(of_metrics),
         {f"{alpha:g}": _recalls_of(found[f"alpha {alpha:g}"]) for alpha in config.alphas if sweep},
         controls,
+        control_differences(of_metrics, own.name),
         recalls_by_length(benchmark.sentences, found[own.name]),
         found[own.name],
+        items,
     )
+
+
+def _intervals(of_metrics: Mapping[str, Estimate]) -> dict[str, tuple[float, float]]:
+    return {name: interval(estimate) for name, estimate in of_metrics.items()}
 
 
 def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
@@ -108,6 +123,8 @@ def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
     for group in ("alphas", "controls"):
         for name, recall in results[group].items():
             flat |= {f"{group}/{name}/{key}": value for key, value in recall.items()}
+    for name, found in results.get("control_differences", {}).items():
+        flat |= {f"{name}_more": found["value"], f"{name}_p": found["p"]}
     return flat
 
 
@@ -191,8 +208,9 @@ def _recalls_of(ranked: Ranking) -> dict[str, float]:
 
 def classified(
     encoder: Encoder, ranker: Ranker, benchmark: Benchmark, images: StoredFeatures
-) -> dict[str, float]:
-    """Zero-shot classification of a benchmark's images: `whole_top1`, `blended_top1`, ..."""
+) -> tuple[dict[str, float], pa.Table]:
+    """Zero-shot classification of a benchmark's images, `whole_top1`, `blended_top1`, ..., and of
+    each image."""
     assert benchmark.classes is not None
     label = f"evaluate {encoder.adapter.name} {benchmark.name}"
     labels, prompts = benchmark.classes.labels, benchmark.classes.prompts
@@ -203,17 +221,23 @@ def classified(
     kinds = _kinds(encoder.config.alpha, kind_names(ranker.scorer.components))
     ranks = ranker.classify(images, classes, labels, kinds, label)
     own = torch.tensor(labels)
-    return {"classes": float(len(prompts))} | {
+    metrics = {"classes": float(len(prompts))} | {
         f"{kind}_{key}": value
         for kind, rank in ranks.items()
         for key, value in classification_scores(rank, own).items()
     }
+    return metrics, class_items(ranks, labels, benchmark.urls)
 
 
-def measured(benchmark: Benchmark, images: StoredFeatures) -> dict[str, float]:
-    """What the benchmark's measure found; nothing where it has none, or the model no heat maps."""
-    rows = images.aside()[MEASURED].numpy()
-    return benchmark.measure.scores(rows) if benchmark.measure and len(rows) else {}
+def measured(
+    benchmark: Benchmark, images: StoredFeatures
+) -> tuple[dict[str, float], dict[str, pa.Table]]:
+    """What the benchmark's measure found, in all and of each region or image; nothing where it has
+    none, or the model no heat maps."""
+    rows, measure = images.aside()[MEASURED].numpy(), benchmark.measure
+    if measure is None or not len(rows):
+        return {}, {}
+    return measure.scores(rows), {measure.items: measure.table(rows, benchmark)}
 
 
 def _csv_rows(results: Mapping[str, Any], own: str) -> Iterator[tuple[Any, ...]]:
@@ -229,7 +253,8 @@ def _csv_rows(results: Mapping[str, Any], own: str) -> Iterator[tuple[Any, ...]]
             yield AS_WRITTEN, f"alpha {alpha}", key, value, "", ""
     for variant, recall in results["controls"].items():
         for key, value in recall.items():
-            yield variant, own, key, value, "", ""
+            ends = results["intervals"].get(f"controls/{variant}/{key}", ("", ""))
+            yield variant, own, key, value, *ends
     for unit, groups in results["lengths"].items():
         for group in groups:
             captions = f"{group['low']:.0f} to {group['high']:.0f} {unit}"

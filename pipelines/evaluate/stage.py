@@ -19,10 +19,11 @@ from pipelines import storage
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.embed import Encoder, protocol
+from pipelines.evaluate.embed import Encoder, pictures
 from pipelines.evaluate.identity import CONFIG_COPY, RUN, inputs_of, require_same_evaluation
 from pipelines.evaluate.opening import MissingSet, open_benchmark
-from pipelines.evaluate.outputs import EXAMPLES, METRICS, read_output
+from pipelines.evaluate.outputs import EXAMPLES, METRICS, item_files, read_output
+from pipelines.evaluate.protocol import protocol, seen_in_training
 from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
@@ -169,6 +170,7 @@ def _evaluate_one(
     encoder = Encoder(config, checkpoint.place, adapter, config.features)
     ranker = Ranker(adapter.scorer(), config.num_gpus_per_actor, config.progress_every_s)
     scored = []
+    of_name = {benchmark.name: benchmark for benchmark in config.benchmarks}
     for benchmark in benchmarks:
         found = score_benchmark(encoder, ranker, benchmark)
         flat = flat_metrics(found.as_json())
@@ -182,6 +184,7 @@ def _evaluate_one(
         "series": checkpoint.series,
         "checkpoint": checkpoint.place,
         "checkpoint_fingerprint": checkpoint.fingerprint,
+        "recipe": adapter.training.get("recipe", ""),
         "mlflow_run_id": tracker.run_id,
         "links": {stage: run for stage, run in _links(checkpoint, benchmarks).items() if run},
         "datasets": {
@@ -189,7 +192,9 @@ def _evaluate_one(
                 "path": benchmark.rows.place,
                 "split": benchmark.split,
                 "fingerprint": benchmark.fingerprint,
-                "pictures": protocol(adapter, benchmark),
+                "pictures": pictures(adapter, benchmark),
+                "protocol": protocol(adapter, benchmark, of_name[benchmark.name]),
+                "training_data": seen_in_training(adapter.training, benchmark),
             }
             for benchmark in benchmarks
         },
@@ -199,16 +204,19 @@ def _evaluate_one(
     }
     tracker.set_tags({"checkpoint_fingerprint": checkpoint.fingerprint})
     examples = gather_examples(adapter, scored, config.report)
-    files = {
+    texts = {
         TABLE: to_csv([results]),
         EXAMPLES: json.dumps(examples),
         REPORT: report_page(Evaluated(results, examples)),
         METRICS: json.dumps(results, indent=2),
     }
+    files = {name: text.encode() for name, text in texts.items()}
+    for each in scored:
+        files |= item_files(each.benchmark.name, each.results.items)
     _attach(tracker, files, None if output == config.output else checkpoint.label)
-    for name, text in files.items():
+    for name, data in files.items():
         if name != METRICS:
-            storage.write_bytes(storage.join(output, name), text.encode())
+            storage.write_bytes(storage.join(output, name), data)
     storage.write_json(evaluation.metrics, results)  # last: with it the evaluation is finished
 
 
@@ -235,10 +243,10 @@ def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str,
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
 
 
-def _attach(tracker: Tracker, files: dict[str, str], folder: str | None) -> None:
+def _attach(tracker: Tracker, files: Mapping[str, bytes], folder: str | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        for name, text in files.items():
-            (Path(temporary) / name).write_text(text, encoding="utf-8")
+        for name, data in files.items():
+            (Path(temporary) / name).write_bytes(data)
             tracker.log_artifact(str(Path(temporary) / name), folder)
 
 

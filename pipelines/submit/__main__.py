@@ -17,6 +17,7 @@ from pathlib import Path
 from caft.errors import ClusterError, ConfigError
 from pipelines import git, storage
 from pipelines.config import command
+from pipelines.recipes import is_recipe
 from pipelines.runs import require_lasting
 from pipelines.submit import kuberay
 from pipelines.submit.chain import (
@@ -138,7 +139,7 @@ def _steps(args: argparse.Namespace) -> list[Step]:
     steps = connect_steps([*first, *(parse_step(text) for text in args.then)])
     here = Path.cwd()
     for step in steps:
-        if not Path(step.config).resolve().is_relative_to(here):
+        if not is_recipe(step.config) and not Path(step.config).resolve().is_relative_to(here):
             raise ConfigError(f"{step.config}: lies outside of {here}, which is all that jobs see")
         config = step.load()
         output = config.model_dump()["output"]
@@ -151,7 +152,10 @@ def _steps(args: argparse.Namespace) -> list[Step]:
         if "uri" in config.tracking.model_fields_set or "MLFLOW_TRACKING_URI" in os.environ:
             require_lasting(config.tracking, in_job=True)
     return [
-        replace(step, config=str(Path(step.config).resolve().relative_to(here))) for step in steps
+        step
+        if is_recipe(step.config)
+        else replace(step, config=str(Path(step.config).resolve().relative_to(here)))
+        for step in steps
     ]
 
 

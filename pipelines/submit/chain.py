@@ -14,13 +14,14 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from caft.config import Config, load_config, read_yaml, validate
+from caft.config import Config, read_yaml, validate
 from caft.errors import ConfigError
 from caft.overrides import apply_override, argument
 from pipelines import storage
 from pipelines.config import StageConfig, command
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.recipes import load_recipe
 from pipelines.run_layout import FINAL
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
@@ -56,7 +57,7 @@ class Step:
 
     def load(self) -> StageConfig:
         """Raises ConfigError as `load_config`."""
-        return load_config(SCHEMAS[self.stage], self.config, self.overrides)
+        return load_recipe(SCHEMAS[self.stage], self.config, self.overrides)
 
     def sets(self, key: str) -> bool:
         return any(override.startswith(f"{key}=") for override in self.overrides)

@@ -12,11 +12,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from caft.config import load_config, to_yaml
+from caft.config import to_yaml
 from caft.errors import DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
+from pipelines.recipes import load_recipe
 from pipelines.runs import check_tracking
 from pipelines.submit.jobs import LONG_PATIENCE_S, Jobs, on_local_cluster
 from pipelines.sweep.asked import require_same_tasks
@@ -161,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     def call() -> int:
-        config = load_config(SweepConfig, args.config, args.overrides)
+        config = load_recipe(SweepConfig, args.config, args.overrides)
         output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
         config = config.model_copy(update={"output": output})
         if args.print_config:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from caft.config import load_config, load_model_config
+from caft.config import load_model_config
 from pipelines import storage
 from pipelines.data.dataset import Dataset, open_dataset
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.identity import CONFIG_COPY as EVALUATE_COPY
 from pipelines.evaluate.identity import require_same_evaluation
 from pipelines.evaluate.stage import open_benchmarks
+from pipelines.recipes import load_recipe
 from pipelines.run_layout import CONFIG_COPY as TRAIN_COPY
 from pipelines.sweep.tasks import Task
 from pipelines.train.config import TrainConfig
@@ -35,7 +36,7 @@ def require_same_tasks(tasks: Sequence[Task]) -> None:
         if not storage.exists(storage.join(task.output, copy)):
             continue
         if task.stage == "train":
-            config = resolve_deepspeed(load_config(TrainConfig, path, overrides))
+            config = resolve_deepspeed(load_recipe(TrainConfig, path, overrides))
             if config.dataset not in datasets:
                 datasets[config.dataset] = open_dataset(config.dataset)
             dataset = datasets[config.dataset]
@@ -43,7 +44,7 @@ def require_same_tasks(tasks: Sequence[Task]) -> None:
             require_same_training(task.output, storage.exists(task.result))
             require_same_run(task.output, config, model, dataset.fingerprint)
         else:
-            asked = load_config(EvaluateConfig, path, overrides)
+            asked = load_recipe(EvaluateConfig, path, overrides)
             key = repr(asked.located())
             if key not in fingerprints:
                 fingerprints[key] = {b.name: b.fingerprint for b in open_benchmarks(asked)}

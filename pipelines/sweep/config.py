@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from caft.config import Config, ModelChoice, Seed
-from caft.scaling_law.forms import FORMS
+from caft.scaling_law.forms import CHOSEN_FROM
 from pipelines.config import StageConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -41,7 +41,7 @@ class FitConfig(Config):
     chance: float | None = Field(
         None, ge=0, lt=1, description="score of guessing; null: 0, or k / test_size of a recall"
     )
-    forms: tuple[str, ...] = Field(tuple(FORMS), min_length=1, description="to choose from")
+    forms: tuple[str, ...] = Field(CHOSEN_FROM, min_length=1, description="to choose from")
     replicates: int = Field(500, gt=0, description="repetitions behind each 95% interval")
     budgets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="training FLOP to predict and advise at; empty: 10 times the largest point"

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from caft.config import ModelConfig, load_config, load_model_config
+from caft.config import ModelConfig, load_model_config
 from caft.cost import Workload, describe, flops
 from caft.errors import ConfigError
+from pipelines.recipes import load_recipe
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
 
@@ -98,7 +99,7 @@ def all_points(config: SweepConfig) -> list[Point]:
 def recipe_of(config: SweepConfig, *axes: str) -> TrainConfig:
     """The recipe that points share, with `axes` (key=value) of one of them."""
     overrides = [*config.train_set, f"output={config.output}", *axes]
-    return load_config(TrainConfig, config.train, overrides)
+    return load_recipe(TrainConfig, config.train, overrides)
 
 
 def all_settings(config: SweepConfig) -> list[Setting]:

@@ -114,7 +114,15 @@ def run(config: TrainConfig) -> None:
         )
         connect(WORKER_ENVIRONMENT)
         job = TrainJob(
-            config, model, plan, total_steps, dataset.fingerprint, tracker.run_id, held_out, subset
+            config,
+            model,
+            plan,
+            total_steps,
+            dataset.fingerprint,
+            dataset.manifest.get("config", {}).get("decontamination", {}),
+            tracker.run_id,
+            held_out,
+            subset,
         )
         store = CheckpointStore(output)
         train_to_the_end(job, store.newest_step)

@@ -3,6 +3,7 @@ Asked by the train stage before it continues, and by a sweep of every run that i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,13 @@ def begun(model: ModelConfig, dataset_fingerprint: str, run_id: str) -> dict[str
         "dataset_fingerprint": dataset_fingerprint,
         "behaviours": numbers(BEHAVIOURS),
     }
+
+
+def recipe(config: TrainConfig, model: ModelConfig, dataset_fingerprint: str) -> str:
+    """Digest of all that decides a run but its seed: runs of one recipe differ by chance alone."""
+    settings = config.model_dump_json(exclude={**FREE_FIELDS, "seed": True})
+    parts = (settings, model.model_dump_json(), dataset_fingerprint, str(numbers(BEHAVIOURS)))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def require_same_run(

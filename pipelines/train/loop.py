@@ -4,6 +4,7 @@ The loop alone: a step is in step.py, DeepSpeed in engine.py, what a run saves i
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipelines.train.deepspeed.engine import start_engine
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.evaluations import Evaluations
 from pipelines.train.held_out import HeldOutSet
-from pipelines.train.identity import BEHAVIOURS
+from pipelines.train.identity import BEHAVIOURS, recipe
 from pipelines.train.ingest import Loader, iter_batches
 from pipelines.train.log import RunLog
 from pipelines.train.plan import EpochPlan, Subset
@@ -44,6 +45,7 @@ class TrainJob:
     plan: EpochPlan
     total_steps: int
     dataset_fingerprint: str
+    decontamination: Mapping[str, Any]  # of the dataset's configuration
     run_id: str
     held_out: HeldOutSet | None = None
     subset: Subset | None = None
@@ -58,6 +60,8 @@ class TrainJob:
         return {
             "dataset": self.config.dataset,
             "dataset_fingerprint": self.dataset_fingerprint,
+            "decontamination": dict(self.decontamination),
+            "recipe": recipe(self.config, self.model, self.dataset_fingerprint),
             "mlflow_run_id": self.run_id,
             "global_batch": self.config.global_batch,
             "behaviours": numbers(BEHAVIOURS),

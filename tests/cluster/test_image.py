@@ -91,6 +91,7 @@ def test_every_requirement_of_the_image_is_pinned_and_met():
         *project["dependencies"],
         *extras["cluster"],
         *extras["language"],
+        *extras["pipelines"],
         *extras["test"],
     ]:
         requirement = Requirement(text)

@@ -58,20 +58,73 @@ def test_an_empty_body_is_left_to_the_decoder(server):
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        (204, "http_other"),
-        (206, "http_other"),
-        (304, "http_other"),
+        (204, "http_status"),
+        (206, "http_status"),
+        (304, "http_status"),
         (404, "http_4xx"),
         (410, "http_4xx"),
         (429, "http_429"),
         (500, "http_5xx"),
         (503, "http_5xx"),
-        (999, "http_other"),
+        (999, "http_status"),
     ],
 )
 def test_statuses(server, code, expected):
     server.script["/"] = status(code)
     assert reason(server.url("/")) == expected
+
+
+@pytest.mark.parametrize("code", [201, 203, 226])
+def test_an_image_with_another_good_status_is_an_answer(server, code):
+    server.script["/"] = status(code, b"image")
+    assert fetch(server.url("/"))["data"] == b"image"
+
+
+def test_a_redirect_takes_along_the_cookie_that_it_has_just_set(server):
+    def gate(request):
+        known = request.headers.get("Cookie") == "seen=1"
+        (body() if known else status(302, Location="/gate", Set_Cookie="seen=1"))(request)
+
+    server.script = {"/gate": gate, "/other": redirect(server.url("/end", "b.localhost"))}
+    server.script["/end"] = body()
+    assert fetch(server.url("/gate"))["data"] == b"image"
+    urls = [server.url("/gate"), server.url("/other")]
+    rows = list(download(rows_of(*urls), config(connections=1)))
+    assert [row["reason"] for row in rows] == [None, None]
+    sent = {(host, path): headers.get("Cookie") for host, path, headers in server.requests}
+    assert sent["127.0.0.1", "/other"] is sent["b.localhost", "/end"] is None
+
+
+def test_names_that_do_not_answer_hold_up_no_other_row(server, monkeypatch):
+    asked = []
+    closed = threading.Event()
+    known = socket.getaddrinfo
+
+    def silent(name, *args, **options):
+        if name.endswith(b".example"):
+            asked.append(name)
+            closed.wait(20)
+            raise socket.gaierror(socket.EAI_AGAIN, "no server answers")
+        return known(b"localhost", *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    server.script["/"] = slow(0.02, body())
+    allowed = ("known.test",)
+    rows = []
+    for n in range(400):  # a fifth is silent: half of it under one name, half each its own
+        name = f"x{n if n % 10 == 0 else 0}.example" if n % 5 == 0 else "known.test"
+        rows += rows_of(server.url("/", name))
+    quick = config(
+        connections=8, connections_per_host=8, timeout_s=1.5, retries=2, allow_private_hosts=allowed
+    )
+    started = time.perf_counter()
+    done = list(download(rows, quick))
+    seconds = time.perf_counter() - started
+    closed.set()
+    reasons = [row["reason"] for row in done]
+    assert (reasons.count(None), reasons.count("dns")) == (320, 80)
+    assert len(asked) == len(set(asked)) == 40
+    assert seconds < 5
 
 
 def test_large_bodies_are_refused_declared_streamed_and_packed(server):
@@ -137,9 +190,9 @@ def test_redirects_are_followed_and_counted(server):
         "/nowhere": status(302),
     }
     assert fetch(server.url("/1"), max_redirects=3)["data"] == b"there"
-    assert reason(server.url("/1"), max_redirects=2) == "http_other"
-    assert reason(server.url("/nowhere")) == "http_other"
-    assert reason(server.url("/loop"), max_redirects=5) == "http_other"
+    assert reason(server.url("/1"), max_redirects=2) == "redirects"
+    assert reason(server.url("/nowhere")) == "redirects"
+    assert reason(server.url("/loop"), max_redirects=5) == "redirects"
     assert server.asked("/loop") == 6
 
 
@@ -306,7 +359,7 @@ HOSTILE = {
 def test_nothing_an_answer_holds_escapes(server, answer):
     server.script["/"] = raw(answer)
     row = fetch(server.url("/"), timeout_s=2.0)
-    assert row["reason"] is not None or isinstance(row["data"], bytes)
+    assert isinstance(row.get("data"), bytes) or (row["reason"] and row["detail"])
 
 
 def fetching_threads():

@@ -170,4 +170,4 @@ def test_a_missing_language_package_is_named_with_its_extra():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "ConfigError: filters.languages: needs" in done.stderr
-    assert "pip install 'caft[language]'" in done.stderr
+    assert "pip install -e '.[language]'" in done.stderr

@@ -87,7 +87,7 @@ def test_what_cannot_be_opened_is_one_line(name, error, said):
 )
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, name, module, extra):
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    with pytest.raises(ConfigError, match=rf"pip install 'caft\[{extra}\]'"):
+    with pytest.raises(ConfigError, match=rf"pip install -e '\.\[{extra}\]'"):
         open_adapter(name)
 
 

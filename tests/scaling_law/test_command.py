@@ -89,7 +89,8 @@ def test_the_page_stands_alone_and_draws_every_run(output: Path) -> None:
     assert "clip<b>16" not in page
     assert "clip&lt;b&gt;16" in page
     figures = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]
-    assert len(figures) == 6  # of two errors: in compute, and in size for each family
+    # Of two errors: in compute, and in size and at equal compute for each family.
+    assert len(figures) == 10
     dots = len(figures[0].findall("{*}circle"))
     envelopes = sum(
         len(law["points"]["error"])

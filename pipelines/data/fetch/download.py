@@ -15,6 +15,7 @@ from pipelines.failures import located
 
 Row = dict[str, Any]
 
+MOST_READ_AHEAD = 32  # with rows that wait for the address of a name, and need no connection yet
 READ_AHEAD = 4  # rows in work per connection: so many of a slow host do not hold up the others
 WAITING_BYTES = 2**28  # of fetched rows that nobody took yet; no request starts above it
 
@@ -37,7 +38,8 @@ def download(rows: Iterable[Row], config: DownloadConfig) -> Iterator[Row]:
                 continue
             thread.put(row)
             in_work += 1
-            if in_work >= READ_AHEAD * config.connections:
+            idle = min(thread.rows_without_address, MOST_READ_AHEAD * config.connections - in_work)
+            if in_work - idle >= READ_AHEAD * config.connections:
                 yield thread.take()
                 in_work -= 1
         for _ in range(in_work):
@@ -67,6 +69,10 @@ class _Thread:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self._loop.close()
+
+    @property
+    def rows_without_address(self) -> int:
+        return self._fetcher.rows_without_address
 
     def put(self, row: Row) -> None:
         self._loop.call_soon_threadsafe(self._begin, row)

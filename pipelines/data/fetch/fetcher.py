@@ -15,9 +15,10 @@ from pipelines.data.config import DownloadConfig
 from pipelines.data.fetch.addresses import Target, needs_lookup, parse_target
 from pipelines.data.fetch.hosts import Failure, Host, Names
 from pipelines.data.fetch.request import Answer, Transfer, allowed_hosts
+from pipelines.data.reasons import REASONS
 
 DETAIL_CHARS = 200
-THREADS_PER_CONNECTION = 2  # for names: some still wait for lookups that were given up
+THREADS_PER_CONNECTION = 8  # for names at most: look-ups that were given up still hold theirs
 
 
 class Fetcher:
@@ -35,6 +36,11 @@ class Fetcher:
         self._multi.setopt(pycurl.M_MAXCONNECTS, 2 * config.connections)
         self._idle: list[Transfer] = []
 
+    @property
+    def rows_without_address(self) -> int:
+        """Rows that wait for the answer to a name."""
+        return self._names.waiting
+
     async def close(self) -> None:
         """Close all connections, once no row is being fetched."""
         self._names.close()
@@ -51,7 +57,8 @@ class Fetcher:
             failure = Failure("timeout", f"not complete after {self._config.deadline_s:g} s")
         except Failure as error:
             failure = error
-        detail = failure.detail[:DETAIL_CHARS].encode(errors="replace").decode()
+        detail = failure.detail.strip() or REASONS[failure.reason].text
+        detail = detail[:DETAIL_CHARS].encode(errors="replace").decode()
         return row | {"reason": failure.reason, "detail": detail}
 
     async def _try(self, url: object, limit: asyncio.Timeout) -> bytes:
@@ -74,22 +81,23 @@ class Fetcher:
 
     async def _follow(self, url: object, limit: asyncio.Timeout) -> bytes:
         target = _target("", url)
+        cookies: list[str] = []
         for _ in range(self._config.max_redirects + 1):
-            answer = await self._request(target, limit)
+            answer = await self._request(target, cookies, limit)
             if answer.location is None:
                 return answer.body
-            target = _target(target.url, answer.location)
-        raise Failure("http_other", f"more than {self._config.max_redirects} redirects")
+            target, cookies = _target(target.url, answer.location), answer.cookies
+        raise Failure("redirects", f"more than {self._config.max_redirects}")
 
-    async def _request(self, target: Target, limit: asyncio.Timeout) -> Answer:
+    async def _request(self, target: Target, cookies: list[str], limit: asyncio.Timeout) -> Answer:
         host = self._hosts[target.host]
+        addresses = await self._addresses(target.host, limit)  # before it holds a connection
         async with host.place(limit.when()), self._connections:
             while not self._gate.is_set():
                 await self._gate.wait()
-            if limit.when() is None:  # waiting for a first place is not the row's own time
-                limit.reschedule(asyncio.get_running_loop().time() + self._config.deadline_s)
+            self._start(limit)  # waiting for a first place is not the row's own time
             try:
-                answer = await self._transfer(target)
+                answer = await self._transfer(target, addresses, cookies)
             except Failure as failure:
                 if failure.retry_after_s is not None:
                     host.refused(failure)
@@ -97,13 +105,26 @@ class Fetcher:
             host.answered()
             return answer
 
-    async def _transfer(self, target: Target) -> Answer:
-        addresses = await self._names.addresses(target.host) if needs_lookup(target.host) else []
+    async def _addresses(self, host: str, limit: asyncio.Timeout) -> list[str]:
+        """None where libcurl knows them by itself."""
+        if not needs_lookup(host):
+            return []
+        try:
+            return await self._names.addresses(host)
+        except Failure:
+            self._start(limit)
+            raise
+
+    def _start(self, limit: asyncio.Timeout) -> None:
+        if limit.when() is None:
+            limit.reschedule(asyncio.get_running_loop().time() + self._config.deadline_s)
+
+    async def _transfer(self, target: Target, addresses: list[str], cookies: list[str]) -> Answer:
         if not self._idle:
             self._idle.append(Transfer(self._config, self._allowed_hosts))
         transfer = self._idle.pop()
         try:
-            return await transfer.get(self._multi, target, addresses)
+            return await transfer.get(self._multi, target, addresses, cookies)
         finally:
             self._idle.append(transfer)
 

@@ -4,6 +4,7 @@ Every request of the downloader waits here for its place."""
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,10 @@ from contextlib import asynccontextmanager
 from pipelines.data.reasons import REASONS
 
 CACHE_S = 600.0
-LASTING_ERRORS = (socket.EAI_NONAME, socket.EAI_NODATA)  # kept like answers; others ask again
+LASTING_ERRORS = (socket.EAI_NONAME, socket.EAI_NODATA)  # kept like answers
+# A name whose servers do not answer is not asked for again that long. Errors that come at once,
+# as of a busy resolver, are.
+SILENT_S, QUICK_S = 120.0, 1.0
 
 
 class Failure(Exception):
@@ -87,41 +91,66 @@ class Names:
 
     def __init__(self, threads: int, timeout_s: float) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="names")
+        self._free = asyncio.Semaphore(threads)
         self._timeout_s = timeout_s
-        self._lookups: dict[str, tuple[float, asyncio.Future[list[str]]]] = {}
+        self._lookups: dict[str, asyncio.Task[list[str]]] = {}
+        self._expires: dict[str, float] = {}
+        self.waiting = 0  # rows that wait for an answer
 
     def close(self) -> None:
         """Give up what is being looked up."""
-        for _, lookup in self._lookups.values():
+        for lookup in self._lookups.values():
             lookup.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def addresses(self, name: str) -> list[str]:
-        """The addresses of a host name.
+        """The addresses of a host name; what one look-up gave answers all that ask for a while.
 
         Raises:
             Failure: it has none, or there is no answer in time.
         """
         now = asyncio.get_running_loop().time()
-        expires, lookup = self._lookups.get(name, (0.0, None))
-        if lookup is None or now >= expires or _failed_for_now(lookup):
-            lookup = asyncio.get_running_loop().run_in_executor(self._threads, _addresses, name)
-            self._lookups[name] = now + CACHE_S, lookup
+        lookup = self._lookups.get(name)
+        if lookup is None or now >= self._expires.get(name, math.inf):
+            self._expires.pop(name, None)
+            lookup = self._lookups[name] = asyncio.create_task(self._look_up(name))
+            lookup.add_done_callback(_ignore)
+        self.waiting += 1
+        try:
+            return await asyncio.shield(lookup)  # others wait for it too
+        finally:
+            self.waiting -= 1
+
+    async def _look_up(self, name: str) -> list[str]:
+        await self._free.acquire()  # the time of a name runs once a thread asks for it
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        asked = loop.run_in_executor(self._threads, _addresses, name)
+        asked.add_done_callback(lambda _: self._free.release())
+        keep_s = CACHE_S
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.shield(lookup)  # others wait for it too
+                return await asyncio.shield(asked)
         except TimeoutError:
+            asked.add_done_callback(_ignore)
+            keep_s = SILENT_S
             detail = f"no answer for {name} after {self._timeout_s:g} s"
-            raise Failure("dns", detail) from None
+            raise Failure("dns", detail, SILENT_S) from None
         except OSError as error:
-            raise Failure("dns", f"{name}: {error.strerror}") from error
+            detail = f"{name}: {error.strerror or error}"
+            if error.errno in LASTING_ERRORS:
+                raise Failure("dns", detail) from error
+            silent = loop.time() - started > QUICK_S
+            keep_s = SILENT_S if silent else 0.0
+            raise Failure("dns", detail, SILENT_S if silent else None) from error
+        finally:
+            self._expires[name] = loop.time() + keep_s
 
 
-def _failed_for_now(lookup: asyncio.Future[list[str]]) -> bool:
-    if not lookup.done():
-        return False
-    error = lookup.exception()
-    return isinstance(error, OSError) and error.errno not in LASTING_ERRORS
+def _ignore(lookup: asyncio.Future[list[str]]) -> None:
+    """Takes the error of a look-up that was given up, which asyncio would report else."""
+    if not lookup.cancelled():
+        lookup.exception()
 
 
 def _addresses(name: str) -> list[str]:

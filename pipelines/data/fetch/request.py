@@ -10,6 +10,7 @@ import http.client
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from pipelines.data.fetch.hosts import Failure
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's import asks the network
 FORBIDDING = ("noai", "noimageai", "noindex", "noimageindex")
+WITH_IMAGE = (200, 201, 203, 226)  # statuses whose body is what was asked for
 REDIRECTS = (301, 302, 303, 307, 308)
 REFUSALS = (429, 503)  # a Retry-After of these is for the whole host
 UNWANTED_BYTES = 2**16  # of an error page: read, so that the connection can be used again
@@ -37,18 +39,19 @@ CURL_REASONS = {
     pycurl.E_SSL_CIPHER: "tls",
     pycurl.E_SSL_INVALIDCERTSTATUS: "tls",
     pycurl.E_SSL_ISSUER_ERROR: "tls",
-    pycurl.E_UNSUPPORTED_PROTOCOL: "http_other",  # the answer is not HTTP/1
-    pycurl.E_FTP_WEIRD_SERVER_REPLY: "http_other",
-    pycurl.E_BAD_CONTENT_ENCODING: "http_other",
-    100: "http_other",  # endless headers; pycurl has no name for it
+    pycurl.E_UNSUPPORTED_PROTOCOL: "bad_answer",  # it is not HTTP/1
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: "bad_answer",
+    pycurl.E_BAD_CONTENT_ENCODING: "bad_answer",
+    100: "bad_answer",  # endless headers; pycurl has no name for it
 }
 
 
 class Answer(NamedTuple):
-    """A body, or the place where it is."""
+    """A body, or the place where it is, and the cookies to bring there."""
 
     body: bytes
     location: str | None
+    cookies: list[str]  # as libcurl lists them, with their hosts
 
 
 class Transfer:
@@ -73,7 +76,11 @@ class Transfer:
         self._curl.close()
 
     async def get(
-        self, multi: pycurl.AsyncCurlMulti, target: Target, addresses: list[str]
+        self,
+        multi: pycurl.AsyncCurlMulti,
+        target: Target,
+        addresses: list[str],
+        cookies: Sequence[str] = (),
     ) -> Answer:
         """Make one request, to one of `addresses`; none: libcurl knows them by itself. May be
         cancelled at any time: the connection is then closed.
@@ -83,6 +90,8 @@ class Transfer:
         """
         self._begin(target)
         self._curl.setopt(pycurl.URL, target.url)
+        for line in ("ALL", *cookies):  # first forget those of another row
+            self._curl.setopt(pycurl.COOKIELIST, line)
         if addresses:
             place = f"+{target.host}:{target.port}:{','.join(addresses)}"
             self._curl.setopt(pycurl.RESOLVE, [place])
@@ -163,7 +172,7 @@ class Transfer:
             self._headers.append(line)
         elif self._status >= 200:
             self._in_body = True
-            if self._status == 200 and self._forbidden():
+            if self._status in WITH_IMAGE and self._forbidden():
                 self._failure = Failure("noai", "X-Robots-Tag of the answer")
                 return -1
         return len(line)
@@ -171,7 +180,7 @@ class Transfer:
     def _on_body(self, piece: bytes) -> int:
         self._last_byte_s = time.monotonic()
         self._received_bytes += len(piece)
-        if self._status != 200:
+        if self._status not in WITH_IMAGE:
             return len(piece) if self._received_bytes <= UNWANTED_BYTES else -1
         if self._received_bytes > self._config.max_bytes:
             self._failure = Failure("too_large", f"more than {self._config.max_bytes} bytes")
@@ -191,6 +200,7 @@ class Transfer:
         )
         from img2dataset.downloader import is_disallowed  # takes seconds, and few servers need it
 
+        self._last_byte_s = time.monotonic()  # the import's time is not the server's
         return is_disallowed(headers, self._config.user_agent_token.strip().lower(), FORBIDDING)
 
     def _answer(self, error: BaseException | None) -> Answer:
@@ -199,16 +209,18 @@ class Transfer:
         if self._failure is not None and error is not None:
             raise self._failure
         if self._status >= 300:  # however its body ended
-            return Answer(b"", _location(self._status, headers))
+            place = _location(self._status, headers)
+            return Answer(b"", place, self._curl.getinfo(pycurl.INFO_COOKIELIST))
         if error is not None:
             raise _failure_of(error)
-        if self._status != 200:
-            raise Failure("http_other", f"HTTP {self._status}")
-        return Answer(body, None)
+        if self._status not in WITH_IMAGE:
+            raise Failure("http_status", f"HTTP {self._status}")
+        return Answer(body, None, [])
 
 
 def _options(config: DownloadConfig) -> dict[int, Any]:
     return {
+        pycurl.COOKIEFILE: "",  # knows cookies, and reads none
         pycurl.PROXY: "",  # whatever the environment says: a proxy would resolve names unchecked
         pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
         pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
@@ -244,12 +256,12 @@ def _location(status: int, headers: list[bytes]) -> str:
         raise _status_failure(status, _header(headers, b"retry-after"))
     location = _header(headers, b"location")
     if not location:
-        raise Failure("http_other", f"HTTP {status} without a Location")
+        raise Failure("redirects", f"HTTP {status} without a Location")
     return location
 
 
 def _status_failure(status: int, retry_after: str | None) -> Failure:
-    reason = {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
+    reason = {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_status")
     if status == 429:
         reason = "http_429"
     seconds = _seconds(retry_after) if retry_after and status in REFUSALS else None
@@ -280,7 +292,7 @@ def _seconds(retry_after: str) -> float | None:
 def _failure_of(error: BaseException) -> Failure:
     if not isinstance(error, pycurl.error):  # a Failure, or what must not happen
         raise error
-    code, message = error.args[0], str(error.args[1])
+    code, message = error.args[0], str(error.args[1]) or f"libcurl's error {error.args[0]}"
     reason = CURL_REASONS.get(code, "connection")
     if reason == "tls" and ("SYSCALL" in message or "reset" in message.lower()):
         reason = "connection"  # it broke off; nothing was wrong with the certificate

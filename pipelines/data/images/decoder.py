@@ -41,7 +41,7 @@ class Decoder:
 
     Args:
         prepare: another function of a module, of encoded bytes and an `ImageConfig`'s values as
-            attributes. It returns values that JSON has, and the bytes `image` where it likes.
+            attributes. It returns values that JSON has, and bytes.
 
     One image at a time. The child has one thread and a bounded address space, and ends with its
     parent, an image that it is at after `decode_timeout_s` at the latest.
@@ -96,6 +96,7 @@ class Decoder:
         if "refused" in reply:
             raise ImageRefused(*reply["refused"])
         row: dict[str, Any] = reply["row"]
+        row |= {name: bytes.fromhex(value) for name, value in reply["bytes"].items()}
         if reply["image"] == "same":  # it need not travel twice
             row["image"] = data
         elif reply["image"] == "follows":
@@ -181,7 +182,9 @@ def _serve(pipe: Connection, target: str, config: SimpleNamespace) -> None:
             if "image" in row:
                 image = row.pop("image")
                 how = "same" if image == data else "follows"
-            reply = {"row": row, "image": how}
+            packed = {name: v.hex() for name, v in row.items() if isinstance(v, bytes)}
+            row = {name: value for name, value in row.items() if name not in packed}
+            reply = {"row": row, "bytes": packed, "image": how}
         signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send_bytes(json.dumps(reply).encode())
         if reply.get("image") == "follows":

@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipelines.data.images.hashing import contrast, perceptual_hash, small_grey
+from pipelines.data.images.hashing import contrast, look, perceptual_hash, small_grey
 from pipelines.data.images.prepare import (
     ImageRefused,
     guarded,
     most_bytes,
     open_picture,
-    upright_grey,
+    upright_pixels,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
     )
     if said is not None:
         raise ImageRefused(_reason(said, data, original), said)
-    grey = _grey(data, image, config)
+    pixels = _pixels(data, image, config)
+    grey = small_grey(pixels)
     if width is None:  # disable_all_reencoding: it has not looked at the image
         with Image.open(io.BytesIO(image)) as picture:
             width, height = original_width, original_height = picture.size
@@ -100,6 +101,7 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
         "original_height": original_height,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(grey),
+        "look": look(pixels, grey),
         "contrast": contrast(grey),
     }
 
@@ -112,14 +114,14 @@ def _reason(said: str, data: bytes, size: tuple[int, int] | None) -> str:
     return "not_an_image" if size is None else "truncated_image"
 
 
-def _grey(data: bytes, image: bytes, config: ImageConfig) -> np.ndarray:
-    """`small_grey` of the original, or of what is stored where only OpenCV decodes the original."""
+def _pixels(data: bytes, image: bytes, config: ImageConfig) -> np.ndarray:
+    """Pixels of the original, or of what is stored where only OpenCV decodes the original."""
     try:
-        return upright_grey(data, config)
+        return upright_pixels(data, config)
     except Exception:
         pixels = None
         with suppress(cv2.error):
-            pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE)
+            pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is None:
             raise
-        return small_grey(pixels)
+        return pixels

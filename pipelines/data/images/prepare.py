@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from pipelines.data.images import deep
 from pipelines.data.images.formats import FORMATS
-from pipelines.data.images.hashing import contrast, perceptual_hash, small_grey
+from pipelines.data.images.hashing import contrast, look, perceptual_hash, small_grey
 from pipelines.data.images.jpeg import junk_before, repaired
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
     Returns:
         image (bytes), width and height of it; original_width and original_height of `data` as
-        shown, that is after turning; sha256 (hex) of `data`; phash (64 bits); contrast, the
+        shown, that is after turning; sha256 (hex) of `data`; phash (64 bits) and look, by which it
+        is compared with others; contrast, the
         standard deviation of grey levels of a 32-px version (0 .. 127).
 
     Raises:
@@ -73,7 +74,8 @@ def prepare_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def hash_image(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    """phash of an encoded image, and mirrored_phash, that of the image mirrored left and right.
+    """phash and look of an encoded image, and mirrored_phash and mirrored_look, those of the image
+    mirrored left and right.
 
     Raises:
         ImageRefused: as `prepare_image` does.
@@ -108,6 +110,7 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
         "original_height": height,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(grey),
+        "look": look(pixels, grey),
         "contrast": contrast(grey),
     }
     if stored is None:
@@ -120,13 +123,20 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def _hash(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    grey = upright_grey(data, config)
-    return {"phash": perceptual_hash(grey), "mirrored_phash": perceptual_hash(grey[:, ::-1])}
+    pixels = upright_pixels(data, config)
+    grey, mirrored = small_grey(pixels), small_grey(pixels)[:, ::-1]
+    return {
+        "phash": perceptual_hash(grey),
+        "look": look(pixels, grey),
+        "mirrored_phash": perceptual_hash(mirrored),
+        "mirrored_look": look(np.ascontiguousarray(pixels[:, ::-1]), mirrored),
+    }
 
 
-def upright_grey(data: bytes, config: ImageConfig) -> np.ndarray:
-    """`small_grey` of an encoded image as it is shown. Raises nearly anything."""
-    return small_grey(_decode(open_picture(data, config), data, config.max_side_px)[0])
+def upright_pixels(data: bytes, config: ImageConfig) -> np.ndarray:
+    """Pixels of an encoded image as it is shown, enough for its hash and look. Raises nearly
+    anything."""
+    return _decode(open_picture(data, config), data, config.max_side_px)[0]
 
 
 def open_picture(data: bytes, config: ImageConfig) -> Image.Image:
@@ -163,7 +173,7 @@ def _decode(
     """Pixels, EXIF orientation, and the file that is stored without encoding pixels, if any.
 
     Pixels are grey (H, W) or RGB (H, W, 3), upright, no longer than `max_side_px`; those of a
-    JPEG file that is stored are smaller and grey, enough for its hash.
+    JPEG file that is stored are smaller, enough for its hash.
     """
     longest = max(picture.size)
     if longest > max_side_px:  # rounded up, as libjpeg does where it shrinks
@@ -175,9 +185,9 @@ def _decode(
         plain = picture.mode in PLAIN_MODES and orientation == UPRIGHT
         if plain and longest <= max_side_px:
             least = (HASHED_SIDE_PX, HASHED_SIDE_PX)
-            grey, file = _decode_jpeg(data, picture, "L", least)
+            pixels, file = _decode_jpeg(data, picture, picture.mode, least)
             if file is not None:
-                return grey, orientation, file
+                return pixels, orientation, file
         pixels, _ = _decode_jpeg(data, picture, picture.mode, (width, height))
     else:
         opaque = _decode_plain(picture, data)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,8 @@ class Adapter(Protocol):
     sentences: Rule | None = "default"
     step: int = 0  # of training, where it is known
     run_id: str = ""  # MLflow run of its training, where it is known
+    # What its checkpoint's manifest says of its training data and recipe, where there is one.
+    training: Mapping[str, Any] = MappingProxyType({})
 
     def preprocess(self) -> Preprocess:
         """A function that is sent to decoding processes, so it holds no weights: rows with `url`,
@@ -72,9 +75,9 @@ def needs(extra: str, error: Exception) -> ConfigError:
     if not isinstance(error, ImportError):
         return ConfigError(
             f"checkpoint: {extra} cannot be imported: {reason}; install torch and torchvision of "
-            f"the same build: pip install 'caft[{extra}]' -c constraints.txt, with torch's index"
+            f"the same build: pip install -e '.[{extra}]' -c constraints.txt, with torch's index"
         )
-    return ConfigError(f"checkpoint: {reason}; to score such models, pip install 'caft[{extra}]'")
+    return ConfigError(f"checkpoint: {reason}; to score such models, pip install -e '.[{extra}]'")
 
 
 class PixelPreprocess:

@@ -20,6 +20,8 @@ from pipelines.evaluate.adapters.base import Adapter
 from pipelines.evaluation_input import CAFTPreprocess
 from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 
+TRAINING = ("dataset", "dataset_fingerprint", "decontamination", "recipe")  # of the manifest
+
 
 class CAFTAdapter(Adapter):
     """A checkpoint folder, a `.safetensors` file, or a released file.
@@ -41,6 +43,7 @@ class CAFTAdapter(Adapter):
         self.fingerprint = self._as_read(hashlib.sha256(digests.encode()).hexdigest())
         self.step = int(manifest.get("step", 0))
         self.run_id = str(manifest.get("mlflow_run_id", ""))
+        self.training = {name: manifest[name] for name in TRAINING if name in manifest}
 
     def _as_read(self, digest: str) -> str:
         """A fingerprint of files and of how pictures are shown, captions split and parts scored,

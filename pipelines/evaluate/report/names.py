@@ -8,6 +8,16 @@ MEASURES = {
     "i2t_r1": "Image → text R@1",
     "miou": "mIoU",
 }
+# What differences between evaluations are asked of.
+COMPARED = MEASURES | {
+    "oiou": "oIoU",
+    "precision_50": "P@0.5",
+    "pointing": "Pointing",
+    "top1": "Top 1",
+    "mean_per_class": "Mean per class",
+    "semantic_miou": "Semantic mIoU",
+    "pixel_accuracy": "Pixel accuracy",
+}
 SCORE_NAMES = {
     "whole": "Whole caption",
     "part": "Parts",

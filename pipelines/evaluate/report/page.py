@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,18 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from caft.metrics import Difference
 from caft.metrics.retrieval import RECALL_AT
 from caft.pictures import data_url, heat_colours
 from pipelines.evaluate.report.charts import HEIGHT, WIDTH
 from pipelines.evaluate.report.curves import Results, benchmark_charts, training_charts
-from pipelines.evaluate.report.names import MEASURES
+from pipelines.evaluate.report.differences import (
+    Items,
+    joined_seeds,
+    paired_differences,
+    protocol_changes,
+)
+from pipelines.evaluate.report.names import COMPARED, MEASURES
 from pipelines.evaluate.report.tables import (
     control_rows,
     control_table,
@@ -44,6 +51,7 @@ class Evaluated:
 
     results: Results  # metrics.json
     examples: Mapping[str, Any]  # examples.json; empty if there is none
+    items: Items = field(default_factory=dict)  # tables by benchmark; earlier versions kept none
 
 
 def report_page(evaluated: Evaluated) -> str:
@@ -77,6 +85,11 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
     drawn = _drawn(dict(zip(labels, results, strict=True)), list(series.values()))
     names = list(dict.fromkeys(name for r in results for name in r["benchmarks"]))
     columns, table, beside = overview(results)
+    differences: dict[str, list[tuple[str, str, Difference]]] = {name: [] for name in names}
+    paired = paired_differences([(e.results, e.items) for e in evaluations])
+    for n, benchmark, measure, found in paired:
+        differences[benchmark].append((labels[n], COMPARED[measure], found))
+    by_label = dict(zip(labels, results, strict=True))
     return (
         _environment()
         .get_template("comparison.html.j2")
@@ -86,6 +99,9 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
             columns=columns,
             table=table,
             published=beside,
+            seeds=joined_seeds(by_label),
+            asked=len(paired),
+            compared=COMPARED,
             benchmarks={
                 name: {
                     "rows": [
@@ -93,6 +109,8 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
                         for label, r in zip(labels, results, strict=True)
                         if f"{r['score']}_{WAYS[0]}_r1" in r["benchmarks"].get(name, {})
                     ],
+                    "differences": differences[name],
+                    "protocol": protocol_changes(by_label, name),
                     "charts": benchmark_charts(drawn, name),
                     "controls": control_table(drawn, name),
                     "training": training_charts(series, name),
@@ -126,6 +144,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
     environment.filters["change"] = lambda value: f"{100 * value:+.1f}".replace("-", "\u2212")
+    environment.filters["p_value"] = lambda value: "<0.0001" if value < 1e-4 else f"{value:.2g}"
     environment.filters["signed"] = lambda value: f"{value:.2f}".replace("-", "\u2212")
     environment.filters["count"] = lambda value: f"{value:,.0f}"
     environment.globals |= {
@@ -148,8 +167,19 @@ def _facts(results: Results) -> dict[str, str]:
         )
         if "pictures" in data:  # not in results from before there was a choice
             facts[f"Pictures of {name}"] = PICTURES[data["pictures"]]
+        if "protocol" in data:
+            facts[f"Protocol of {name}"] = _protocol(data["protocol"])
+        if "training_data" in data:
+            facts[f"Training data and {name}"] = data["training_data"]["how"]
     runs = {"evaluate": results["mlflow_run_id"], **results["links"]}
     return facts | {f"MLflow run, {stage}": run for stage, run in runs.items() if run}
+
+
+def _protocol(protocol: Mapping[str, Any]) -> str:
+    """All but how pictures are shown, which has a line of its own."""
+    said = {key: value for key, value in protocol.items() if key != "pictures"}
+    words = {k: "; ".join(v) if isinstance(v, list) else v for k, v in said.items()}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in words.items())
 
 
 def _data(results: Results, benchmark: str) -> tuple[str, str]:

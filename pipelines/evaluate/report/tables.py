@@ -94,17 +94,28 @@ def _said(
 
 def control_rows(results: Results, benchmark: str) -> list[dict[str, Any]]:
     """R@1 with captions as written, then with those changed in their order or by noise; `more`
-    is by how much it is greater than as written."""
+    is by how much it is greater than as written, `difference` says how surely."""
     controls = results["benchmarks"][benchmark].get("controls", {})
     shown = {name: recall for name, recall in controls.items() if not CUT.fullmatch(name)}
     if not shown:
         return []
     base = {measure: own_value(results, benchmark, measure) or 0.0 for measure in AT_1}
+    told = results["benchmarks"][benchmark].get("control_differences", {})
     rows: list[dict[str, Any]] = [
-        {"name": "As written", "cells": [{"value": base[m], "more": None} for m in AT_1]}
+        {
+            "name": "As written",
+            "cells": [{"value": base[m], "more": None, "difference": None} for m in AT_1],
+        }
     ]
     for name, recall in sorted(shown.items(), key=lambda item: variant_order(item[0])):
-        cells = [{"value": recall[m], "more": recall[m] - base[m]} for m in AT_1]
+        cells = [
+            {
+                "value": recall[m],
+                "more": recall[m] - base[m],
+                "difference": told.get(f"controls/{name}/{m}"),
+            }
+            for m in AT_1
+        ]
         changed = recall["changed_share"]
         rows.append({"name": variant_name(name), "cells": cells, "changed": changed})
     return rows

@@ -1,0 +1,108 @@
+"""Near duplicates in rows and looks: copies go, other pictures of the same hash stay."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks.near_duplicates import KINDS, encoded, found, photographs, removed, seen
+from pipelines.data.config import DataConfig
+from pipelines.data.dedup import index
+from pipelines.data.dedup.duplicates import DROP_SCHEMA, drops_path, find_drops
+from pipelines.data.dedup.index import INDEX_SCHEMA
+from pipelines.data.dedup.looks import as_looks, same_picture
+from pipelines.data.dedup.similar import MOST_SHARING, drop_equal, expand
+from pipelines.data.images.hashing import LOOK_BYTES
+from pipelines.data.paths import ROWS_PER_CHUNK, Layout
+from pipelines.data.write import read_table, write_table
+
+
+@pytest.mark.parametrize("kind", ["quote cards", "a word on white", "logos", "skies"])
+def test_different_pictures_of_little_structure_stay(kind):
+    rng = np.random.default_rng(1)
+    pictures = [seen(encoded(KINDS[kind](rng), quality=92)) for _ in range(50)]
+    alone, confirmed = removed(pictures, 2)
+    assert confirmed <= 1
+    assert alone > confirmed
+
+
+@pytest.mark.parametrize("kind", ["quote cards", "a word on white", "logos", "skies", None])
+def test_copies_of_a_picture_are_found_as_by_the_hash_alone(kind):
+    rng = np.random.default_rng(2)
+    pictures = [KINDS[kind](rng) for _ in range(6)] if kind else photographs()[::9]
+    for how, confirmed in found(pictures, 2).items():
+        lost = confirmed.count(False)
+        assert lost <= (0 if how in ("re-encoded", "resized") else 0.1 * len(confirmed)), how
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, LOOK_BYTES), np.uint8)
+
+
+def test_of_an_equal_hash_each_picture_keeps_its_row_with_the_longest_captions():
+    looks = noise(3)[[0, 1, 0, 2, 0, 1]]
+    hashes = np.array([7, 7, 7, 7, 8, 7], np.uint64)
+    dropped, kept = drop_equal(hashes, looks, np.array([1, 5, 9, 1, 1, 5]), np.arange(6) + 10)
+    assert dict(zip(dropped.tolist(), kept.tolist(), strict=True)) == {10: 12, 15: 11}
+
+
+def test_a_hundred_thousand_equal_pictures_are_no_work():
+    looks = np.broadcast_to(noise(1), (100_000, LOOK_BYTES))
+    rows = np.arange(100_000)
+    dropped, kept = drop_equal(np.full(100_000, 7, np.uint64), looks, np.ones(100_000), rows)
+    assert sorted(dropped.tolist()) == list(range(1, 100_000))
+    assert set(kept.tolist()) == {0}
+
+
+def test_pairs_of_hashes_become_pairs_of_their_rows_and_no_more_than_can_be_compared():
+    hashes = np.array([1, 2, 1, 3, 2, *[9] * 3 * MOST_SHARING], np.uint64)
+    priority = np.zeros(len(hashes), np.int64)
+    one, other = expand(hashes, priority, np.array([1, 3], np.uint64), np.array([2, 9], np.uint64))
+    pairs = list(zip(one.tolist(), other.tolist(), strict=True))
+    assert sorted(pairs)[:4] == [(0, 1), (0, 4), (2, 1), (2, 4)]
+    assert len(pairs) == len(set(pairs)) == 4 + MOST_SHARING
+
+
+def test_rows_without_a_look_are_compared_with_none_but_each_other():
+    looks = as_looks([None, noise(1)[0].tobytes()])
+    assert not same_picture(looks, np.array([0]), np.array([1])).any()
+
+
+def test_rows_of_several_chunks_go_for_the_picture_that_stays(tmp_path, monkeypatch):
+    def one_by_one(_, function, items, *__):
+        return [(item, function(item)) for item in items]
+
+    monkeypatch.setattr(index, "run_tasks", one_by_one)
+    rng = np.random.default_rng(3)
+    cards = [KINDS["quote cards"](rng) for _ in range(40)]
+    pictures = [*(encoded(card, quality=92) for card in cards)]
+    pictures += [encoded(card, quality=60) for card in cards]
+    layout = Layout(str(tmp_path))
+    for chunk, part in enumerate(np.array_split(np.arange(80), 5)):
+        rows = [
+            {
+                "place": place,
+                "key": bytes([n]) * 16,
+                "sha256": bytes([n]) * 16,
+                "phash": seen(pictures[n])[0],
+                "look": seen(pictures[n])[1],
+                "characters": 100 - n,
+            }
+            for place, n in enumerate(part.tolist())
+        ][::-1]  # as they were fetched, not in order
+        write_table(layout.index(chunk), pa.Table.from_pylist(rows, INDEX_SCHEMA))
+    config = DataConfig(
+        sources=[{"name": "x", "path": "y"}],
+        output=str(tmp_path),
+        duplicates={"partition_rows": 30},
+    )
+    find_drops(config, layout, range(5), [], DROP_SCHEMA.empty_table(), 1)
+    drops = read_table(drops_path(layout)).to_pylist()
+    assert {drop["reason"] for drop in drops} == {"near_duplicate"}
+    gone = {
+        drop["row"] // ROWS_PER_CHUNK * 16 + drop["row"] % ROWS_PER_CHUNK: drop for drop in drops
+    }
+    assert len(set(gone) & set(range(40, 80))) >= 38
+    assert len(set(gone) & set(range(40))) <= 1
+    kept = {n: bytes.fromhex(drop["detail"].split()[-1])[0] for n, drop in gone.items()}
+    assert sum(kept[n] == n - 40 for n in kept if n >= 40) >= 37
+    assert not set(kept.values()) & set(gone)
