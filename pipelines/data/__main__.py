@@ -17,7 +17,15 @@ COMMANDS = ("retry", "verify", "stats", "estimate", "export")
 def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         return stage_main(DataConfig, run, list(argv))
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    # argparse takes no key=value behind an option that follows a first argument.
+    args, rest = parser.parse_known_args(argv)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (
+        rest and not hasattr(args, "overrides")
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
     return command(lambda: args.call(args))
 
 
