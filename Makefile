@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# Another build of torch than the index's own: make TORCH_INDEX=https://download.pytorch.org/whl/cu126
+TORCH_INDEX ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
 # Stages and tests start many processes, and each would compile every module of ours anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -43,7 +45,7 @@ clean:  ## stop what the demo started and remove what it wrote, the environment 
 # contrib build of OpenCV: img2dataset installs the plain one into the same folder.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) install -c constraints.txt -e .[docs,pipelines,test]
 	$(PIP) install -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
 	touch $@

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from caft.errors import CAFTError
+from caft.secrets import masked
 
 MAX_BYTES = 4 * 2**20  # of a YAML file; the longest recipe has a few thousand
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -54,7 +55,7 @@ def parse_yaml(text: str, source: str, error: type[CAFTError]) -> Any:
         shown = " ".join(str(reason).split())[:300] or type(reason).__name__
         if not isinstance(reason, yaml.YAMLError):
             shown = f"a value cannot be read as its type: {shown}"
-        raise error(f"{source}: not valid YAML: {shown}") from None
+        raise error(f"{source}: not valid YAML: {masked(shown)}") from None
 
 
 def parse_json(text: str | bytes, source: str, error: type[CAFTError]) -> Any:

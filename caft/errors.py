@@ -30,6 +30,10 @@ class StorageError(CAFTError):
     """A path that cannot be read or written: missing, full, no permission."""
 
 
+class OwnedError(CAFTError):
+    """An output that another run writes."""
+
+
 class UnidentifiedError(CAFTError):
     """A parameter of a scaling law that the runs do not determine."""
 

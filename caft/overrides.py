@@ -11,6 +11,7 @@ import yaml
 
 from caft.documents import parse_yaml
 from caft.errors import ConfigError
+from caft.secrets import masked
 
 
 def argument(key: str, value: Any) -> str:
@@ -29,8 +30,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         ConfigError: no key, a place that is not there, or a value that YAML reads in part only.
     """
     key, equals, value = override.partition("=")
+    shown = masked(" ".join(override[:200].split()))
     if not equals or not key:
-        raise ConfigError(f"override '{override}': write it as key=value or key.sub=value")
+        raise ConfigError(f"override '{shown}': write it as key=value or key.sub=value")
     node: Any = raw
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -39,12 +41,12 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
                 node[parent] = {"base": node[parent]}
             node = node.setdefault(parent, {})
         else:
-            node = _item(node, parent, override)
-    parsed = _value(value, " ".join(override[:200].split()))
+            node = _item(node, parent, shown)
+    parsed = _value(value, shown)
     if isinstance(node, dict):
         node[leaf] = parsed
     else:
-        _item(node, leaf, override)
+        _item(node, leaf, shown)
         node[int(leaf)] = parsed
 
 
@@ -59,16 +61,17 @@ def _value(text: str, shown: str) -> Any:
     rest = text[node.end_mark.index if node else 0 :].strip()
     if rest.startswith("#"):
         raise ConfigError(
-            f"override '{shown}': YAML takes '{rest}' for a comment and would leave it out; put "
-            "the value into double quotes inside single ones, as in 'output=\"/data/run #2\"'"
+            f"override '{shown}': YAML takes '{masked(rest)}' for a comment and would leave it "
+            "out; put the value into double quotes inside single ones, as in "
+            "'output=\"/data/run #2\"'"
         )
     return parsed
 
 
-def _item(node: Any, index: str, override: str) -> Any:
+def _item(node: Any, index: str, shown: str) -> Any:
     """An entry of a list section, as in `sources.0.path=...`."""
     if not isinstance(node, list):
-        raise ConfigError(f"override '{override}': what stands before '{index}' holds a value")
+        raise ConfigError(f"override '{shown}': what stands before '{index}' holds a value")
     if not index.isdigit() or int(index) >= len(node):
-        raise ConfigError(f"override '{override}': no entry '{index}' in a list of {len(node)}")
+        raise ConfigError(f"override '{shown}': no entry '{index}' in a list of {len(node)}")
     return node[int(index)]

@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from caft.old_keys import OLD_KEYS, sections_of
+from caft.secrets import is_secret_name, masked
 
+SECTION_TYPES = ("model_type", "dict_type", "model_attributes_type", "dataclass_type")
 # A few lines of YAML can spell a value of many gigabytes by aliases of aliases.
 SHOWN = reprlib.Repr()
 SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother = 2, 200, 200
@@ -27,9 +29,11 @@ def described(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
         return f"{key}: unknown key" + (f"; the nearest one is '{near[0]}'" if near else "")
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
-    if isinstance(value, dict) or problem["type"] == "missing":
-        return f"{key}: {message}"
-    return f"{key}: {message} (got {SHOWN.repr(value)})"
+    # What stands in the place of a section, or under a secret's name, may itself be a secret.
+    of_section = isinstance(value, dict) or problem["type"] in SECTION_TYPES
+    if of_section or problem["type"] == "missing" or is_secret_name(keys[-1] if keys else ""):
+        return f"{key}: {masked(message)}"
+    return masked(f"{key}: {message} (got {SHOWN.repr(value)})")
 
 
 def _sections_at(schema: type[BaseModel], keys: list[str]) -> list[type[BaseModel]]:

@@ -45,10 +45,12 @@ LEAST_TOKEN = 16  # characters of a user's name, or of a `key=`, that are taken 
 
 def is_secret_name(name: str) -> bool:
     """Whether a key, a parameter of an address or an environment variable names a secret, by whole
-    words: `auth_token` does, `max_tokens` does not."""
+    words: `auth_token` does, `max_tokens` and `token_file` do not."""
     last = name.rpartition(".")[2]
     words = [word.lower() for word in NAME_PARTS.findall(last.replace("%2D", "-"))]
     if last in PUBLIC_NAMES:
+        return False
+    if words[-1:] in (["path"], ["file"]):  # where a secret lies, as RAY_AUTH_TOKEN_PATH
         return False
     is_key = "key" in words[1:]  # api_key and AWS_ACCESS_KEY_ID; a plain `key` is a row's name
     return is_key or any(word in WORDS or word.endswith("password") for word in words)

@@ -13,16 +13,14 @@ from pydantic import Field, model_validator
 
 from caft.config import Config, to_yaml
 from caft.errors import UnexpectedError
+from caft.secrets import holds_secret, masked
+from pipelines import storage
 from pipelines.failures import understood
+from pipelines.ownership import owned
 from pipelines.recipes import load_recipe
 from pipelines.tracking_config import TrackingConfig
 
 StageT = TypeVar("StageT", bound="StageConfig")
-
-# `//user:password@host`, and what signed addresses carry.
-PASSWORD = re.compile(
-    r"://[^/?#\s]*:[^/?#\s]*@|[?&](password|token|secret|sig|signature|x-amz-signature)=", re.I
-)
 
 
 class StageConfig(Config):
@@ -35,7 +33,7 @@ class StageConfig(Config):
     def _without_passwords(self: StageT) -> StageT:
         """A configuration is printed, logged and stored with every output."""
         for key, text in _texts(self.model_dump(mode="json")):
-            if PASSWORD.search(text):
+            if holds_secret(text):
                 raise ValueError(
                     f"{key}: holds a password or signature, which would be stored with the output; "
                     "leave it out of the address and set it in the environment, such as "
@@ -62,6 +60,7 @@ def stage_main(
     parser.add_argument("config", nargs="?", help="YAML file, or the name of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
+    parser.add_argument("--wait", action="store_true", help="until no other run has the output")
     if check_data:
         parser.add_argument(
             "--check-data", action="store_true", help="say what data is missing and stop"
@@ -80,7 +79,10 @@ def stage_main(
         else:
             from pipelines.runs import check_tracking  # MLflow, which --print-config does not need
 
-            run(config.model_copy(update={"tracking": check_tracking(config.tracking)}))
+            config = config.model_copy(update={"tracking": check_tracking(config.tracking)})
+            output = storage.usable_path(config.model_dump()["output"], "output", folder=True)
+            with owned(output, package.rpartition(".")[2], args.wait):
+                run(config)
         return 0
 
     return command(call)
@@ -102,7 +104,7 @@ def command(call: Callable[[], int]) -> int:
         return call()
     except Exception as error:
         known = understood(error)
-        print(f"{type(known).__name__}: {known}", file=sys.stderr, flush=True)
+        print(f"{type(known).__name__}: {masked(str(known))}", file=sys.stderr, flush=True)
         return 1 if isinstance(known, UnexpectedError) else 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)

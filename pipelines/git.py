@@ -14,7 +14,7 @@ WITHIN_S = 60.0
 
 def revision(folder: Path) -> str | None:
     """The checkout's commit, with + where files differ from it; None outside of git."""
-    described = _git(["describe", "--always", "--dirty=+", "--abbrev=12"], folder)
+    described = _git(["describe", "--always", "--exclude=*", "--dirty=+", "--abbrev=12"], folder)
     return described.decode().strip() if described else None
 
 

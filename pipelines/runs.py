@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caft.errors import ConfigError, StorageError
+from caft.secrets import masked
 from pipelines import storage
 from pipelines.tracking_config import TrackingConfig
 
@@ -30,6 +31,8 @@ BROKEN = (
     "Could not parse SQLAlchemy URL",
     "Invalid url",
 )
+# MLflow's own tag of an experiment, and the value with which its pages for training open.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 STAND_IN = "caft_stand_in"  # tag of a run: what it was called before it was one
 
 
@@ -265,6 +268,8 @@ def _create(
         else:
             _require_active(experiment, tracking)
             experiment_id = experiment.experiment_id
+        if experiment is None or KIND not in experiment.tags:
+            client.set_experiment_tag(experiment_id, KIND, TRAINING)
     except Exception as error:
         raise (_for_good(tracking, error) or error) from None
     run_name = stage if name == stage else f"{stage} {name}"
@@ -324,4 +329,4 @@ def warn_away(tracking: TrackingConfig, error: Exception) -> None:
 
 def _shown_uri(tracking: TrackingConfig) -> str:
     """The server's address without what may be a password."""
-    return re.sub(r"//[^/@]*@", "//***@", tracking.uri)
+    return masked(tracking.uri)

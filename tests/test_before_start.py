@@ -299,9 +299,10 @@ def test_a_user_without_name_and_home(tmp_path):
 import pipelines, getpass
 from pathlib import Path
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 tracking = TrackingConfig()
-with Tracker.start(tracking, "data", "x", StageConfig(tracking=tracking)) as tracker:
+about = About("data", "x", "A test.")
+with Tracker.start(tracking, about, StageConfig(tracking=tracking)) as tracker:
     tracker.log_metrics({"rows": 1.0})
 print(getpass.getuser(), Path(tracking.spool).expanduser().parents[2].is_dir())
 """

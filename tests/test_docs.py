@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from caft.config import load_config
+from pipelines.__main__ import COMMANDS as NAMED
 from pipelines.data.config import DataConfig
 from pipelines.data.reasons import REASONS
 from pipelines.evaluate.config import EvaluateConfig
@@ -83,11 +84,21 @@ def lines_of(page: Path) -> list[str]:
     return [re.sub(r"\s#\s.*|^#.*", "", line).strip() for line in lines]
 
 
+def command_of(line: str) -> tuple[str, str] | None:
+    """The module that a command line runs, and its arguments."""
+    if match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line):
+        return match[1], match[2]
+    match = re.match(r"caft (\w+)(.*)", line)
+    if match is None or not (command := NAMED[match[1]]).module:
+        return None
+    return command.module, " ".join([*command.words, match[2]])
+
+
 COMMANDS = [
-    pytest.param(match[1], match[2], id=f"{page.stem}: {match[0]}")
+    pytest.param(*found, id=f"{page.stem}: {line}")
     for page in PAGES
     for line in lines_of(page)
-    if (match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line))
+    if (found := command_of(line))
 ]
 
 

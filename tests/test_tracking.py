@@ -11,13 +11,15 @@ from mlflow_support import free_port, start_server
 
 from pipelines.config import StageConfig, TrackingConfig
 from pipelines.runs import find_run, start_run
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 
 
 def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
     config = StageConfig(tracking=tracking)
     (tmp_path / "note.txt").write_text("hello")
-    with Tracker.start(tracking, "train", "first", config, {"data": "abc"}) as tracker:
+    with Tracker.start(
+        tracking, About("train", "first", "A test."), config, {"data": "abc"}
+    ) as tracker:
         for step in range(3):
             tracker.log_metrics({"loss": 3.0 - step}, step=step)
         tracker.log_artifact(str(tmp_path / "note.txt"), "notes")
@@ -32,9 +34,43 @@ def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
     assert list(Path(tracking.spool).rglob("*.spool")) == []
 
 
+def test_a_run_says_what_it_is_and_links_to_what_it_builds_on(tracking, monkeypatch):
+    monkeypatch.setenv("CAFT_USER", "ada")
+    monkeypatch.setenv("CAFT_GIT_REVISION", "0123456789ab+")
+    monkeypatch.setattr("sys.argv", ["caft", "train", "key=a b"])
+    config = StageConfig(tracking=tracking)
+    with Tracker.start(tracking, About("data", "cc3m", "Builds a dataset.", "/d/3m"), config) as a:
+        pass
+    about = About("train", "caft_b 3m", "Trains caft_b.", "/out/run1", "/out/run1/page.html")
+    links = {"data": a.run_id, "train": "unknown", "none": ""}
+    below = tracking.model_copy(update={"parent_run_id": a.run_id})
+    with Tracker.start(below, about, config, links) as tracker:
+        pass
+    client = MlflowClient(tracking.uri)
+    run = client.get_run(tracker.run_id)
+    tags, number = run.data.tags, run.info.experiment_id
+    assert run.info.run_name == "train caft_b 3m (run1)"
+    link = f"[data cc3m (3m)](#/experiments/{number}/runs/{a.run_id})"
+    assert tags["mlflow.note.content"].splitlines()[:5] == [
+        "Trains caft_b.", "", f"- built on: data {link}, train `unknown`, parent {link}",
+        "- output: `/out/run1`", "- report: `/out/run1/page.html`",
+    ]  # fmt: skip
+    assert "train 'key=a b'" in tags["mlflow.note.content"]
+    assert tags["mlflow.user"] == "ada"
+    assert tags["mlflow.source.type"] == "LOCAL"
+    assert tags["mlflow.source.git.commit"] == "0123456789ab"
+    assert tags["git_revision"] == "0123456789ab+"
+    kind = client.get_experiment(number).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
+    client.set_experiment_tag(number, "mlflow.experimentKind", "classification")  # a user's choice
+    with Tracker.start(tracking, about, config):
+        pass
+    assert client.get_experiment(number).tags["mlflow.experimentKind"] == "classification"
+
+
 def test_the_machine_s_load_is_logged_with_the_metrics_of_a_step(tracking):
     config = StageConfig(tracking=tracking)
-    run_id = Tracker.start(tracking, "train", "first", config).run_id
+    run_id = Tracker.start(tracking, About("train", "first", "A test."), config).run_id
     with Tracker(tracking, "train", run_id, system_metrics=True) as tracker:
         tracker.log_metrics({"loss": 3.0}, step=7)
     client = MlflowClient(tracking.uri)
@@ -43,13 +79,15 @@ def test_the_machine_s_load_is_logged_with_the_metrics_of_a_step(tracking):
     assert logged["system/system_memory_usage_megabytes"] > 0
     history = client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
     assert [metric.step for metric in history] == [7]
-    with Tracker.start(tracking, "train", "first", config, run_id=tracker.run_id) as again:
+    with Tracker.start(
+        tracking, About("train", "first", "A test."), config, run_id=tracker.run_id
+    ) as again:
         assert again.latest_metrics()["loss"] == 3.0
 
 
 def test_what_was_flushed_is_with_the_server_before_the_run_ends(tracking):
     config = StageConfig(tracking=tracking)
-    with Tracker.start(tracking, "train", "first", config) as tracker:
+    with Tracker.start(tracking, About("train", "first", "A test."), config) as tracker:
         for step in range(3):
             tracker.log_metrics({"loss": 3.0 - step}, step=step)
             tracker.flush()
@@ -60,7 +98,9 @@ def test_what_was_flushed_is_with_the_server_before_the_run_ends(tracking):
 def test_a_failed_stage_ends_its_run_as_failed(tracking):
     with (
         pytest.raises(RuntimeError, match="broken"),
-        Tracker.start(tracking, "data", "x", StageConfig(tracking=tracking)) as tracker,
+        Tracker.start(
+            tracking, About("data", "x", "A test."), StageConfig(tracking=tracking)
+        ) as tracker,
     ):
         raise RuntimeError("broken")
     assert MlflowClient(tracking.uri).get_run(tracker.run_id).info.status == "FAILED"
@@ -75,9 +115,9 @@ def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
     stage = f"""
 import json, os, signal
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 tracking = TrackingConfig(**{tracking.model_dump()})  # nobody listens there yet
-tracker = Tracker.start(tracking, "data", "x", StageConfig(tracking=tracking))
+tracker = Tracker.start(tracking, About("data", "x", "A test."), StageConfig(tracking=tracking))
 tracker.log_metrics({{"rows": 5.0}}, step=1)
 unsent = tracker.flush()  # does not wait for a server that is away
 print(json.dumps([tracker.run_id, tracker.latest_metrics(), unsent]), flush=True)
@@ -93,7 +133,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     (never / "events.jsonl").write_text('{"run_id": "deleted", "status": "FINISHED"}\n')
     server = start_server(tmp_path, port)
     try:
-        with Tracker.start(tracking, "train", "y", config, {"data": first}) as second:
+        with Tracker.start(
+            tracking, About("train", "y", "A test."), config, {"data": first}
+        ) as second:
             second.log_metrics({"loss": 1.0}, step=1)
         client = MlflowClient(tracking.uri)
         experiment = client.get_experiment_by_name(tracking.experiment)
@@ -116,7 +158,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
     taken_up_on, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pipelines.tracking.RETRY_AFTER_S", 0.2)
+    monkeypatch.setattr("pipelines.tracking.tracker.RETRY_AFTER_S", 0.2)
     port = free_port()
     machines = {
         name: TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / name))
@@ -130,7 +172,9 @@ def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
     try:
         tracking = machines[taken_up_on]
         config = StageConfig(tracking=tracking)
-        with Tracker.start(tracking, "train", "x", config, run_id=begun) as driver:
+        with Tracker.start(
+            tracking, About("train", "x", "A test."), config, run_id=begun
+        ) as driver:
             driver.log_metrics({"loss": 1.0}, step=2)
         joined.close()
         client = MlflowClient(tracking.uri)

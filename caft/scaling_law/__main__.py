@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         ("family", "of models; each gets its laws, and they are compared"),
         ("group", "what shares chance: the seed, or the trunk of several cool-downs"),
         ("batch-size", "must be one where a loss is explained"),
+        ("schedule", "cooled down or not: checkpoints along a run count as points too"),
         ("loss", "errors are also predicted through it, in two stages"),
     ):
         parser.add_argument(f"--{name}", metavar="COLUMN", help=text)

@@ -230,7 +230,9 @@ class Panel:
         for tick in ticks:
             place = float(self.y(np.array(tick)))
             self._line(self.left, place, self.left + self.width, place)
-            text(self.figure, self.left - 6, place + 4, f"{tick:g}{y_unit}", text_anchor="end")
+            text(
+                self.figure, self.left - 6, place + 4, f"{number(tick)}{y_unit}", text_anchor="end"
+            )
         if x_label:
             middle = self.left + self.width / 2
             text(self.figure, middle, bottom + 34, x_label, text_anchor="middle")

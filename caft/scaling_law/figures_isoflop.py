@@ -65,7 +65,7 @@ def isoflop_figure(target: str, found: IsoFLOP) -> str:
         middle = np.exp(np.log(growth.compute).mean()), np.exp(np.log(growth.parameters).mean())
         slope = float(growth.exponent.value[0])
         lower.curve(x, middle[1] * (x / middle[0]) ** slope, shade)
-        across = LEFT + place * (WIDTH - LEFT) / COLUMNS * 1.6
+        across = LEFT + place * (WIDTH - LEFT) / len(growths)
         _key(figure, across, lower_top - 12, shade, f"N*: {growth.approach}, C^{slope:.2f}")
     for place, name in enumerate(names):
         across = LEFT + place % COLUMNS * (WIDTH - LEFT) / COLUMNS

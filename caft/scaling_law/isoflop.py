@@ -14,7 +14,7 @@ from caft.scaling_law.fit import fit_form
 from caft.scaling_law.fitted import Band, Fit
 from caft.scaling_law.front import pareto_front
 from caft.scaling_law.inputs import check_numbers
-from caft.scaling_law.optimum import growth
+from caft.scaling_law.optimum import Cost, compute_optimal, growth
 
 Array = NDArray[np.float64]
 
@@ -72,7 +72,11 @@ class IsoFLOP:
 
 
 def isoflop(
-    compute: ArrayLike, parameters: ArrayLike, error: ArrayLike, law: Fit | None = None
+    compute: ArrayLike,
+    parameters: ArrayLike,
+    error: ArrayLike,
+    law: Fit | None = None,
+    cost: Cost | None = None,
 ) -> IsoFLOP:
     """Parabolas through the runs of each budget, and the growth of their best sizes with compute:
     of the parabolas, of the runs on the front, and of a law.
@@ -80,6 +84,7 @@ def isoflop(
     Args:
         compute, parameters, error: (n,) of all runs of a family.
         law: in parameters and samples.
+        cost: of its runs; with it, the law's best sizes are at the same budgets.
 
     Raises:
         DataError: fewer than three budgets whose best size lies among the sizes tried.
@@ -103,8 +108,9 @@ def isoflop(
         _growth("the front", runs["compute"][on_front], runs["parameters"][on_front]),
     ]
     if law is not None:
-        nothing = np.array([])
-        growths.append(Growth("the law", growth(law)[0], nothing, nothing))
+        places = budgets if cost is not None else np.array([])
+        sizes = places if cost is None else compute_optimal(law, places, cost).parameters.value
+        growths.append(Growth("the law", growth(law)[0], places, sizes))
     return IsoFLOP(profiles, [found for found in growths if found is not None])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caft.errors import DataError
+from caft.scaling_law.cooldown import as_cooled
 from caft.scaling_law.table import LINE, Row, cell_number, line_list, where
 
 Array = NDArray[np.float64]
@@ -52,6 +53,7 @@ class Columns:
     family: str | None = None
     group: str | None = None
     batch_size: str | None = None
+    schedule: str | None = None  # whether a run was cooled down; see cooldown.py
     loss: str | None = None  # through which errors are predicted too, in two stages
     best_over: tuple[str, ...] = ()  # of runs that differ in these alone, the best one counts
     apart: tuple[str, ...] = ()  # what else tells runs apart; with it, the group does not
@@ -103,8 +105,8 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
     """
     extra = [target.test_size] if target.test_size and not _is_number(target.test_size) else []
     group = [columns.group] if columns.group else []
-    loss = [columns.loss] if columns.loss else []
-    for name in (target.column, *columns.axes, *group, *columns.best_over, *extra, *loss):
+    more = [name for name in (columns.loss, columns.schedule) if name]
+    for name in (target.column, *columns.axes, *group, *columns.best_over, *extra, *more):
         if name not in rows[0]:
             known = ", ".join(column for column in rows[0] if column != LINE)
             raise DataError(f"{path}: no column {name}; it has {known}")
@@ -115,6 +117,9 @@ def select_runs(rows: Sequence[Row], path: Path, target: Target, columns: Column
     _check_twice(kept, path)
     problems += _check_batch_sizes(kept, path, target, columns.batch_size)
     errors = [_error(row, path, target) for row in kept]
+    if columns.schedule:
+        own = [name for name in columns.axes if name not in (columns.group, *columns.best_over)]
+        kept, errors = as_cooled(kept, errors, columns.schedule, own, problems)
     kept, errors = _best_of(kept, errors, columns, problems)
     ceiling = _ceiling(target, kept, errors, path, problems)
     kept, errors, noise = _with_test_size(kept, errors, path, target, problems)

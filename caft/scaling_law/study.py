@@ -147,7 +147,9 @@ def _family(
     if {"compute", "parameters"} <= set(runs.inputs):
         law = laws[IN_SIZE].fit if optimum is not None else None
         with suppress(DataError):  # no budgets with several sizes each
-            growths = isoflop(runs.inputs["compute"], runs.inputs["parameters"], runs.error, law)
+            growths = isoflop(
+                runs.inputs["compute"], runs.inputs["parameters"], runs.error, law, cost
+            )
     if growths is not None and growths.problem:
         reasons.append(growths.problem)
     if runs.loss is not None and "compute" in runs.inputs:

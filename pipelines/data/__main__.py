@@ -7,9 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pipelines import storage
 from pipelines.config import command, stage_main
 from pipelines.data.config import DataConfig
 from pipelines.data.stage import run
+from pipelines.ownership import owned
 
 COMMANDS = ("retry", "verify", "stats", "estimate", "export")
 
@@ -32,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
 def _retry(args: argparse.Namespace) -> int:
     from pipelines.data.retry import retry
 
-    retry(args.dataset, args.reason.split(","), args.overrides)
+    dataset = storage.usable_path(args.dataset, "dataset", folder=True)
+    with owned(dataset, "data retry"):
+        retry(dataset, args.reason.split(","), args.overrides)
     return 0
 
 

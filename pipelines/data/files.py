@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.dedup.duplicates import drops_path
 from pipelines.data.paths import ROWS_PER_CHUNK, Chunk, Layout
 from pipelines.data.reasons import REASONS
-from pipelines.data.write import ParquetSink, read_table
+from pipelines.data.write import ParquetSink, group_ends, image_bytes, read_table
 
 REJECTS_ROW_GROUP = 10_000
 PART = re.compile(r"part(?:-r(\d+))?-\d{5,}(?:-rest)?\.parquet")
@@ -102,13 +103,14 @@ def _candidates(layout: Layout, chunk: int) -> pa.Table:
 def _in_order(
     table: pa.Table, places: np.ndarray, stays: np.ndarray, count: int
 ) -> Iterator[pa.Table]:
-    """Rows of `table` that stay, by rising place, `count` at a time: the images of a large chunk
-    would not fit into one column, and a sorted copy would double them."""
+    """Rows of `table` that stay, by rising place, as many as a row group takes at a time: images of
+    a large chunk would not fit into one column, and a sorted copy would double them."""
     batches = table.select(DATASET_SCHEMA.names).to_batches()
     starts = np.cumsum([0, *map(len, batches)])
     order = np.argsort(places)
     order = order[stays[order]]
-    for rows in (order[start : start + count] for start in range(0, len(order), count)):
+    ends = group_ends(image_bytes(table)[order], count)
+    for rows in (order[first:end] for first, end in pairwise([0, *ends])):
         inside = np.searchsorted(starts, rows, side="right") - 1
         named = np.unique(inside)
         pieces = [batches[n].take(pa.array(rows[inside == n] - starts[n])) for n in named]

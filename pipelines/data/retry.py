@@ -30,7 +30,7 @@ from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import Plan, load_plan, write_plan
 from pipelines.data.reasons import REASONS
 from pipelines.data.sources.raw import RAW_SCHEMA, caption_characters, text_keys
-from pipelines.data.stage import BEHAVIOURS, Entries, build, finish, make_manifest
+from pipelines.data.stage import BEHAVIOURS, Entries, about, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.identity import require_same_behaviour
 from pipelines.tracking import Tracker
@@ -68,12 +68,11 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
 
 
 def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequence[str]) -> None:
-    path = dataset.path
     plan = _plan(dataset, config, layout, reasons)
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
-    name = f"{path.rsplit('/', 1)[-1]} retry"
-    with Tracker.start(config.tracking, "data", name, config) as tracker:
+    again = about(config, f"Tries {rows:,} rejected rows again ({', '.join(reasons)}).")
+    with Tracker.start(config.tracking, again, config) as tracker:
         known = _index_known(dataset, layout)
         added = build(config, layout, plan, known)
         merged = Entries(

@@ -35,7 +35,7 @@ from pipelines.data.plan import Plan, make_plan
 from pipelines.data.seen import texts_of, work_of
 from pipelines.data.sources import detect_kind, source_identity
 from pipelines.data.sources.check import check_source
-from pipelines.data.stats import publish
+from pipelines.data.stats import PAGE, publish
 from pipelines.identity import (
     first_difference,
     require_same,
@@ -44,7 +44,7 @@ from pipelines.identity import (
 )
 from pipelines.progress import Progress
 from pipelines.prometheus import report_rows
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
@@ -88,8 +88,7 @@ def _make(config: DataConfig, layout: Layout) -> None:
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     if not storage.exists(layout.work):  # a run that goes on has used some of the space already
         storage.check_space(output, rows * BYTES_PER_ROW)
-    name = output.rsplit("/", 1)[-1]
-    with Tracker.start(config.tracking, "data", name, config) as tracker:
+    with Tracker.start(config.tracking, about(config), config) as tracker:
         entries = build(config, layout, plan)
         manifest = make_manifest(config, plan.fingerprint, entries, 0, tracker.run_id)
         if manifest["counts"]["kept"] == 0:
@@ -98,6 +97,19 @@ def _make(config: DataConfig, layout: Layout) -> None:
                 "folder and run again"
             )
         finish(layout, manifest, entries.input_rows, tracker)
+
+
+def about(config: DataConfig, again: str = "") -> About:
+    """The run in words; `again` says what a retry tries again."""
+    names = [source.name for source in config.sources]
+    shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return About(
+        "data",
+        f"{shown} retry" if again else shown,
+        again or f"Builds a dataset of images and captions from {', '.join(names)}.",
+        config.output,
+        storage.join(config.output, PAGE),
+    )
 
 
 def finish(layout: Layout, manifest: dict[str, Any], input_rows: int, tracker: Tracker) -> None:

@@ -19,7 +19,7 @@ from pipelines import storage
 from pipelines.data.dataset import MANIFEST, Dataset, FileEntry, RejectsEntry, open_dataset
 from pipelines.data.reasons import REASONS, Reason
 from pipelines.data.stats_rejects import read_rejects
-from pipelines.data.stats_rows import bytes_text, sample_kept
+from pipelines.data.stats_rows import bytes_text, pair_pictures, sample_kept
 from pipelines.tracking import Tracker
 
 PAGE = "stats.html"
@@ -115,6 +115,7 @@ def render(dataset: Dataset, finished: datetime) -> str:
         bytes=sum(entry.bytes for entry in dataset.files),
         kept=sample_kept(dataset, manifest["config"]["row_group_rows"]),
         rejected=read_rejects(dataset),
+        pairs=pair_pictures(dataset.path),
         texts=_texts(sources),
         work=_work(sources),
         warnings=_warnings(sources),

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import base64
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,15 @@ from caft.errors import StorageError
 from pipelines import storage
 from pipelines.data.config import ImageConfig
 from pipelines.data.dataset import Dataset, FileEntry
+from pipelines.data.dedup.samples import SIDES, read_samples
 from pipelines.data.filters import longest_caption
 from pipelines.data.images.decoder import Decoder
 from pipelines.data.images.prepare import ImageRefused
+from pipelines.data.write import group_rows
 
 SAMPLED_ROWS = 8_192
 GALLERY_IMAGES = 24
+Item = TypeVar("Item")
 THUMBNAIL = ImageConfig(max_side_px=200, jpeg_quality=80)
 MAX_THUMBNAIL_BYTES = 40_000  # a small image may be stored as it came, in any number of bytes
 BATCH_ROWS = 128
@@ -91,7 +94,9 @@ def sample_kept(dataset: Dataset, row_group_rows: int, most_rows: int = SAMPLED_
     Raises:
         StorageError: a part that cannot be read.
     """
-    groups = _spread(_groups(dataset, row_group_rows), max(1, most_rows // row_group_rows))
+    most = max(1, most_rows // row_group_rows)
+    files = _spread(dataset.files, most)
+    groups = _spread([group for entry in files for group in _groups(dataset, entry)], most)
     total = sum(group.rows for group in groups)
     shown = set(np.linspace(0, total - 1, min(GALLERY_IMAGES, total)).astype(int).tolist())
     measures = _Measures()
@@ -108,19 +113,32 @@ def sample_kept(dataset: Dataset, row_group_rows: int, most_rows: int = SAMPLED_
     return KeptRows(seen, measures.histograms(), gallery)
 
 
-def _groups(dataset: Dataset, row_group_rows: int) -> list[_Group]:
-    return [
-        _Group(entry, start // row_group_rows, min(row_group_rows, entry.rows - start))
-        for entry in dataset.files
-        for start in range(0, entry.rows, row_group_rows)
-    ]
+def pair_pictures(path: str) -> list[dict[str, Any]]:
+    """Near duplicates of a dataset that were stored as samples: `src` and `url` of both sides."""
+    pairs = read_samples(path)
+    if not pairs:
+        return []
+    with Decoder(THUMBNAIL) as decoder:
+        return [
+            {"bits": pair["bits"]} | {side: _side(pair, side, decoder) for side in SIDES}
+            for pair in pairs
+        ]
 
 
-def _spread(groups: list[_Group], count: int) -> list[_Group]:
-    if len(groups) <= count:
-        return groups
-    places = np.linspace(0, len(groups) - 1, count).round().astype(int)
-    return [groups[place] for place in places]
+def _side(pair: dict[str, Any], side: str, decoder: Decoder) -> dict[str, Any]:
+    return {"src": _thumbnail(pair[f"{side}_image"], decoder), "url": pair[f"{side}_url"]}
+
+
+def _groups(dataset: Dataset, entry: FileEntry) -> list[_Group]:
+    rows = group_rows(storage.join(dataset.path, entry.name))
+    return [_Group(entry, number, count) for number, count in enumerate(rows)]
+
+
+def _spread(items: Sequence[Item], count: int) -> Sequence[Item]:
+    if len(items) <= count:
+        return items
+    places = np.linspace(0, len(items) - 1, count).round().astype(int)
+    return [items[place] for place in places]
 
 
 def _read(dataset: Dataset, group: _Group) -> Iterator[pa.RecordBatch]:
@@ -135,13 +153,8 @@ def _read(dataset: Dataset, group: _Group) -> Iterator[pa.RecordBatch]:
 
 def _picture(row: dict[str, Any], source: str, decoder: Decoder) -> dict[str, Any]:
     """What the gallery shows of a row; `src` is None where the image makes no thumbnail."""
-    try:
-        thumbnail = decoder.prepare(row["image"])["image"]
-    except ImageRefused:
-        thumbnail = b""
-    fits = 0 < len(thumbnail) <= MAX_THUMBNAIL_BYTES
     return {
-        "src": _data_url(thumbnail) if fits else None,
+        "src": _thumbnail(row["image"], decoder),
         "url": row["url"],
         "source": source,
         "split": row["split"],
@@ -150,6 +163,14 @@ def _picture(row: dict[str, Any], source: str, decoder: Decoder) -> dict[str, An
         "first": longest_caption(row["captions"])[0],
         "captions": row["captions"],
     }
+
+
+def _thumbnail(image: bytes, decoder: Decoder) -> str | None:
+    try:
+        thumbnail = decoder.prepare(image)["image"]
+    except ImageRefused:
+        return None
+    return _data_url(thumbnail) if 0 < len(thumbnail) <= MAX_THUMBNAIL_BYTES else None
 
 
 def _data_url(image: bytes) -> str:

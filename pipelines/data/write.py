@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from caft.errors import StorageError
@@ -17,6 +19,9 @@ from pipelines import storage
 
 # Encoded already: a dictionary or the least and greatest value of these would only cost.
 OPAQUE_COLUMNS = {"image", "look", "superpixels"}
+IMAGE = "image"
+# Of the images of a row group: a reader holds a few groups, and no column may pass 2 GiB.
+MOST_GROUP_BYTES = 2**27
 HARDER = {"superpixels": 19}  # raw label maps: a third smaller, and as fast to read
 
 
@@ -45,9 +50,14 @@ def read_table(
         raise StorageError(f"{path}: cannot be read: {error}") from None
 
 
-@storage.retried
 def count_rows(path: str) -> int:
-    """Rows of one Parquet file, as its end says.
+    """Rows of one Parquet file, as its end says; errors as `group_rows`."""
+    return sum(group_rows(path))
+
+
+@storage.retried
+def group_rows(path: str) -> list[int]:
+    """Rows of each row group of one Parquet file, as its end says.
 
     Raises:
         StorageError: it is not there or is damaged.
@@ -55,13 +65,38 @@ def count_rows(path: str) -> int:
     fs, inner = storage.filesystem(path)
     try:
         with fs.open_input_file(inner) as file:
-            return pq.read_metadata(file).num_rows
+            end = pq.read_metadata(file)
+            return [end.row_group(number).num_rows for number in range(end.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path}: cannot be read: {error}") from None
 
 
+def group_ends(sizes: np.ndarray, rows: int) -> list[int]:
+    """Where row groups end that hold at most `rows` rows and MOST_GROUP_BYTES, one row at least.
+
+    Args:
+        sizes: (N,) bytes of each row's image.
+    """
+    ends: list[int] = []
+    first, held = 0, 0
+    for place, size in enumerate(sizes.tolist()):
+        if place > first and (place - first == rows or held + size > MOST_GROUP_BYTES):
+            ends.append(place)
+            first, held = place, 0
+        held += size
+    return [*ends, len(sizes)] if len(sizes) else []
+
+
+def image_bytes(table: pa.Table) -> np.ndarray:
+    """Bytes of each row's image, (N,) int64; none where the table has no images."""
+    if IMAGE not in table.schema.names:
+        return np.zeros(len(table), np.int64)
+    return pc.fill_null(pc.binary_length(table[IMAGE]), 0).to_numpy().astype(np.int64)
+
+
 class ParquetSink:
-    """A context manager that gathers rows and writes them to `path` in groups.
+    """A context manager that gathers rows and writes them to `path` in groups, of at most
+    `row_group_rows` rows and MOST_GROUP_BYTES of images.
 
     Attributes:
         entry: rows, bytes and sha256 of the file once the block has ended; None without rows, and
@@ -72,8 +107,8 @@ class ParquetSink:
         self.entry: dict[str, Any] | None = None
         self._path, self._schema, self._group = path, schema, row_group_rows
         self._rows: list[dict[str, Any]] = []  # added one by one, not a table yet
-        self._tables: list[pa.Table] = []
-        self._waiting = self._written = 0
+        self._table = schema.empty_table()
+        self._row_bytes = self._written = 0
         self._stack = ExitStack()
         self._file: Path | None = None
         self._writer: pq.ParquetWriter | None = None
@@ -81,15 +116,21 @@ class ParquetSink:
     def add(self, row: dict[str, Any]) -> None:
         """Add a row; a column that it lacks is null, a field that is no column is left out."""
         self._rows.append(row)
-        if len(self._rows) == self._group:
+        self._row_bytes += len(row.get(IMAGE) or b"")
+        if len(self._rows) == self._group or self._row_bytes > MOST_GROUP_BYTES:
             self._gather()
 
     def extend(self, table: pa.Table) -> None:
-        """Add rows of this schema."""
-        self._tables.append(table)
-        self._waiting += len(table)
-        if self._waiting >= self._group:
-            self._write(self._waiting - self._waiting % self._group)
+        """Add rows of this schema, whose images fit into memory twice."""
+        table = pa.concat_tables([self._table, table])
+        first = 0
+        for end in group_ends(image_bytes(table), self._group)[:-1]:
+            self._write(table.slice(first, end - first))
+            first = end
+        self._table = table.slice(first)
+        if len(self._table) == self._group:
+            self._write(self._table)
+            self._table = self._schema.empty_table()
 
     def __enter__(self) -> ParquetSink:
         return self
@@ -105,7 +146,7 @@ class ParquetSink:
                 self._stack.__exit__(kind, error, at)
                 return
             self._gather()
-            self._write(self._waiting)
+            self._write(self._table)
             if self._writer is None or self._file is None:
                 return
             self._writer.close()
@@ -115,12 +156,12 @@ class ParquetSink:
             self.entry = {"rows": self._written, "bytes": size, "sha256": digest}
 
     def _gather(self) -> None:
-        rows, self._rows = self._rows, []
+        rows, self._rows, self._row_bytes = self._rows, [], 0
         if rows:
             self.extend(pa.Table.from_pylist(rows, self._schema))
 
-    def _write(self, count: int) -> None:
-        if count == 0:
+    def _write(self, group: pa.Table) -> None:
+        if len(group) == 0:
             return
         if self._writer is None:
             scalars = [name for name in self._schema.names if name not in OPAQUE_COLUMNS]
@@ -133,7 +174,5 @@ class ParquetSink:
                 use_dictionary=scalars,
                 write_statistics=scalars,
             )
-        table = pa.concat_tables(self._tables)
-        self._writer.write_table(table.slice(0, count), row_group_size=self._group)
-        self._tables, self._waiting = [table.slice(count)], self._waiting - count
-        self._written += count
+        self._writer.write_table(group, row_group_size=len(group))
+        self._written += len(group)

@@ -3,6 +3,7 @@ Run as `python -m pipelines.evaluate CONFIG [--check-data] [key=value ...]`, mos
 as `python -m pipelines.evaluate compare RUN_OR_OUTPUT ...` over what such runs left."""
 
 import sys
+from collections.abc import Sequence
 
 from pipelines.config import stage_main
 from pipelines.evaluate import compare
@@ -10,7 +11,13 @@ from pipelines.evaluate.check_data import check_data
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.stage import run
 
+
+def main(argv: Sequence[str]) -> int:
+    """Console entry."""
+    if argv[:1] == ["compare"]:
+        return compare.main(argv[1:])
+    return stage_main(EvaluateConfig, run, list(argv), check_data)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["compare"]:
-        sys.exit(compare.main(sys.argv[2:]))
-    sys.exit(stage_main(EvaluateConfig, run, check_data=check_data))
+    sys.exit(main(sys.argv[1:]))

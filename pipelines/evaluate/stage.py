@@ -28,7 +28,7 @@ from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
 from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 from pipelines.workers import cluster_cpus
 
 TABLE, REPORT = "metrics.csv", "report.html"
@@ -129,16 +129,18 @@ def _evaluate(
 ) -> None:
     """Evaluate checkpoints, several at a time. Those of one training run share an MLflow run, in
     which each logs at its own step."""
+    names = [benchmark.name for benchmark in benchmarks]
     by_series = {e.checkpoint.series: e for e in reversed(evaluations)}
     with ExitStack() as stack:
         trackers = {}
         for series, first in reversed(by_series.items()):
-            name = config.output.rsplit("/", 1)[-1]
-            if len(by_series) > 1:
-                name = f"{name} {first.checkpoint.label}"
             links = _links(first.checkpoint, benchmarks)
             tracker = Tracker.start(
-                config.tracking, "evaluate", name, config, links, runs.get(series)
+                config.tracking,
+                _about(config, [e for e in evaluations if e.checkpoint.series == series], names),
+                config,
+                links,
+                runs.get(series),
             )
             trackers[series] = stack.enter_context(tracker)
             trackers[series].set_tags({"model": first.checkpoint.model})
@@ -241,6 +243,24 @@ def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str,
     if len(set(runs.values())) < 2:
         return {"train": checkpoint.run_id, "data": next(iter(runs.values()), "")}
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
+
+
+def _about(
+    config: EvaluateConfig, evaluations: Sequence[Evaluation], benchmarks: Sequence[str]
+) -> About:
+    """The run of the checkpoints of one training run, in words."""
+    first = evaluations[0]
+    is_alone = len(evaluations) == 1
+    several = "" if is_alone else f" and {len(evaluations) - 1} more of its run"
+    return About(
+        "evaluate",
+        first.checkpoint.model
+        if first.output == config.output
+        else f"{first.checkpoint.model} {first.checkpoint.label}",
+        f"Scores `{first.checkpoint.place}`{several} on {', '.join(benchmarks)}.",
+        config.output,
+        storage.join(first.output, REPORT) if is_alone else None,
+    )
 
 
 def _attach(tracker: Tracker, files: Mapping[str, bytes], folder: str | None) -> None:

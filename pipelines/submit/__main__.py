@@ -1,10 +1,12 @@
 """Stages as jobs on any Ray cluster, from a laptop: a thin layer over Ray's own job server.
 `python -m pipelines.submit data|train|evaluate|sweep CONFIG [key=value ...] [--then ...]`, `chain
-FILE`, or `status|logs|stop JOB` and `list`; each with `--cluster local|ADDRESS|kuberay:NAME`."""
+FILE`, or `status|logs|stop JOB` and `list`; each with `--cluster
+local|ADDRESS|kuberay:NAME|slurm[:PARTITION]`."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from caft.errors import ClusterError, ConfigError
+from caft.secrets import holds_secret, is_secret_name
 from pipelines import git, storage
 from pipelines.config import command
 from pipelines.recipes import is_recipe
@@ -30,10 +33,11 @@ from pipelines.submit.chain import (
 )
 from pipelines.submit.jobs import LONG_PATIENCE_S, PATIENCE_S, Jobs, new_id, on_local_cluster
 from pipelines.submit.package import pack
-from pipelines.tracking import SECRET_WORDS
+from pipelines.submit.slurm import SlurmJobs
+from pipelines.tracking.about import USER
 
 LOOKS = {"status": 1, "logs": 1, "stop": 1, "list": 0}  # and how many jobs they take
-LOCAL, KUBERAY = "local", "kuberay:"
+LOCAL, KUBERAY, SLURM = "local", "kuberay:", "slurm"
 # What jobs are told of the place they were submitted from. Credentials never travel with a job:
 # whoever may look at the dashboard would read them there.
 PASSED_ON = ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -53,39 +57,73 @@ def submit(steps: Sequence[Step], args: argparse.Namespace) -> int:
         ConfigError: the working directory is too large, or a variable holds a secret.
     """
     environment = job_environment(args.env)
-    if revision := git.revision(Path.cwd()) or os.environ.get(git.REVISION):
-        environment.setdefault(git.REVISION, revision)
     jobs = Jobs(LONG_PATIENCE_S)
-    name = args.name or "-".join(step.stage for step in steps)
     with tempfile.TemporaryDirectory() as folder:
         package = pack(Path.cwd(), Path(folder))
-        print("\n".join(f"submit: {line}" for line in package.described()), flush=True)
+        _print_lines(package.described())
         job = new_id()
         jobs.start(
             ["python", "-m", *chain_arguments(steps)],
             {"working_dir": str(package.path), "env_vars": environment},
-            {"name": name, "stage": "+".join(step.stage for step in steps)},
+            {"name": _name(args, steps), "stage": "+".join(step.stage for step in steps)},
             job,
         )
     print(f"submit: job {job}", flush=True)
     return 0 if args.detach else _follow(jobs, job)
 
 
+def _name(args: argparse.Namespace, steps: Sequence[Step]) -> str:
+    return args.name or "-".join(step.stage for step in steps)
+
+
+def _print_lines(lines: Sequence[str]) -> None:
+    print("\n".join(f"submit: {line}" for line in lines), flush=True)
+
+
+def _on_slurm(steps: Sequence[Step], args: argparse.Namespace, partition: str) -> int:
+    """Submit steps to SLURM, or look at its jobs; returns the exit code."""
+    jobs = SlurmJobs(Path.cwd())
+    if args.command == "list":
+        for job, state, name in jobs.all():
+            print(f"{job:10}  {state:9}  {name}")
+    elif args.command == "status":
+        print(jobs.state(args.words[0]))
+    elif args.command == "stop":
+        jobs.stop(args.words[0])
+        print(f"submit: asked {args.words[0]} to end; what it has finished stays")
+    elif args.command == "logs" and not args.follow:
+        print(jobs.log(args.words[0]), end="")
+    elif args.command == "logs":
+        return _follow(jobs, args.words[0])
+    else:
+        runs = Path("runs").resolve()
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{runs / 'mlflow.db'}")
+        options = [*([f"--partition={partition}"] if partition else []), *args.sbatch]
+        job, copied = jobs.submit(steps, _name(args, steps), options, job_environment(args.env))
+        _print_lines(copied)
+        print(f"submit: job {job}", flush=True)
+        return 0 if args.detach else _follow(jobs, job)
+    return 0
+
+
 def job_environment(extra: Sequence[str]) -> dict[str, str]:
-    """The variables that a job is given: SETTINGS, PASSED_ON where set, and `extra` NAME=VALUE.
+    """The variables that a job is given: SETTINGS, PASSED_ON where set, the git revision,
+    the user's name, and `extra` NAME=VALUE.
 
     Raises:
         ConfigError: one that is no NAME=VALUE, or that holds a secret.
     """
     given = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if revision := git.revision(Path.cwd()) or os.environ.get(git.REVISION):
+        given[git.REVISION] = revision
+    given[USER] = getpass.getuser()
     for variable in extra:
         name, separator, value = variable.partition("=")
         if not (name and separator):
             raise ConfigError(f"--env {variable}: must be NAME=VALUE")
         given[name] = value
     for name, value in given.items():
-        secret = any(word in name.lower() for word in (*SECRET_WORDS, "key"))
-        if secret or ("://" in value and "@" in value.split("://")[1].split("/")[0]):
+        if is_secret_name(name) or holds_secret(value):
             raise ConfigError(
                 f"{name}: looks like a secret, which everybody who sees the job could read; set it "
                 "on the cluster's nodes instead"
@@ -93,7 +131,7 @@ def job_environment(extra: Sequence[str]) -> dict[str, str]:
     return SETTINGS | given
 
 
-def _follow(jobs: Jobs, job: str) -> int:
+def _follow(jobs: Jobs | SlurmJobs, job: str) -> int:
     try:
         code = jobs.follow(job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
@@ -169,7 +207,14 @@ def _run(argv: list[str]) -> int:
     steps = [] if args.command in LOOKS else _steps(args)
     cluster = args.cluster or os.environ.get("RAY_ADDRESS")
     if not cluster:
-        raise ClusterError("--cluster: say local, an address as http://HEAD:8265, or kuberay:NAME")
+        raise ClusterError(
+            "--cluster: say local, an address as http://HEAD:8265, kuberay:NAME, or slurm:PARTITION"
+        )
+    kind, _, partition = cluster.partition(":")
+    if args.sbatch and kind != SLURM:
+        raise ClusterError(f"--sbatch {args.sbatch[0]}: is for --cluster slurm")
+    if kind == SLURM:
+        return _on_slurm(steps, args, partition)
     if cluster == LOCAL:
         if args.detach or args.command in LOOKS:
             raise ClusterError(
@@ -205,11 +250,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("command", choices=[*STAGES, "chain", *LOOKS])
     parser.add_argument("words", nargs="*", metavar="CONFIG [key=value ...] | FILE | JOB")
-    parser.add_argument("--cluster", help="local, an address, or kuberay:NAME; else RAY_ADDRESS")
+    parser.add_argument(
+        "--cluster",
+        help="local, an address, kuberay:NAME, or slurm:PARTITION; else RAY_ADDRESS",
+    )
     parser.add_argument("--then", action="append", default=[], metavar="STAGE:CONFIG[,key=value]")
     parser.add_argument("--detach", action="store_true", help="return once the job is submitted")
     parser.add_argument("--follow", action="store_true", help="of logs: until the job ends")
     parser.add_argument("--name", help="what lists call the job; else its stages")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="=--OPTION=VALUE", help="of SLURM's sbatch"
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_intermixed_args(argv)
     wanted = LOOKS.get(args.command)

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from caft.errors import ClusterError
+from pipelines.processes import start_time
 from pipelines.workers import require_short_sockets
 
 START_WITHIN_S = 90.0
@@ -92,14 +93,14 @@ class Processes:
                 start_new_session=True,
             )
         known = self._read()
-        known[name] = {"pid": process.pid, "started": _start_time(process.pid)}
+        known[name] = {"pid": process.pid, "started": start_time(process.pid)}
         self._write(known)
         return process
 
     def alive(self, name: str) -> bool:
         """Whether that very process still runs, and not another with its number."""
         entry = self._read().get(name)
-        return entry is not None and _start_time(entry["pid"]) == entry["started"]
+        return entry is not None and start_time(entry["pid"]) == entry["started"]
 
     def stop(self, name: str) -> None:
         """End a process by SIGTERM, and its group by SIGKILL if it does not go; then what it had
@@ -107,13 +108,13 @@ class Processes:
         """
         known = self._read()
         entry = known.pop(name, None)
-        if entry is not None and _start_time(entry["pid"]) == entry["started"]:
+        if entry is not None and start_time(entry["pid"]) == entry["started"]:
             started = psutil.Process(entry["pid"]).children(recursive=True)
             os.kill(entry["pid"], signal.SIGTERM)
             deadline = time.monotonic() + STOP_WITHIN_S
-            while _start_time(entry["pid"]) == entry["started"] and time.monotonic() < deadline:
+            while start_time(entry["pid"]) == entry["started"] and time.monotonic() < deadline:
                 time.sleep(0.2)
-            if _start_time(entry["pid"]) == entry["started"]:
+            if start_time(entry["pid"]) == entry["started"]:
                 os.killpg(entry["pid"], signal.SIGKILL)
             for process in psutil.wait_procs(started, timeout=LEAVE_WITHIN_S)[1]:
                 with suppress(psutil.NoSuchProcess):
@@ -224,12 +225,3 @@ class LocalCluster:
             descriptor = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as stream:
                 stream.write(secrets.token_hex(32))
-
-
-def _start_time(pid: int) -> int:
-    """The kernel's start time of a process, or 0 when it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] == "Z" else int(fields[19])

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from caft.errors import DataError
 from pipelines import storage
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
+from pipelines.ownership import owned
 from pipelines.recipes import load_recipe
 from pipelines.runs import check_tracking
 from pipelines.submit.jobs import LONG_PATIENCE_S, Jobs, on_local_cluster
@@ -29,7 +30,7 @@ from pipelines.sweep.results import PointConfig, collect, errors_of
 from pipelines.sweep.schedule import Scheduler, room_for
 from pipelines.sweep.state import Store
 from pipelines.sweep.tasks import all_tasks
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 from pipelines.train.ingest import index_row_groups
 
 RUNS, RUN = "runs.csv", "run.json"
@@ -68,8 +69,16 @@ def run(config: SweepConfig) -> None:
     points = all_points(config)
     require_same_tasks(all_tasks(config, points, config.tracking, rows))
     _plan(config, rows)
-    name = config.output.rsplit("/", 1)[-1]
-    with Tracker.start(config.tracking, "sweep", name, config, run_id=_known(config)) as parent:
+    families = ", ".join(config.families)
+    about = About(
+        "sweep",
+        families,
+        f"A scaling study of {families}: {len(points)} points, each a training, an evaluation and "
+        "a run below this one.",
+        config.output,
+        storage.join(_fits(config), "fit.html"),
+    )
+    with Tracker.start(config.tracking, about, config, run_id=_known(config)) as parent:
         storage.write_json(storage.join(config.output, RUN), {"run_id": parent.run_id})
         storage.write_bytes(storage.join(config.output, "sweep.yaml"), to_yaml(config).encode())
         tracking = config.tracking.model_copy(update={"parent_run_id": parent.run_id})
@@ -121,8 +130,15 @@ def _fits(config: SweepConfig) -> str:
 
 def _log(point: Point, config: SweepConfig, tracking: TrackingConfig, rows: int) -> None:
     """A child run of the study for one point, its errors at the step of its samples."""
-    tracker = Tracker.start(tracking, "point", point.name, PointConfig.of(point, rows))
-    tracker.set_tags({"family": point.setting.family, "size": point.setting.size})
+    setting = point.setting
+    about = About(
+        "point",
+        point.name,
+        f"One point of a scaling study: {setting.family} {setting.size} after {point.samples:,} "
+        f"samples at learning rate {setting.recipe.optimizer.lr:g}.",
+    )
+    tracker = Tracker.start(tracking, about, PointConfig.of(point, rows))
+    tracker.set_tags({"family": setting.family, "size": setting.size})
     tracker.log_metrics(errors_of(point, config), step=point.samples)
     tracker.close("FINISHED")
 
@@ -159,6 +175,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override single keys")
     parser.add_argument("--print-config", action="store_true", help="print the result and stop")
+    parser.add_argument("--wait", action="store_true", help="until no other run has the output")
     args = parser.parse_args(argv)
 
     def call() -> int:
@@ -175,7 +192,8 @@ def main(argv: Sequence[str]) -> int:
             make_plan(config, pool_rows(config))  # what is wrong is said before a cluster starts
             root = Path(config.output if storage.is_local(config.output) else "runs") / "cluster"
             return on_local_cluster(["-m", "pipelines.sweep", *argv], root)
-        COMMANDS[args.command](config)
+        with owned(config.output, "sweep", args.wait) if args.command == "run" else nullcontext():
+            COMMANDS[args.command](config)
         return 0
 
     return command(call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ def fit_laws(config: SweepConfig, rows: Sequence[dict[str, Any]]) -> str:
         path = Path(folder, "runs.csv")
         path.write_text(table_csv(rows, list(rows[0])), encoding="utf-8")
         runs, fit = read_table(path), config.fit
+        columns = replace(COLUMNS, loss=_loss(config, rows))
         for name in config.targets:
             size = None if fit.test_size is None else str(fit.test_size)
             target = Target(name, chance=fit.chance, test_size=size)
             try:
-                families = select_runs(runs, path, target, COLUMNS)
+                families = select_runs(runs, path, target, columns)
                 studies.append(
                     study_runs(name, families, fit.budgets, fit.bins, fit.forms, fit.replicates)
                 )
@@ -64,3 +66,11 @@ def fit_laws(config: SweepConfig, rows: Sequence[dict[str, Any]]) -> str:
                 place = storage.join(config.output, FIT, written.name)
                 storage.write_bytes(place, written.read_bytes())
     return "\n\n".join([*map(table, studies), *reasons])
+
+
+def _loss(config: SweepConfig, rows: Sequence[dict[str, Any]]) -> str | None:
+    """The first target that is a loss, through which the others are predicted too; None where
+    several batch sizes, on which a loss depends, were trained."""
+    losses = [name for name in config.targets if Target(name).is_loss]
+    one_batch = len({row["global_batch"] for row in rows}) == 1
+    return losses[0] if losses and one_batch else None

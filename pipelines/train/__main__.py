@@ -18,7 +18,8 @@ from pipelines import storage
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
+from pipelines.tracking.about import last_part
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.checkpoints.store import CheckpointStore
 from pipelines.train.config import TrainConfig
@@ -99,10 +100,15 @@ def run(config: TrainConfig) -> None:
     check_start(config, model, dataset.fingerprint, total_steps)
     storage.check_space(output, 2 * _checkpoint_bytes(model, config))
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}
-    name = output.rsplit("/", 1)[-1]
-    with Tracker.start(
-        config.tracking, "train", name, config, links, known_run_id(output)
-    ) as tracker:
+    rows = f"{plan.rows:,} rows of split '{config.split}'"
+    about = About(
+        "train",
+        f"{model.name} {last_part(config.dataset)}",
+        f"Trains {model.name} on {rows} of `{config.dataset}`: {total_steps:,} steps of "
+        f"{config.global_batch:,} images, {config.epochs:g} epochs.",
+        output,
+    )
+    with Tracker.start(config.tracking, about, config, links, known_run_id(output)) as tracker:
         known = begun(model, dataset.fingerprint, tracker.run_id)
         storage.write_json(storage.join(output, RUN), known)
         storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())

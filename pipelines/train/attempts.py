@@ -59,6 +59,8 @@ def train_to_the_end(job: TrainJob, newest_step: Callable[[], int]) -> None:
                 known = understood(error, "train")
                 if not isinstance(known, UnexpectedError | ClusterError):
                     raise known from None
+                if stop.asked:
+                    raise KeyboardInterrupt from None
                 newest = newest_step()
                 failures = 1 if newest > reached else failures + 1
                 reached = newest

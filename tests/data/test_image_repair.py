@@ -1,6 +1,9 @@
 """Complete pictures in files with something odd about them: which are kept, and how."""
 
 import io
+import random
+import time
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -9,8 +12,9 @@ import pytest
 from PIL import Image
 
 from pipelines.data.config import ImageConfig
+from pipelines.data.images.decoder import Decoder
 from pipelines.data.images.jpeg import repaired
-from pipelines.data.images.prepare import ImageRefused, prepare_image
+from pipelines.data.images.prepare import ImageRefused, most_bytes, prepare_image
 from tests.data.test_images import PHOTOGRAPH, difference, encoded, opened
 
 CONFIG = ImageConfig()
@@ -152,3 +156,58 @@ def test_a_picture_that_fades_in_is_stored_where_it_shows_something(kind):
     half = buffer.getvalue()[: len(buffer.getvalue()) * 19 // 20]
     if kind == "GIF":  # its last frame is cut off
         assert prepare_image(half, CONFIG)["contrast"] > 10
+
+
+def mutated(good: bytes, chance: random.Random) -> bytes:
+    """A file with bits turned, bytes cut out, put in or doubled, or its end cut off."""
+    bad = bytearray(good)
+    for _ in range(chance.choice((1, 2, 8, 40))):
+        at = chance.randrange(min(len(bad), chance.choice((60, 700, len(bad)))))
+        match chance.randrange(5):
+            case 0:
+                bad[at] ^= 1 << chance.randrange(8)
+            case 1:
+                bad[at : at + 4] = chance.choice(
+                    (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0" * 4)
+                )
+            case 2:
+                del bad[at : at + chance.randrange(1, 40)]
+            case 3:
+                bad[at:at] = chance.randbytes(chance.randrange(1, 40))
+            case _:
+                bad[at:at] = bad[at : at + chance.randrange(1, 2000)]
+        bad = bad or bytearray(b"\0")
+    return bytes(bad[: chance.randrange(1, len(bad) + 1)] if chance.random() < 0.2 else bad)
+
+
+def test_no_picture_costs_more_than_its_row():
+    """In time and memory too: the decoding process is bounded, and none of these ends it."""
+    chance = random.Random(20)
+    small = Image.fromarray(cv2.resize(PHOTOGRAPH, (96, 64)))
+    grey = np.asarray(small.convert("L")).astype(np.uint16) * 16
+    good = [encoded(small, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")]
+    good += [encoded(small, "JPEG", **options) for options in KINDS[1:]]
+    good += [
+        encoded(small, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate")
+    ]
+    good += [cv2.imencode(end, grey)[1].tobytes() for end in (".png", ".tif")]
+    good.append(cv2.imencode(".tif", np.dstack([grey] * 3).astype(np.float32))[1].tobytes())
+    config = ImageConfig(max_pixels=10**6, decode_timeout_s=10)
+    slowest, outcomes = 0.0, Counter()
+    with Decoder(config) as decoder:
+        for _ in range(50):
+            for data in good:
+                bad = mutated(data, chance)
+                started = time.perf_counter()
+                try:
+                    row = decoder.prepare(bad)
+                except ImageRefused as refusal:
+                    outcomes[refusal.args[0]] += 1
+                else:
+                    outcomes["kept"] += 1
+                    assert len(row["image"]) <= most_bytes(row["width"], row["height"])
+                    assert opened(row["image"]).size == (row["width"], row["height"])
+                slowest = max(slowest, time.perf_counter() - started)
+    assert set(outcomes) <= {"kept", "not_an_image", "truncated_image", "decompression_bomb"}
+    assert outcomes["kept"] > 50
+    assert slowest < 10

@@ -5,14 +5,17 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.near_duplicates import KINDS, encoded, found, photographs, removed, seen
+from pipelines.data.chunk import CANDIDATE_SCHEMA
 from pipelines.data.config import DataConfig
 from pipelines.data.dedup import index
 from pipelines.data.dedup.duplicates import DROP_SCHEMA, drops_path, find_drops
 from pipelines.data.dedup.index import INDEX_SCHEMA
 from pipelines.data.dedup.looks import as_looks, same_picture
+from pipelines.data.dedup.samples import SIDES, write_samples
 from pipelines.data.dedup.similar import MOST_SHARING, drop_equal, expand
 from pipelines.data.images.hashing import LOOK_BYTES
 from pipelines.data.paths import ROWS_PER_CHUNK, Layout
+from pipelines.data.stats_rows import pair_pictures
 from pipelines.data.write import read_table, write_table
 
 
@@ -106,3 +109,22 @@ def test_rows_of_several_chunks_go_for_the_picture_that_stays(tmp_path, monkeypa
     kept = {n: bytes.fromhex(drop["detail"].split()[-1])[0] for n, drop in gone.items()}
     assert sum(kept[n] == n - 40 for n in kept if n >= 40) >= 37
     assert not set(kept.values()) & set(gone)
+
+
+def test_the_page_has_removed_pairs_side_by_side(tmp_path):
+    cards = [encoded(KINDS["quote cards"](np.random.default_rng(n)), quality=92) for n in range(3)]
+    layout = Layout(str(tmp_path))
+    for chunk, card in enumerate(cards):
+        row = {"url": f"http://x/{chunk}", "image": card, "phash": chunk, "place": 5}
+        write_table(layout.candidate(chunk), pa.Table.from_pylist([row], CANDIDATE_SCHEMA))
+    rows = np.arange(3) * ROWS_PER_CHUNK + 5
+    held_before = 2**24 * ROWS_PER_CHUNK
+    write_samples(layout, (rows, np.array([rows[1], rows[2], held_before])))
+    pairs = pair_pictures(str(tmp_path))
+    assert [(pair["bits"], pair["removed"]["url"]) for pair in pairs] == [
+        (1, "http://x/0"),
+        (2, "http://x/1"),
+    ]
+    assert pairs[0]["kept"]["url"] == "http://x/1"
+    assert all(pair[side]["src"].startswith("data:image/jpeg") for pair in pairs for side in SIDES)
+    assert pair_pictures(str(tmp_path / "other")) == []

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 from stage_support import (
+    Driver,
     assert_only_whole_files,
     assert_same,
     busy_workers,
@@ -20,6 +21,7 @@ from stage_support import (
 )
 
 from pipelines.data.stage import run
+from pipelines.ownership import CLAIM
 
 SEED = 20260
 CHANGES = ("chunk_rows=16", "duplicates.near_distance=12", "download.timeout_s=3", "file_mb=1")
@@ -84,6 +86,23 @@ def test_the_driver_is_killed_again_and_again(undisturbed, make_data_config, add
     driver = drive(tmp_path, config, address)
     assert driver.wait() == 0, driver.log
     assert_same(config.output, undisturbed)
+
+
+def test_a_second_driver_ends_and_one_that_waits_finds_it_done(make_data_config, address, tmp_path):
+    config = make_data_config(str(tmp_path / "data"), *CHANGES)
+    first = drive(tmp_path, config, address)
+    claim = tmp_path / "data" / CLAIM
+    assert first.until(claim.exists), first.log
+    waiting = Driver(tmp_path, [*first.argv, "--wait"], address)
+    second = drive(tmp_path, config, address)
+    assert second.wait() == 2
+    (said,) = (line for line in second.log.splitlines() if "OwnedError" in line)
+    assert f"{config.output}: is being written by data on " in said
+    assert f"(process {first.process.pid})" in said
+    assert first.wait() == 0, first.log
+    assert waiting.wait() == 0, waiting.log
+    assert "finished before" in waiting.log
+    assert not claim.exists()
 
 
 @pytest.mark.slow

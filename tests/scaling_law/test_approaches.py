@@ -3,6 +3,8 @@ families with one floor, one exponent under over-training, data that teach less 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -13,9 +15,10 @@ from caft.scaling_law.forms import FORMS
 from caft.scaling_law.isoflop import isoflop
 from caft.scaling_law.joint import fit_together
 from caft.scaling_law.optimum import Cost
-from caft.scaling_law.runs import Runs
+from caft.scaling_law.runs import Columns, Runs, Target, select_runs
 from caft.scaling_law.stages import OfLoss, fit_stages
 from caft.scaling_law.study import study_runs
+from caft.scaling_law.table import LINE
 
 FEW = 100
 
@@ -35,14 +38,14 @@ def equal_compute(
 def test_best_sizes_of_equal_compute_agree_with_the_law() -> None:
     inputs, error = equal_compute(np.random.default_rng(0))
     law = fit_form("size_samples", inputs, error, FEW)
-    found = isoflop(inputs["compute"], inputs["parameters"], error, law)
+    cost = measure_cost(*(inputs[n] for n in ("compute", "parameters", "samples")))
+    found = isoflop(inputs["compute"], inputs["parameters"], error, law, cost)
     assert len(found.profiles) == 6
     assert [g.approach for g in found.growths] == ["isoFLOP parabolas", "the front", "the law"]
     true = 0.35 / 0.65
     for approach in found.growths:
         assert approach.exponent.low[0] < true < approach.exponent.high[0], approach.approach
     assert found.problem is None
-    cost = measure_cost(*(inputs[n] for n in ("compute", "parameters", "samples")))
     best = compute_optimal(law, [found.profiles[3].compute], cost).parameters.value[0]
     assert found.profiles[3].best == pytest.approx(best, rel=0.2)
 
@@ -141,3 +144,30 @@ def test_families_with_one_floor_are_told_apart_where_each_alone_is_not() -> Non
     assert fit_form("saturating", {"compute": one[0]}, one[1], FEW).draws is None  # no interval
     with pytest.raises(DataError, match="do not share a floor"):
         fit_together(runs(300, 0.001, 14), runs(300, 0.4, 14), FEW)
+
+
+def along_runs(pairs: int) -> list[dict[str, str]]:
+    """Twelve checkpoints that are 15% worse than cooled runs, of which `pairs` are there too."""
+    compute = np.geomspace(1e15, 1e18, 12)
+    law = 20 * compute**-0.1
+    rows = [(c, 1.15 * e, "constant") for c, e in zip(compute, law, strict=True)]
+    rows += [(c, e, "cooled") for c, e in list(zip(compute, law, strict=True))[::2][:pairs]]
+    return [
+        {"line": str(n), "c": f"{c:.6g}", "e": f"{e:.9g}", "rate": rate, "run": "one"}
+        for n, (c, e, rate) in enumerate(rows, 2)
+    ]
+
+
+@pytest.mark.parametrize("pairs", [4, 2])
+def test_checkpoints_along_a_run_count_as_if_cooled_down(pairs: int) -> None:
+    rows = [{LINE: row.pop("line"), **row} for row in along_runs(pairs)]
+    columns = Columns(compute="c", group="run", schedule="rate")
+    (runs,) = select_runs(rows, Path("runs.csv"), Target("e"), columns)
+    assert len(runs.error) == 12
+    if pairs == 4:
+        law = 20 * runs.inputs["compute"] ** -0.1
+        assert runs.error == pytest.approx(law, rel=1e-4)
+        said = "8 runs whose rate is not cooled count with their error over 1.15"
+    else:
+        said = "2 runs whose rate is not constant are left out"
+    assert said in str(runs.problems)

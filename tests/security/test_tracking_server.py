@@ -12,7 +12,7 @@ from mlflow_support import free_port, start_server
 from caft.errors import ConfigError
 from pipelines.config import StageConfig, TrackingConfig
 from pipelines.runs import read_artifacts
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 
 PASSWORD = "a-long-password-of-the-admin"
 
@@ -68,8 +68,10 @@ def test_a_stage_logs_with_the_password_of_its_environment(server, tmp_path, mon
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.tracking.SEND_WITHIN_S", 1.0)
-        with Tracker.start(tracking, "train", "x", config) as refused:  # the stage goes on
+        patch.setattr("pipelines.tracking.tracker.SEND_WITHIN_S", 1.0)
+        with Tracker.start(
+            tracking, About("train", "x", "A test."), config
+        ) as refused:  # the stage goes on
             refused.log_metrics({"loss": 2.0}, step=1)
     said = capfd.readouterr().err
     assert "does not take metrics" in said
@@ -79,7 +81,7 @@ def test_a_stage_logs_with_the_password_of_its_environment(server, tmp_path, mon
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     (tmp_path / "report.html").write_text("a report")
-    with Tracker.start(tracking, "train", "y", config) as accepted:
+    with Tracker.start(tracking, About("train", "y", "A test."), config) as accepted:
         accepted.log_metrics({"loss": 1.0}, step=1)
         accepted.log_artifact(str(tmp_path / "report.html"))
     run = MlflowClient(server).get_run(accepted.run_id)

@@ -77,3 +77,15 @@ def test_a_point_without_its_score_is_left_out_and_named(tmp_path):
     rows = study(families=("one",))
     rows[3][TARGET] = float("nan")
     assert f"1 runs have no {TARGET}: line 5" in fit_laws(config(tmp_path), rows)
+
+
+def test_errors_are_predicted_through_the_loss_of_the_study(tmp_path):
+    rows = study(families=("one",))
+    for row in rows:
+        row["loss/whole"] = 1 + 2 * (row["compute"] / 1e12) ** -0.1
+        row[TARGET] = 0.9 - 1.5 * np.exp(-1.2 * row["loss/whole"])
+    fit = FitConfig(replicates=100, forms=("saturating",), bins=0)
+    both = study_config(tmp_path, targets=["loss/whole", TARGET], fit=fit)
+    assert f"prediction: {TARGET}, through the loss" in fit_laws(both, rows)
+    rows[0]["global_batch"] = 64  # a loss depends on it
+    assert "through the loss" not in fit_laws(both, rows)

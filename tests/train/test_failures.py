@@ -116,6 +116,10 @@ def test_workers_and_drivers_are_killed(nodes, undisturbed, make_config, tmp_pat
     driver, seen = drive(tmp_path, config, nodes.address), ""
     for step, kind in zip(chance.steps, kinds, strict=True):
         assert reached(driver, step), driver.log
+        if not seen:
+            second = drive(tmp_path, config, nodes.address)
+            assert second.wait() == 2, second.log
+            assert "is being written by train on " in second.log
         workers = training_workers()
         print(f"kill: one of {kind} at step {step}, {len(workers)} workers")
         if kind == "workers":

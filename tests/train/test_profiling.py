@@ -9,7 +9,7 @@ import torch
 from mlflow import MlflowClient
 
 from pipelines.config import TrackingConfig
-from pipelines.tracking import Tracker
+from pipelines.tracking import About, Tracker
 from pipelines.train.config import ProfileConfig
 from pipelines.train.profiling import Profiler
 
@@ -20,7 +20,7 @@ class Job:
     def __init__(self, folder: Path, tracking: TrackingConfig, rank: int = 0, **profile) -> None:
         self.config = ProfileConfig(**profile)
         self.tracking = tracking
-        with Tracker.start(tracking, "train", "run", self.config) as tracker:
+        with Tracker.start(tracking, About("train", "run", "A test."), self.config) as tracker:
             self.run_id = tracker.run_id
         self.profiler = Profiler(
             self.config, str(folder), rank, torch.device("cpu"), self.open_tracker
@@ -28,7 +28,9 @@ class Job:
         self.folder = folder / "profiles"
 
     def open_tracker(self) -> Tracker:
-        return Tracker.start(self.tracking, "train", "run", self.config, run_id=self.run_id)
+        return Tracker.start(
+            self.tracking, About("train", "run", "A test."), self.config, run_id=self.run_id
+        )
 
     def steps(self, first: int, last: int, asked_at: int | None = None) -> None:
         for step in range(first, last + 1):

@@ -13,6 +13,7 @@ from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.dedup.index import gathered_indices, is_in, load_index, numbered, run_pass
 from pipelines.data.dedup.pairs import Pairs, exact_duplicates, in_partition, in_turn
+from pipelines.data.dedup.samples import write_samples
 from pipelines.data.dedup.similar import read_pairs, same_and_near, write_pairs
 from pipelines.data.paths import Layout
 from pipelines.data.write import write_table
@@ -88,10 +89,13 @@ def _write_drops(
     by_row = np.argsort(kept.row)
     place = by_row[np.searchsorted(kept.row, pairs[1], sorter=by_row)]
     names = [REASONS[name] for name in found]
+    reasons = [names[n] for n in np.concatenate(why)] if why else []
+    near = np.array(reasons, object) == REASONS["near"]
+    write_samples(layout, (pairs[0][near], pairs[1][near]))
     table = pa.table(
         {
             "row": pairs[0],
-            "reason": [names[n] for n in np.concatenate(why)] if why else [],
+            "reason": reasons,
             "detail": [f"duplicates key {key.tobytes().hex()}" for key in kept.key[place]],
         },
         schema=DROP_SCHEMA,

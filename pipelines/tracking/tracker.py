@@ -1,4 +1,4 @@
-"""What stages log to their MLflow runs (runs.py).
+"""What stages log to their MLflow runs (../runs.py).
 Events pass through a spool on disk, so that a dead tracking server never stops a stage."""
 
 from __future__ import annotations
@@ -6,8 +6,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import re
 import shutil
 import threading
 import time
@@ -16,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from caft import __version__
 from caft.config import Config
 from caft.errors import StorageError
-from pipelines import git
+from caft.secrets import without_secrets
 from pipelines.config import TrackingConfig
 from pipelines.runs import (
     address_of,
@@ -31,14 +28,14 @@ from pipelines.runs import (
     warn_away,
 )
 from pipelines.system_metrics import SystemMetrics
+from pipelines.tracking.about import About
+from pipelines.tracking.send import EVENTS, PARENT, read_events, send_spool
 
 FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 5.0
 SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
-SPOOL, LOCK, EVENTS = ".spool", "lock", "events.jsonl"
-PARENT = "mlflow.parentRunId"  # MLflow's own name
-SECRET_WORDS = ("secret", "token", "password", "credential")
+SPOOL, LOCK = ".spool", "lock"
 
 
 class Tracker:
@@ -75,30 +72,29 @@ class Tracker:
     def start(
         cls,
         tracking: TrackingConfig,
-        stage: str,
-        name: str,
+        about: About,
         config: Config,
         links: Mapping[str, str] | None = None,
         run_id: str | None = None,
     ) -> Tracker:
-        """Start a run, or take up `run_id` again.
+        """Start a run, or resume `run_id`.
 
         Args:
-            links: runs this one builds on, stage -> run id; kept as tags `<stage>_run_id`.
+            links: runs this one builds on, stage -> run id; kept as tags `<stage>_run_id`, and as
+                links in the run's description.
 
         Raises:
             StorageError: the spool cannot be written.
         """
-        run_id = start_run(tracking, _spool_root(tracking), stage, name, run_id)
-        tracker = cls(tracking, stage, run_id)
-        tags = {f"{other}_run_id": value for other, value in (links or {}).items() if value}
+        run_id = start_run(tracking, _spool_root(tracking), about.stage, about.name, run_id)
+        tracker = cls(tracking, about.stage, run_id)
+        links = {stage: other for stage, other in (links or {}).items() if other}
+        tags = {f"{stage}_run_id": other for stage, other in links.items()} | about.tags()
         if tracking.parent_run_id is not None:
-            tags[PARENT] = tracking.parent_run_id
-        tags |= {"stage": stage, "caft_version": __version__}
-        revision = os.environ.get(git.REVISION) or git.revision(Path(__file__).parent)
-        tags["git_revision"] = revision or "unknown"
+            tags[PARENT] = links["parent"] = tracking.parent_run_id
         tracker.set_tags(tags)
-        tracker._record({"params": _flatten(config.model_dump(mode="json"))})
+        tracker._record({"description": about.description(), "links": links})
+        tracker._record({"params": _flatten(without_secrets(config.model_dump(mode="json")))})
         return tracker
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -135,7 +131,7 @@ class Tracker:
             self._changed.wait_for(lambda: self._sent >= wanted or self._away, SEND_WITHIN_S)
             if self._sent >= wanted:
                 return []
-            unsent = _read_events(self._spool)[self._sent : wanted]
+            unsent = read_events(self._spool)[self._sent : wanted]
         return [event for event in unsent if "artifact" not in json.loads(event)]  # it names a file
 
     def record_again(self, events: Sequence[str]) -> None:
@@ -183,7 +179,7 @@ class Tracker:
                     logged = self._step
                     self.log_metrics(system.take(), logged)
             try:
-                sent = _send_spool(self._tracking, self._spool)
+                sent = send_spool(self._tracking, self._spool)
                 self.run_id = real_run_id(self._tracking, self._spool.parent, self.run_id)
                 self._tell(sent)
                 if closing:
@@ -204,50 +200,6 @@ class Tracker:
         with self._changed:
             self._sent, self._away = max(self._sent, sent), away
             self._changed.notify_all()
-
-
-def _read_events(spool: Path) -> list[str]:
-    path = spool / EVENTS
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def _send_spool(tracking: TrackingConfig, spool: Path) -> int:
-    """Send the events of one spool folder that were not sent yet, in order; how many are sent."""
-    client = open_client(tracking)
-    mark = spool / "sent"
-    sent = int(mark.read_text()) if mark.exists() else 0
-    for line in _read_events(spool)[sent:]:
-        event = json.loads(line)
-        _send_event(client, tracking, spool.parent, event)
-        sent += 1
-        mark.write_text(str(sent))
-    return sent
-
-
-def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[str, Any]) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
-    run_id = real_run_id(tracking, root, event["run_id"])
-    if "metrics" in event:
-        metrics = [
-            Metric(name, float(value), event["time_ms"], event["step"])
-            for name, value in event["metrics"].items()
-        ]
-        client.log_batch(run_id, metrics=metrics)
-    elif "params" in event:
-        known = client.get_run(run_id).data.params  # a run taken up again keeps its first ones
-        params = [Param(k, v) for k, v in event["params"].items() if k not in known]
-        for start in range(0, len(params), 100):
-            client.log_batch(run_id, params=params[start : start + 100])
-    elif "tags" in event:
-        tags = {k: find_run(tracking, str(v)) for k, v in event["tags"].items()}
-        if PARENT in tags:  # which is being made, if it is not there yet
-            tags[PARENT] = real_run_id(tracking, root, tags[PARENT])
-        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-    elif "artifact" in event:
-        client.log_artifact(run_id, event["artifact"], event["folder"])
-    else:
-        client.set_terminated(run_id, event["status"])
 
 
 def _spool_root(tracking: TrackingConfig) -> Path:
@@ -280,7 +232,7 @@ def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
         try:
             with open(spool / LOCK, encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _send_spool(tracking, spool)
+                send_spool(tracking, spool)
                 shutil.rmtree(spool)
         except (BlockingIOError, FileNotFoundError):  # somebody else sends it, or has sent it
             continue
@@ -291,12 +243,12 @@ def _send_left_over(tracking: TrackingConfig, root: Path) -> None:
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested configuration as MLflow parameters; anything that may be a secret is left out."""
+    """A nested configuration as MLflow parameters."""
     flat: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping):
             flat |= _flatten(item, f"{name}.")
-        elif not any(word in key.lower() for word in SECRET_WORDS) or key == "tokenizer":
-            flat[name] = re.sub(r"//[^/@\s]*@", "//***@", str(item))[:MAX_PARAM_CHARS]
+        else:
+            flat[name] = str(item)[:MAX_PARAM_CHARS]
     return flat

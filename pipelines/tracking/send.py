@@ -1,0 +1,76 @@
+"""Sends recorded events to an MLflow server, in order and each once.
+Called by tracker.py for its own spool and for those that earlier processes left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import TrackingConfig
+from pipelines.runs import find_run, open_client, real_run_id
+from pipelines.tracking.about import description_with_links
+
+EVENTS = "events.jsonl"  # in a spool folder
+PARENT, DESCRIPTION = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's own names
+
+
+def read_events(spool: Path) -> list[str]:
+    path = spool / EVENTS
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def send_spool(tracking: TrackingConfig, spool: Path) -> int:
+    """Send the events of one spool folder that were not sent yet, in order; how many are sent."""
+    client = open_client(tracking)
+    mark = spool / "sent"
+    sent = int(mark.read_text()) if mark.exists() else 0
+    for line in read_events(spool)[sent:]:
+        event = json.loads(line)
+        _send_event(client, tracking, spool.parent, event)
+        sent += 1
+        mark.write_text(str(sent))
+    return sent
+
+
+def _send_event(client: Any, tracking: TrackingConfig, root: Path, event: dict[str, Any]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    run_id = real_run_id(tracking, root, event["run_id"])
+    if "metrics" in event:
+        metrics = [
+            Metric(name, float(value), event["time_ms"], event["step"])
+            for name, value in event["metrics"].items()
+        ]
+        client.log_batch(run_id, metrics=metrics)
+    elif "params" in event:
+        known = client.get_run(run_id).data.params  # a run taken up again keeps its first ones
+        params = [Param(k, v) for k, v in event["params"].items() if k not in known]
+        for start in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[start : start + 100])
+    elif "tags" in event:
+        tags = {k: find_run(tracking, str(v)) for k, v in event["tags"].items()}
+        if PARENT in tags:  # which is being made, if it is not there yet
+            tags[PARENT] = real_run_id(tracking, root, tags[PARENT])
+        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+    elif "description" in event:
+        links = {k: _link(client, find_run(tracking, v)) for k, v in event["links"].items()}
+        text = description_with_links(event["description"], links)
+        client.set_tag(run_id, DESCRIPTION, text)
+    elif "artifact" in event:
+        client.log_artifact(run_id, event["artifact"], event["folder"])
+    else:
+        client.set_terminated(run_id, event["status"])
+
+
+def _link(client: Any, run_id: str) -> str:
+    """A run by its name, as MLflow's pages link to it; its id where this server has no such run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return f"`{run_id}`"
+    return f"[{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run_id})"
