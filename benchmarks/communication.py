@@ -29,7 +29,7 @@ ASSUMED = (
     "Ethernet: nodes of 8 GPUs, NVLink inside, one card of 100 Gbit/s between nodes",
     "Rings reach 80% of a link; a hop takes 2 us in a node, 5 (InfiniBand) or 25 us between nodes",
     "Weights and their gradients travel in float32, embeddings in bfloat16",
-    "At ZeRO 0 gradients travel after backward, at ZeRO 1 during it, two thirds of the computation",
+    "At ZeRO 0 gradients travel during backward, two thirds of the computation, at ZeRO 1 after it",
 )
 
 

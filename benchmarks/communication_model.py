@@ -55,9 +55,9 @@ class Step:
         """Everything larger than a few numbers, in order of time.
 
         Texts go to all workers once; what comes back is every worker's gradient of all of them,
-        where a loss reads them. DeepSpeed sums gradients up after backward at stage 0. At stages 1
-        and 2 it does so during backward, everywhere, though each worker steps its own part only,
-        and then gathers the new weights.
+        where a loss reads them. Gradients are summed up during backward at stage 0. At stages 1 and
+        2 DeepSpeed does so with nothing beside it, everywhere, though each worker steps its own
+        part only, and then gathers the new weights.
         """
         losses, width = self.model.losses, self.model.embed_dim
         parts = self.parts if losses.parts else 1
@@ -78,7 +78,7 @@ class Step:
             exchanges.append(Exchange("gradients of part embeddings", "all_reduce", of_parts))
         gradients = sum(groups) * self.gradient_bytes
         exchanges.append(
-            Exchange("gradients of weights", "all_reduce", gradients, self.zero_stage > 0)
+            Exchange("gradients of weights", "all_reduce", gradients, self.zero_stage == 0)
         )
         if self.zero_stage:
             padded = sum(padded_numbers(group, self.workers) for group in groups)

@@ -4,7 +4,7 @@ Both sides fetch the same list from the same loopback server with the same setti
 the same cores: longest side 512 px, smaller images kept as they came, Parquet. A short and a long
 list are timed; the difference is the steady rate, without what a start costs.
 
-    python benchmarks/data.py                 # the tables of docs/data.md, about 15 minutes
+    python benchmarks/data.py                 # the tables of docs/data_costs.md, about 15 minutes
     python benchmarks/data.py --short         # fewer images, one round: at most five minutes
     python benchmarks/data.py --memory        # memory over the length of the list
 """

@@ -35,7 +35,6 @@ CONVOLUTIONS = {"bfloat16": 350 * TERA, "float16": 350 * TERA, "float32": 200 * 
 FLASH, MASKED = 250 * TERA, 120 * TERA  # attention without and with a mask
 SCATTERS, SORTED = ("index_put", "index_put_", "_index_put_impl_"), 4  # times the bytes: a sort
 LINK_BYTES_PER_S = 0.8 * 450 * GIGA  # NVLink, one way
-HIDDEN = 0.9  # of what travels during backward
 # The host beside it.
 LAUNCH_S = 6e-6  # of an operation that is not compiled
 PAGEABLE_BYTES_PER_S = 4 * GIGA  # to the device, by way of the driver's buffer
@@ -61,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     counts = json.loads(args.counts.read_text()) if args.counts else counted(args)
     parts = by_phase(counts["counts"])
-    network_s, host_s = exposed_network(counts["events"], args.workers), exposed_host(counts, args)
+    network_s, host_s = exposed_network(counts, args.workers), exposed_host(counts, args)
     gpu_s = sum(part.seconds for part in parts.values())
     print_parts(parts)
     step_s = gpu_s + network_s + host_s
@@ -113,16 +112,24 @@ def rate_of(op: str, dtype: str) -> float:
     return table.get(dtype, PRODUCTS["bfloat16"])
 
 
-def exposed_network(events: list[dict[str, Any]], workers: int) -> float:
-    """What collectives take by a ring, and nothing hides."""
-    spent = 0.0
-    for event in events:
-        if event["kind"] == "collective":
-            passes = 2 if "allreduce" in event["detail"] else 1
-            took = passes * (workers - 1) / workers * event["bytes"] / LINK_BYTES_PER_S
-            hidden = HIDDEN if event["in_backward"] else 0.0
-            spent += took * (1 - hidden)
-    return spent
+def exposed_network(counts: dict[str, Any], workers: int) -> float:
+    """What collectives take by a ring, and nothing hides. One that is waited for later travels
+    while the device moves what is left of backward, one after the other."""
+    seconds_per_byte = sum(map(seconds, counts["counts"])) / sum(
+        count["bytes"] for count in counts["counts"]
+    )
+    spent = free = 0.0
+    ready = max((e["bytes_before"] for e in counts["events"] if e.get("later")), default=0)
+    for event in counts["events"]:
+        if event["kind"] != "collective":
+            continue
+        passes = 2 if "allreduce" in event["detail"] else 1
+        took = passes * (workers - 1) / workers * event["bytes"] / LINK_BYTES_PER_S
+        if event["later"]:
+            free = max(free, event["bytes_before"] * seconds_per_byte) + took
+        else:
+            spent += took
+    return spent + max(0.0, free - ready * seconds_per_byte)
 
 
 def exposed_host(counts: dict[str, Any], args: argparse.Namespace) -> float:

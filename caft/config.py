@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,7 +24,7 @@ from caft.captions import Rule
 from caft.documents import parse_yaml, read_text
 from caft.errors import ConfigError
 from caft.old_keys import renewed
-from caft.overrides import apply_override
+from caft.overrides import apply_override, leaves, merged
 from caft.problems import described
 
 SFCN_CELL_PX = 16  # the stride of the superpixel network
@@ -393,20 +393,3 @@ def validate(schema: type[ConfigT], raw: Mapping[str, Any], source: str) -> Conf
 def to_yaml(config: Config) -> str:
     """The whole resolved configuration as YAML, in the schema's order."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `changes` in place of its own; sections are merged."""
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

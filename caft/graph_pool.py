@@ -13,6 +13,7 @@ from caft.layers import SelfAttention
 ASSIGNMENT_SCALE = 5.0  # the cosine is multiplied by this before the softmax over segments
 SMALLEST = 1e-30  # keeps tokens that are all the same from dividing by zero
 DISTANCE_STEPS = 2.0**38  # in which distances are told apart, of the largest one from the mean
+JOINED = 8  # columns that are concatenated at once
 GROUP_NORM_EPS = 1e-6
 MLP_NORM_EPS = 1e-5
 GROUP_BIAS_STD = 0.01  # at the start
@@ -99,7 +100,9 @@ def farthest_point_seeds(
         seeds.append(distance.argmax(dim=-1, keepdim=True))  # (B, 1)
         row = seeds[-1][:, :, None].expand(-1, -1, pairwise.shape[-1])
         distance = torch.minimum(distance, pairwise.gather(1, row)[:, 0])
-    return torch.cat(seeds, dim=1)
+    # In groups, because a compiler makes one kernel of few columns and one of each of many.
+    groups = [torch.cat(seeds[n : n + JOINED], dim=1) for n in range(0, count, JOINED)]
+    return torch.cat(groups, dim=1)
 
 
 def take_tokens(tokens: Tensor, index: Tensor) -> Tensor:

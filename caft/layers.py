@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from caft.packing import Spans
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over (B, N, D) tokens."""
@@ -18,17 +20,43 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """`mask` is true where a query may attend, broadcast to (B, heads, N, N); None: all."""
+    def forward(
+        self, tokens: Tensor, mask: Tensor | Spans | None = None, causal: bool = False
+    ) -> Tensor:
+        """`mask` is true where a query may attend, broadcast to (B, heads, N, N), or says it by
+        spans of the B*N tokens; None: all."""
         return self.proj(self.mix(tokens, mask, causal))
 
-    def mix(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def mix(
+        self, tokens: Tensor, mask: Tensor | Spans | None = None, causal: bool = False
+    ) -> Tensor:
         """Attention without its output projection: (B, N, D)."""
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
+        if isinstance(mask, Spans):
+            return attend_in_spans(qkv.flatten(0, 1), mask).view(batch, count, width)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D/heads)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return mixed.transpose(1, 2).reshape(batch, count, width)
+
+
+def attend_in_spans(qkv: Tensor, spans: Spans) -> Tensor:
+    """Causal attention of (T, 3, heads, d) queries, keys and values, each in its own span, by the
+    kernel that CUDA has for it: (T, heads, d)."""
+    from torch.nn.attention.varlen import varlen_attn  # here, because it loads torch's compiler
+
+    q, k, v = qkv.unbind(1)
+    bounds, longest = spans
+    mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0))
+    assert isinstance(mixed, Tensor)  # nothing else was asked for
+    return mixed
+
+
+def product_dtype(tokens: Tensor) -> torch.dtype:
+    """Of what a linear layer makes of `tokens`, under autocast or without."""
+    device = tokens.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else tokens.dtype
 
 
 class Block(nn.Module):
@@ -46,7 +74,7 @@ class Block(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Spans | None = None,
         causal: bool = False,
         keep: Tensor | None = None,
     ) -> Tensor:
@@ -64,18 +92,23 @@ class Block(nn.Module):
 
 class Blocks(nn.ModuleList):
     """Blocks in a row. With `recompute` each keeps its input alone and runs again in backward;
-    one at a time, because a block's inside is some fifteen times as large as its input."""
+    one at a time, because a block's inside is some fifteen times as large as its input. With
+    `low_residuals` the residual stream has the precision of products, half the bytes in bfloat16.
+    """
 
     recompute = False
+    low_residuals = False
 
     def forward(
         self,
         tokens: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Spans | None = None,
         causal: bool = False,
         keep: Tensor | None = None,
     ) -> Tensor:
         """As `Block`; `keep` applies to the last one."""
+        if self.low_residuals:
+            tokens = tokens.to(product_dtype(tokens))
         for n, block in enumerate(self):
             kept = keep if n == len(self) - 1 else None
             if self.recompute and torch.is_grad_enabled():

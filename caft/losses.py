@@ -3,7 +3,8 @@ Called with one worker's images and the texts of every worker; no communication 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from caft.dropout import NEGATIVES, NUMBERS, Draws, random_numbers
 
 if TYPE_CHECKING:
+    from caft.attention_pool import AttentionPool
     from caft.config import LossWeights
     from caft.model import CAFT, ImageFeatures, TextFeatures
 
@@ -58,6 +60,7 @@ def caft_loss(
     first_image: int = 0,
     seed: int = 0,
     all_whole_images: Tensor | None = None,
+    part_steps: PartSteps | None = None,
 ) -> CAFTLoss:
     """The loss of a global batch of N captions on the images [first_image, first_image + B).
 
@@ -81,6 +84,7 @@ def caft_loss(
         block_size: images per logical block; a smaller batch is one block.
         all_whole_images: (N, D) whole embeddings of every worker's images, which the softmax
             alone needs; None: this worker has all images.
+        part_steps: compiled forms of `PLAIN_STEPS`; None: those.
 
     Raises:
         ValueError: N is not a multiple of the block size, `negatives` has another shape, or images
@@ -98,9 +102,16 @@ def caft_loss(
         if negatives is None:
             negatives = draw_negatives(count, parts, seed, block)
         negatives = own_block(negatives, count, block).to(device)
-        terms["part_text_conditioned"], terms["part_multi_positive"] = _part_losses(
-            image_features, text_features.parts, model, negatives, image, block
+        both = _part_losses(
+            image_features,
+            text_features.parts,
+            model,
+            negatives,
+            image,
+            block,
+            part_steps or PLAIN_STEPS,
         )
+        terms["part_text_conditioned"], terms["part_multi_positive"] = both.unbind()
     if losses.whole == "sigmoid":
         terms["whole"] = _whole_loss(image_features.whole, text_features.whole, model, image)
     elif losses.whole == "softmax":
@@ -157,40 +168,100 @@ def select_sub_captions(
     return torch.cat([own, other * parts + negatives[reader]], dim=1)
 
 
+class PartSteps(NamedTuple):
+    """What the part losses compute, in two functions that may be compiled: `project` once, and
+    `pair` for each pair of blocks, so that a graph does not grow with the number of workers.
+
+    What the first `kept` pairs pool is kept for backward; the others compute it again.
+    """
+
+    project: Callable[..., Any]
+    pair: Callable[..., Any]
+    kept: int = 0
+
+
+def project_parts(
+    pool: AttentionPool, sub_captions: Tensor, fine: Tensor, fine_cls: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Queries (N*K, D) and unit targets (N*K, D) of sub-captions; keys and values of images
+    (B, heads, M + 1, d) and their unit cls (B, D)."""
+    targets = F.normalize(sub_captions.float(), dim=-1)
+    return (
+        pool.queries(sub_captions),
+        targets,
+        *pool.keys_values(fine),
+        F.normalize(fine_cls.float(), dim=-1),
+    )
+
+
+def pair_of_blocks(
+    pool: AttentionPool,
+    scale: Tensor,
+    bias: Tensor,
+    of_texts: tuple[Tensor, Tensor, Tensor],
+    of_images: tuple[Tensor, Tensor, Tensor],
+    row: Tensor,
+    own: Tensor,
+) -> Tensor:
+    """Text-conditioned and multi-positive loss (2,) of b images on one block of texts.
+
+    Args:
+        of_texts: queries and targets (block*K, D) and negatives (block, block-1) of the block.
+        of_images: keys, values and unit cls of the images.
+        row: (b,) places of the images in their own block.
+        own: (b,) whether that is the block of the texts.
+    """
+    (queries, targets, negatives), (keys, values, fine_cls) = of_texts, of_images
+    block = len(negatives)
+    parts = len(queries) // block
+    # Row r of every image block meets the selection that row r of this block of texts made.
+    selected = select_sub_captions(row, 0, block, parts, negatives)  # (b, block+K-1)
+    pooled = F.normalize(pool(queries[selected], keys, values).float(), dim=-1)
+    cosine = (pooled * targets[selected]).sum(dim=-1)
+    positive = (selected // parts == row[:, None]) & own[:, None]
+    conditioned = _sigmoid_loss(scale * cosine + bias, positive)
+
+    columns = torch.arange(block * parts, device=row.device)
+    cosine = _cosine(fine_cls, targets)  # (b, block*K)
+    positive = (columns // parts == row[:, None]) & own[:, None]
+    return torch.stack([conditioned, _sigmoid_loss(scale * cosine + bias, positive)])
+
+
+PLAIN_STEPS = PartSteps(project_parts, pair_of_blocks)
+
+
 def _part_losses(
-    images: ImageFeatures, texts: Tensor, model: CAFT, negatives: Tensor, image: Tensor, block: int
-) -> tuple[Tensor, Tensor]:
-    """Text-conditioned and multi-positive loss of B images, the `image`-th (B,) of the batch, on
-    all sub-captions (N, K, D)."""
-    count, parts = texts.shape[:2]
-    pool = model.attention_pool
-    sub_captions = texts.flatten(0, 1)  # (N*K, D)
-    queries, targets = pool.queries(sub_captions), F.normalize(sub_captions.float(), dim=-1)
-    keys, values = pool.keys_values(images.fine)
-    fine_cls = F.normalize(images.fine_cls.float(), dim=-1)  # (B, D)
-    scale, bias = model.part_log_scale.exp(), model.part_bias
-
-    def pair_of_blocks(first: int, start: int) -> tuple[Tensor, Tensor]:
-        rows = slice(first, first + block)
-        mine = image[rows, None]
-        # Row r of every image block meets the selection that row r of this block of texts made.
-        reader = start + image[rows] % block
-        selected = select_sub_captions(reader, start, block, parts, negatives)  # (b, block+K-1)
-        pooled = F.normalize(pool(queries[selected], keys[rows], values[rows]).float(), dim=-1)
-        cosine = (pooled * targets[selected]).sum(dim=-1)
-        conditioned = _sigmoid_loss(scale * cosine + bias, selected // parts == mine)
-
-        columns = torch.arange(start * parts, (start + block) * parts, device=image.device)
-        cosine = _cosine(fine_cls[rows], targets[columns])  # (b, block*K)
-        return conditioned, _sigmoid_loss(scale * cosine + bias, columns // parts == mine)
-
-    pairs = [
-        checkpoint(pair_of_blocks, first, start, use_reentrant=False)
-        for start in range(0, count, block)
-        for first in range(0, len(image), block)
-    ]
-    conditioned, multi_positive = (torch.stack(terms).sum() for terms in zip(*pairs, strict=True))
-    return conditioned * block / count, multi_positive * block / count
+    images: ImageFeatures,
+    texts: Tensor,
+    model: CAFT,
+    negatives: Tensor,
+    image: Tensor,
+    block: int,
+    steps: PartSteps,
+) -> Tensor:
+    """Text-conditioned and multi-positive loss (2,) of B images, the `image`-th (B,) of the batch,
+    on all sub-captions (N, K, D)."""
+    pool, scale, bias = model.attention_pool, model.part_log_scale.exp(), model.part_bias
+    queries, targets, *of_images = steps.project(
+        pool, texts.flatten(0, 1), images.fine, images.fine_cls
+    )
+    blocks = len(texts) // block
+    of_texts = [tensor.chunk(blocks) for tensor in (queries, targets, negatives)]
+    shares = [tensor.split(block) for tensor in (*of_images, image % block, image // block)]
+    losses: list[Tensor] = []
+    for number in range(blocks):
+        block_of_texts = tuple(tensors[number] for tensors in of_texts)
+        for n, row in enumerate(shares[3]):
+            block_of_images = tuple(tensors[n] for tensors in shares[:3])
+            own = shares[4][n] == number
+            given = (pool, scale, bias, block_of_texts, block_of_images, row, own)
+            if len(losses) < steps.kept:
+                losses.append(steps.pair(*given))
+                continue
+            losses.append(  # nothing is drawn in there
+                checkpoint(steps.pair, *given, use_reentrant=False, preserve_rng_state=False)
+            )
+    return torch.stack(losses).sum(dim=0) / blocks
 
 
 def _whole_loss(images: Tensor, texts: Tensor, model: CAFT, image: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -75,3 +76,21 @@ def _item(node: Any, index: str, shown: str) -> Any:
     if not index.isdigit() or int(index) >= len(node):
         raise ConfigError(f"override '{shown}': no entry '{index}' in a list of {len(node)}")
     return node[int(index)]
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `changes` in place of its own; sections are merged."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`key.sub` and value of everything in `section` that is no section itself."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

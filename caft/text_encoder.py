@@ -4,10 +4,11 @@ Token ids in, one embedding per part and one per whole caption out (model sectio
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caft.config import TextConfig
-from caft.layers import Block, Blocks
+from caft.layers import Block, Blocks, product_dtype
 from caft.packing import PackedTexts, pack_texts
 
 NORM_EPS = 1e-5
@@ -30,15 +31,17 @@ class PartTextEncoder(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
-    def pack(self, tokens: Tensor, row_multiple: int = 1) -> PackedTexts:
+    def pack(self, tokens: Tensor, row_multiple: int = 1, least_rows: int = 1) -> PackedTexts:
         """Token ids (B, K, T) laid out as this encoder reads them; see `pack_texts`."""
-        return pack_texts(tokens, self.row_length, row_multiple)
+        return pack_texts(tokens, self.row_length, row_multiple, least_rows)
 
     def forward(self, texts: PackedTexts) -> Tensor:
         """Embeddings (B*K, W) of B captions of K sub-captions. Equal to reading each one alone:
         nothing attends to another text, nor to what comes later in its own."""
-        hidden = self.token_embedding(texts.tokens) + self.positions[texts.positions]  # (R, L, W)
-        return self.norm(self.blocks(hidden, texts.attention_mask(), keep=texts.ends))
+        hidden = self.token_embedding(texts.tokens)  # (R, L, W)
+        hidden = hidden + F.embedding(texts.positions, self.positions)
+        attended = texts.attended(product_dtype(hidden))
+        return self.norm(self.blocks(hidden, attended, keep=texts.ends))
 
     def padded(self, tokens: Tensor) -> Tensor:
         """As `forward`, of ids (B, K, T) with their padding: of fixed shape, for graphs that are

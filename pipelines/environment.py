@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+# Trackers report to their makers unless told otherwise.
+SILENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 LOOPBACK = ("localhost", "127.0.0.0/8", "127.0.0.1", "::1")
 
 
@@ -16,7 +18,8 @@ def prepare() -> None:
     """Change the environment where something would fail, and nowhere else."""
     _spare_loopback()
     _name_user()
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reports to its makers
+    for name, value in SILENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _spare_loopback() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from caft.errors import ConfigError, StorageError
 from caft.secrets import masked
 from pipelines import storage
+from pipelines.other_trackers import check_also
 from pipelines.tracking_config import TrackingConfig
 
 SQLITE = "sqlite:///"
@@ -31,7 +32,9 @@ BROKEN = (
     "Could not parse SQLAlchemy URL",
     "Invalid url",
 )
-# MLflow's own tag of an experiment, and the value with which its pages for training open.
+# Of an address: without it a browser that is new to MLflow shows pages for language-model traces.
+TRAINING_PAGES = "workflowType=machine_learning"
+# MLflow's own tag of an experiment that says the same, heeded where addresses do not.
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 STAND_IN = "caft_stand_in"  # tag of a run: what it was called before it was one
 
@@ -72,6 +75,7 @@ def check_tracking(tracking: TrackingConfig) -> TrackingConfig:
     if tracking.artifact_root is not None:
         place = storage.usable_path(tracking.artifact_root, "tracking.artifact_root", folder=True)
         changes["artifact_root"] = place
+    changes |= check_also(tracking)
     _require_working(tracking)
     return tracking.model_copy(update=changes)
 
@@ -252,8 +256,7 @@ def experiment_page(server: str, tracking: TrackingConfig) -> str:
     """Where a browser finds the experiment's runs on an MLflow server that shows `tracking`."""
     experiment = open_client(tracking).get_experiment_by_name(tracking.experiment)
     assert experiment is not None, "a stage makes the experiment before anybody looks for it"
-    # Without the last part MLflow opens its page for language-model traces, which is empty here.
-    return f"{server}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    return f"{server}/#/experiments/{experiment.experiment_id}/runs?{TRAINING_PAGES}"
 
 
 def _create(

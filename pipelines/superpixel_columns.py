@@ -57,17 +57,28 @@ def complete_superpixels(
     """Whole label maps (B, S, S) on the images' device; what `given` lacks, `cut` makes.
 
     `given` lies on the host, as it was loaded: asking a device what it lacks would make it wait.
-    It travels there as it is, and becomes four times as large there.
     """
     if given is None:
         return cut(images)
-    missing = given[:, 0, 0] == MISSING
-    if not missing.any():
-        return given.to(images.device).long()
-    computed = cut(images[missing.to(images.device)])
-    labels = given.to(images.device).long()
-    labels[missing.to(images.device)] = computed
-    return labels
+    rows = missing_rows(given)
+    on_device = None if rows is None else rows.to(images.device)
+    return filled_superpixels(images, given.to(images.device), on_device, cut)
+
+
+def missing_rows(given: Tensor) -> Tensor | None:
+    """(m,) int64 rows of `given` (B, S, S) whose maps the model is to compute; None: there are no
+    such rows."""
+    rows = (given[:, 0, 0] == MISSING).nonzero()[:, 0]
+    return rows if len(rows) else None
+
+
+def filled_superpixels(
+    images: Tensor, given: Tensor, rows: Tensor | None, cut: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`given` (B, S, S) with the maps that `cut` makes in `rows` (m,), all on the images' device,
+    which is not asked for anything."""
+    labels = given.long()
+    return labels if rows is None else labels.index_copy(0, rows, cut(images[rows]))
 
 
 def with_superpixels(rows: pa.Table, config: StoredSuperpixels) -> pa.Table:

@@ -1,6 +1,7 @@
 """Tracking on a real SQLite store and on a real server that goes away and comes back."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_support import free_port, start_server
 
+from caft.config import load_config
+from caft.errors import ConfigError
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.runs import find_run, start_run
-from pipelines.tracking import About, Tracker
+from pipelines.runs import check_tracking, find_run, start_run
+from pipelines.tracking import About, DatasetUse, Tracker
 
 
 def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
@@ -50,7 +53,7 @@ def test_a_run_says_what_it_is_and_links_to_what_it_builds_on(tracking, monkeypa
     run = client.get_run(tracker.run_id)
     tags, number = run.data.tags, run.info.experiment_id
     assert run.info.run_name == "train caft_b 3m (run1)"
-    link = f"[data cc3m (3m)](#/experiments/{number}/runs/{a.run_id})"
+    link = f"[data cc3m (3m)](#/experiments/{number}/runs/{a.run_id}?workflowType=machine_learning)"
     assert tags["mlflow.note.content"].splitlines()[:5] == [
         "Trains caft_b.", "", f"- built on: data {link}, train `unknown`, parent {link}",
         "- output: `/out/run1`", "- report: `/out/run1/page.html`",
@@ -187,3 +190,94 @@ def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
     finally:
         server.terminate()
         server.wait()
+
+
+def test_datasets_and_final_models_can_be_followed_from_run_to_run(tracking):
+    config = StageConfig(tracking=tracking)
+    digest = "0123456789abcdef" * 4
+    dataset = DatasetUse("3m", digest, "s3://bucket/3m", {"num_rows": 5, "captions": 9}, "training")
+    register = tracking.model_copy(update={"register_model": "caft"})
+    with Tracker.start(register, About("train", "caft_b 3m", "Trains."), config) as train:
+        train.log_datasets([dataset])
+        for step in (10, 20):
+            train.log_metrics({"eval/whole_t2i_r1": step / 100, "train/lr": 0.1}, step)
+        train.log_model("caft_b run1.0", 20, "/out/final", {"lr": 0.5})
+        train.log_model("caft_b run1.0", 20, "/out/final", {"lr": 0.5})  # a driver that resumes
+    with Tracker.start(tracking, About("evaluate", "caft_b", "Scores."), config) as evaluate:
+        evaluate.log_datasets([dataset])
+        scores = {"scenes/whole_t2i_r1": 0.7}
+        evaluate.log_metrics(scores, 20, model_of=train.run_id, dataset=dataset)
+        evaluate.log_metrics({"scenes/other": 0.1}, 20, model_of="0" * 32)  # of another server
+    client = MlflowClient(tracking.uri)
+    for run_id in (train.run_id, evaluate.run_id):
+        (used,) = client.get_run(run_id).inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("3m", digest[:12])
+        assert json.loads(used.dataset.source) == {"uri": "s3://bucket/3m"}
+        assert json.loads(used.dataset.profile) == {"num_rows": 5, "captions": 9}
+        assert used.tags[0].value == "training"
+    run = client.get_run(train.run_id)
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert model.name == "caft_b run1-0"
+    assert model.status.value == "READY"
+    assert model.params == {"lr": "0.5"}
+    assert model.tags["checkpoint"] == "/out/final"
+    assert {(m.key, m.value, m.step) for m in model.metrics} == {
+        ("eval/whole_t2i_r1", 0.2, 20), ("scenes/whole_t2i_r1", 0.7, 20),
+    }  # fmt: skip
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    history = client.get_metric_history(train.run_id, "eval/whole_t2i_r1")
+    assert [metric.step for metric in history] == [10, 20]
+    (version,) = client.search_model_versions("name = 'caft'")
+    assert version.run_id == train.run_id
+    assert client.get_run(evaluate.run_id).data.metrics["scenes/other"] == 0.1
+
+
+def test_a_name_that_no_registered_model_can_have_is_said_before_the_start():
+    with pytest.raises(ConfigError, match=r"tracking\.register: 'a/b' is no name of a registered"):
+        load_config(StageConfig, None, ["tracking.register=a/b"])
+
+
+def test_a_run_is_shown_in_tensorboard_and_wandb_too(tracking, tmp_path):
+    more = {"also": ["tensorboard", "wandb"], "also_folder": str(tmp_path)}
+    stage = f"""
+import io
+from PIL import Image
+from pipelines.config import StageConfig, TrackingConfig
+from pipelines.tracking import About, Tracker
+tracking = TrackingConfig(**{tracking.model_dump() | more})
+with Tracker.start(tracking, About("train", "x", "A test."), StageConfig(tracking=tracking)) as run:
+    for step in (1, 2):
+        run.log_metrics({{"loss/total": 3.0 - step}}, step)
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    run.log_image(png.getvalue(), "heat maps 1", 2)
+"""
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-c", stage], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stderr
+    (events,) = (tmp_path / "tensorboard").rglob("events.out.tfevents.*")
+    (offline,) = (tmp_path / "wandb").rglob("run-*.wandb")
+    assert b"loss/total" in events.read_bytes()
+    assert b"heat_maps_1" in events.read_bytes()  # TensorBoard has no spaces in names
+    assert b"loss/total" in offline.read_bytes()
+    client = MlflowClient(tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("caft").experiment_id])
+    assert run.data.metrics == {"loss/total": 1.0}
+    images = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    assert all(path.startswith("images/heat maps 1+step+2+") for path in images)
+    assert len(images) == 2  # in full, and small
+
+
+def test_what_another_place_lacks_is_said_before_the_start(tracking, monkeypatch):
+    wanted = tracking.model_copy(update={"also": ("wandb",)})
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
+    with pytest.raises(ConfigError, match=r"'wandb' has no key; set WANDB_API_KEY"):
+        check_tracking(wanted)
+    monkeypatch.setattr("pipelines.other_trackers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install wandb`"):
+        check_tracking(wanted)

@@ -84,7 +84,8 @@ class Event:
     pinned: bool = False
     blocking: bool = False
     stream: str = ""
-    in_backward: bool = False
+    later: bool = False  # a collective that the stream does not wait for at once
+    bytes_before: int = 0  # that the device had moved by then
 
 
 @dataclass
@@ -98,6 +99,7 @@ class Log:
     default_phase: str = "start"
     live: dict[int, tuple[Any, int]] = field(default_factory=dict)
     seen: int = 0
+    moved: int = 0  # bytes of all operations
     graphs: list[int] = field(default_factory=list)  # kernels of each compiled graph
 
     @property
@@ -118,15 +120,25 @@ class Log:
         self.counts.clear()
         self.events.clear()
         self.peak_bytes.clear()
+        self.moved = 0
 
     def note(self, kind: str, detail: str, **more: Any) -> None:
         self.events.append(
-            Event(kind, self.phase, site(), detail, stream=device.current_stream().name, **more)
+            Event(
+                kind,
+                self.phase,
+                site(),
+                detail,
+                stream=device.current_stream().name,
+                bytes_before=self.moved,
+                **more,
+            )
         )
 
     def count(self, op: str, dtype: str, kernels: int, size: int, flop: int, where: str) -> None:
         key = (self.phase, op, dtype, where)
         row = self.counts.get(key) or self.counts.setdefault(key, Count(*key))
+        self.moved += size
         row.ops += 1
         row.kernels += kernels
         row.bytes += size
@@ -246,7 +258,7 @@ class Recorder(TorchDispatchMode):
                 name.rstrip("_"),
                 bytes=sum(size_of(t) for t in inputs),
                 dtype=str(first.dtype)[6:] if first is not None else "",
-                in_backward="backward" in self.log.phase,
+                later="allreduce" in name and (len(args) < 5 or bool(args[4])),
             )
 
     def _count(

@@ -115,6 +115,7 @@ class Run:
         from pipelines.train.config import TrainConfig
         from pipelines.train.deepspeed.engine import start_engine
         from pipelines.train.distributed import TrainingModel
+        from pipelines.train.inputs import Sender, sent_ahead
 
         own = [
             f"global_batch={images * workers}",
@@ -127,6 +128,7 @@ class Run:
         with torch.no_grad():
             self.model.to("cuda")
         self.model.recompute_activations(config.scaling.recompute_activations)
+        self.model.low_residuals(config.deepspeed.residuals == "as_products")
         self.trained = TrainingModel(
             self.model, config.block_size, config.scaling.compile, config.batch_norm_block
         )
@@ -135,7 +137,12 @@ class Run:
         # Its timer waits for the device from the second step on.
         self.engine.tput_timer.global_step_count = 5
         self._watch()
-        self.batch = make_batch(images, maps, self.model.config.image.image_size_px)
+        one = make_batch(images, maps, self.model.config.image.image_size_px)
+        sender = Sender(self.model, config, torch.device("cuda", 0))
+        # Fake tensors are not for two threads at once: the next batch is made when it is due.
+        self.due = threading.Semaphore(0)
+        on_host = (one for _ in iter(self.due.acquire, False))
+        self.batches = sent_ahead(on_host, sender, torch.device("cuda", 0))
 
     def _watch(self) -> None:
         from pipelines.train.deepspeed.sharding import WeightAverage
@@ -152,6 +159,8 @@ class Run:
 
     def phases(self) -> None:
         """Name what a step calls, so that counts are of parts of it."""
+        import pipelines.train.deepspeed.buckets as buckets
+        import pipelines.train.distributed as distributed
         import pipelines.train.step as step
 
         def name(owner: Any, attribute: str, phase: str) -> None:
@@ -167,9 +176,9 @@ class Run:
         name(self.model, "superpixel_labels", "superpixels")
         name(self.model, "encode_image", "image forward")
         name(self.model, "encode_text", "text forward")
-        name(self.trained, "_loss", "loss forward")
+        name(distributed, "caft_loss", "loss forward")
         name(self.engine, "backward", "backward")
-        name(self.engine, "allreduce_gradients", "reduce")
+        name(buckets._Bucket, "send", "reduce")
         name(self.engine, "step", "optimiser")
         name(step, "clamp_scales_", "after the step")
         name(step, "update_running_statistics_", "after the step")
@@ -180,14 +189,16 @@ class Run:
 
         LOG.default_phase = "backward"  # autograd's own threads
         with LOG.during("loop"):
-            loss = compute_gradients(self.engine, self.trained, self.batch, number, self.config)
+            self.due.release()
+            batch = next(self.batches)
+            loss = compute_gradients(self.engine, self.trained, batch, number, self.config)
             skipped = apply_gradients(self.engine, self.trained, 1e-4)
         with LOG.during("telemetry"):
             self.telemetry.add(loss, self.engine.get_global_grad_norm(), skipped)
         with LOG.during("average"):
             self.average.update(number + 1)
         with LOG.during("guard"):
-            self.guard.watch(number + 1, self.batch, loss, skipped)
+            self.guard.watch(number + 1, batch.host, loss, skipped)
         with LOG.during("signals"):
             self.signals.agree()
         self.telemetry._alone.start()

@@ -23,10 +23,11 @@ from caft.checkpoint.manifest import (
     write_manifest,
 )
 from caft.checkpoint.released import load_released
-from caft.config import ModelConfig, merged, read_yaml, to_yaml, validate
+from caft.config import ModelConfig, read_yaml, to_yaml, validate
 from caft.documents import parse_yaml
 from caft.errors import CheckpointError, ConfigError, StorageError
 from caft.model import CAFT
+from caft.overrides import merged
 from caft.state_dicts import misfit, plain_weights
 from caft.torch_files import RELEASED_SUFFIXES
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.export
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.inputs import Pictures
 from caft.layers import Blocks, projection
+from caft.model.features import FeaturesT, ImageFeatures, TextFeatures
 from caft.packing import PackedTexts
 from caft.preprocessing import Picture, eval_image
 from caft.superpixels import cell_grid, superpixel_labels
@@ -37,40 +37,6 @@ from caft.transforms import normalise
 INIT_LOG_SCALE = math.log(1 / 0.07)
 MAX_PART_LOG_SCALE = math.log(100)
 MAX_WHOLE_LOG_SCALE = {"sigmoid": 4.0, "softmax": math.log(100)}
-
-
-@dataclass
-class ImageFeatures:
-    """What the model knows of B images; embeddings are projected and not L2-normalised.
-
-    A model without part losses has coarse embeddings alone, one without a whole loss fine ones
-    alone; they then stand for the others too. A flat encoder's segments are its patches.
-    """
-
-    whole: Tensor  # (B, D): coarse cls
-    fine: Tensor  # (B, M, D): fine segments
-    fine_cls: Tensor  # (B, D)
-    coarse: Tensor  # (B, M3, D): coarse segments
-    assignments: list[Tensor]  # per level, soft: (B, S, M1), (B, M1, M2), (B, M2, M3); flat: none
-    superpixels: Tensor  # (B, H, W) label map
-
-
-@dataclass
-class TextFeatures:
-    """What the model knows of B captions; embeddings are projected and not L2-normalised.
-
-    Without part losses the whole caption is the only part; without a whole loss the mean of the
-    chunks is the whole.
-    """
-
-    parts: Tensor  # (B, K, D): sub-captions; the first `chunks` of them make the whole
-    whole: Tensor  # (B, D)
-
-
-# So that graphs which return features can be exported.
-for _features in (ImageFeatures, TextFeatures):
-    torch.export.register_dataclass(_features)
-FeaturesT = TypeVar("FeaturesT", ImageFeatures, TextFeatures)
 
 
 class CAFT(nn.Module):
@@ -215,12 +181,12 @@ class CAFT(nn.Module):
             superpixels=superpixels,
         )
 
-    def pack_texts(self, tokens: Tensor, row_multiple: int = 1) -> PackedTexts:
+    def pack_texts(self, tokens: Tensor, row_multiple: int = 1, least_rows: int = 1) -> PackedTexts:
         """Token ids (B, K, T) as `encode_text` reads them; see `caft.packing.pack_texts`. Without
         part losses nothing needs the sub-captions beyond the chunks, and they are left out."""
         if not self.config.losses.parts:
             tokens = tokens[:, : self.config.text.chunks]
-        return self.part_text_encoder.pack(tokens, row_multiple)
+        return self.part_text_encoder.pack(tokens, row_multiple, least_rows)
 
     def tokenize_captions(self, captions: str | Sequence[str | Sequence[str]]) -> Tensor:
         """Token ids (B, chunks, T) of B captions, split into sentences by the rule that the model
@@ -363,6 +329,13 @@ class CAFT(nn.Module):
         for module in self.modules():
             if isinstance(module, Blocks):
                 module.recompute = on
+
+    def low_residuals(self, on: bool = True) -> None:
+        """Keep the residual stream of all blocks in the precision of products under autocast:
+        fewer bytes to move, other numbers."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.low_residuals = on
 
     def scales(self) -> dict[str, float]:
         """The factor on the cosine in each logit this model has: part, whole."""

@@ -3,6 +3,9 @@ Called by the model, or ahead of it by the loaders that run where SEEDS runs, on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import cv2
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from caft.config import SuperpixelConfig
 from caft.errors import ConfigError, DataError
+from caft.superpixels.folded import folded
 from caft.superpixels.network import RGB_MEAN, SFCN, decode_labels
 from caft.transforms import channel_statistics, constants, denormalise, normalise
 
@@ -101,10 +105,23 @@ def _fit_cells(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _sfcn_labels(images: Tensor, config: SuperpixelConfig, network: SFCN) -> Tensor:
-    weights = next(network.buffers())
+    if not images.is_cuda:
+        return network_labels(images, network, config.unnormalise_with)
+    labels = _network_labels_graph() if network.compiled else network_labels
+    return labels(images, folded(network), config.unnormalise_with)
+
+
+def network_labels(images: Tensor, network: SFCN, statistics: str) -> Tensor:
+    """Label maps (B, H, W) of images as `superpixel_labels` takes them, by `network` in its own
+    precision under any autocast."""
     if images.dtype == torch.uint8:
         images = normalise(images)
-    mean, std = channel_statistics(config.unnormalise_with, images.device)
+    mean, std = channel_statistics(statistics, images.device)
     rgb = images.float() * std + mean - constants(RGB_MEAN, images.device).view(3, 1, 1)
-    with torch.autocast(images.device.type, enabled=False):  # the same labels in every precision
-        return decode_labels(network(rgb.to(weights.dtype)))
+    with torch.autocast(images.device.type, enabled=False):
+        return decode_labels(network(rgb.to(network.dtype)))
+
+
+@cache
+def _network_labels_graph() -> Callable[..., Tensor]:
+    return torch.compile(network_labels, fullgraph=True)

@@ -3,6 +3,7 @@ Fitted without labels by caft.superpixels.fit; frozen inside CAFT, where it cuts
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +33,12 @@ class SFCN(nn.Module):
 
     Submodules bear the names of the published weights. A frozen network has buffers in the place
     of parameters, so that no optimiser finds them, and normalises by stored statistics alone.
+
+    Attributes:
+        compiled: on a GPU, a graph makes its labels.
     """
+
+    compiled = False
 
     def __init__(self, frozen: bool = False) -> None:
         super().__init__()
@@ -69,7 +75,14 @@ class SFCN(nn.Module):
             raised = self.get_submodule(f"deconv{level}")(features)
             features = torch.cat([skips[level], raised], dim=1)
             features = self.get_submodule(f"conv{level}_1")(features)
-        return self.pred_mask0(features).softmax(dim=1)
+        # In float32 at least: probabilities of half precision would tie.
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        return self.pred_mask0(features).softmax(dim=1, dtype=dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(itertools.chain(self.parameters(), self.buffers())).dtype
 
 
 class StoredNorm(nn.BatchNorm2d):

@@ -4,6 +4,8 @@ The data stage writes it; train and evaluate open it here and nowhere else."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +14,13 @@ import pyarrow as pa
 from caft.captions import Rule
 from caft.errors import DataError, StorageError
 from pipelines import storage
-from pipelines.data.write import count_rows
+from pipelines.data.write import count_rows, count_values
+from pipelines.tracking import DatasetUse
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+FOOTER_READERS = 16
+CAPTION_KIND = "captions.list.element.kind"  # of each caption, as Parquet names it
 
 CAPTIONS = pa.list_(
     pa.struct(
@@ -91,6 +96,27 @@ class Dataset:
     def fingerprint(self) -> str:
         """Digest of every part's checksum: equal for equal rows in equal files."""
         return hashlib.sha256("".join(entry.sha256 for entry in self.files).encode()).hexdigest()
+
+
+def use_of(dataset: Dataset, context: str) -> DatasetUse:
+    """The dataset as the run that reads or writes it shows it."""
+    profile = {"num_rows": dataset.rows, "images": dataset.rows}
+    if "captions" in dataset.manifest:
+        profile["captions"] = dataset.manifest["captions"]
+    name = dataset.path.rstrip("/").rsplit("/", 1)[-1]
+    return DatasetUse(name, dataset.fingerprint, dataset.path, profile, context)
+
+
+def count_captions(path: str, names: Sequence[str]) -> int:
+    """Captions in some parts of a dataset: each row has at least one, so that the values of a
+    caption's field are as many, as the ends of the files say.
+
+    Raises:
+        StorageError: one is missing or damaged.
+    """
+    with ThreadPoolExecutor(FOOTER_READERS) as readers:
+        parts = (storage.join(path, name) for name in names)
+        return sum(readers.map(lambda part: count_values(part, CAPTION_KIND), parts))
 
 
 def open_dataset(path: str) -> Dataset:

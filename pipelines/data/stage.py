@@ -17,7 +17,7 @@ from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig, SourceConfig
-from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION, read_manifest
+from pipelines.data.dataset import MANIFEST, SCHEMA_VERSION, count_captions, read_manifest, use_of
 from pipelines.data.dedup.decontamination import all_evaluation_hashes, check_evaluation_sets
 from pipelines.data.dedup.duplicates import drops_path, find_drops
 from pipelines.data.dedup.similarity_pass import refuse_dissimilar
@@ -44,7 +44,7 @@ from pipelines.identity import (
 )
 from pipelines.progress import Progress
 from pipelines.prometheus import report_rows
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, DatasetUse, Tracker
 from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
@@ -124,6 +124,8 @@ def finish(layout: Layout, manifest: dict[str, Any], input_rows: int, tracker: T
             f"{layout.output}: {input_rows:,} rows were read, its files account for {accounted:,};"
             f" two runs have written to it at once: end them, delete {layout.work}, run again"
         )
+    names = [entry["name"] for entry in manifest["files"]]
+    manifest["captions"] = count_captions(layout.output, names)
     publish(layout.output, manifest, tracker)
     storage.write_json(storage.join(layout.output, MANIFEST), manifest)
     delete_leftovers(layout.output, manifest)
@@ -132,7 +134,19 @@ def finish(layout: Layout, manifest: dict[str, Any], input_rows: int, tracker: T
         {"input_rows": counts["input_rows"], "kept": counts["kept"]}
         | {f"rejected/{reason}": n for reason, n in counts["rejected"].items()}
     )
+    tracker.log_datasets([*_sources(manifest), use_of(read_manifest(layout.output), "written")])
     print(f"data: finished: {layout.output}\n{summary(counts)}", flush=True)
+
+
+def _sources(manifest: dict[str, Any]) -> list[DatasetUse]:
+    """What the dataset was made of."""
+    uses = []
+    for source in manifest["config"]["sources"]:
+        name = source["name"]
+        digest = hashlib.sha256(f"{manifest['input_fingerprint']} {name}".encode()).hexdigest()
+        profile = {"num_rows": manifest["sources"][name]["input_rows"]}
+        uses.append(DatasetUse(name, digest, source["path"], profile, "source"))
+    return uses
 
 
 def make_manifest(

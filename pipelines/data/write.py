@@ -62,11 +62,31 @@ def group_rows(path: str) -> list[int]:
     Raises:
         StorageError: it is not there or is damaged.
     """
+    end = _read_footer(path)
+    return [end.row_group(number).num_rows for number in range(end.num_row_groups)]
+
+
+@storage.retried
+def count_values(path: str, column: str) -> int:
+    """Values of a column, dotted as Parquet names it, as the file's end says; an empty list counts
+    as one.
+
+    Raises:
+        StorageError: the file is not there or is damaged.
+    """
+    footer, count = _read_footer(path), 0
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        columns = (group.column(place) for place in range(group.num_columns))
+        count += sum(found.num_values for found in columns if found.path_in_schema == column)
+    return count
+
+
+def _read_footer(path: str) -> pq.FileMetaData:
     fs, inner = storage.filesystem(path)
     try:
         with fs.open_input_file(inner) as file:
-            end = pq.read_metadata(file)
-            return [end.row_group(number).num_rows for number in range(end.num_row_groups)]
+            return pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path}: cannot be read: {error}") from None
 

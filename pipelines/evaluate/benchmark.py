@@ -15,8 +15,9 @@ from caft.captions import Rule, caption_sentences
 from caft.config import PictureRule
 from caft.masks import decode_rle
 from caft.model import CAFT, ImageFeatures
-from pipelines.data.dataset import Dataset
+from pipelines.data.dataset import Dataset, use_of
 from pipelines.evaluation_input import Piece
+from pipelines.tracking import DatasetUse
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,18 @@ class Benchmark:
     preprocess: PictureRule | None = None  # by which every model is shown the images; None: its own
     classes: Classes | None = None
     rule: Rule | None = None  # captions are split by it; None: as each model was trained
+
+    @property
+    def use(self) -> DatasetUse:
+        """The benchmark as MLflow shows what a run has read."""
+        if self.dataset is not None:
+            return use_of(self.dataset, "evaluation")
+        profile = {
+            "num_rows": len(self.urls),
+            "images": len(self.urls),
+            "captions": len(self.captions),
+        }
+        return DatasetUse(self.name, self.fingerprint, self.rows.place, profile, "evaluation")
 
     @cached_property
     def sentences(self) -> tuple[tuple[str, ...], ...]:

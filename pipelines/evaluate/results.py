@@ -115,19 +115,6 @@ def _intervals(of_metrics: Mapping[str, Estimate]) -> dict[str, tuple[float, flo
     return {name: interval(estimate) for name, estimate in of_metrics.items()}
 
 
-def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """One benchmark's numbers as MLflow takes them, from `BenchmarkResults.as_json`."""
-    flat = {key: value for key, value in results.items() if isinstance(value, float)}
-    for name, (low, high) in results["intervals"].items():
-        flat |= {f"{name}_low": low, f"{name}_high": high}
-    for group in ("alphas", "controls"):
-        for name, recall in results[group].items():
-            flat |= {f"{group}/{name}/{key}": value for key, value in recall.items()}
-    for name, found in results.get("control_differences", {}).items():
-        flat |= {f"{name}_more": found["value"], f"{name}_p": found["p"]}
-    return flat
-
-
 def to_csv(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Every number of some models' results (as in metrics.json), one a row."""
     text = io.StringIO()

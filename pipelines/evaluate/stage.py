@@ -26,8 +26,10 @@ from pipelines.evaluate.outputs import EXAMPLES, METRICS, item_files, read_outpu
 from pipelines.evaluate.protocol import protocol, seen_in_training
 from pipelines.evaluate.report.examples import Scored, gather_examples
 from pipelines.evaluate.report.page import Evaluated, comparison_page, report_page
-from pipelines.evaluate.results import flat_metrics, own_score, score_benchmark, table, to_csv
+from pipelines.evaluate.results import own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
+from pipelines.evaluate.tracked import detail_tables, headlines
+from pipelines.run_layout import FINAL
 from pipelines.tracking import About, Tracker
 from pipelines.workers import cluster_cpus
 
@@ -144,6 +146,9 @@ def _evaluate(
             )
             trackers[series] = stack.enter_context(tracker)
             trackers[series].set_tags({"model": first.checkpoint.model})
+            trackers[series].log_datasets(
+                list({(b.use.name, b.use.digest): b.use for b in benchmarks}.values())
+            )
         with ThreadPoolExecutor(_side_by_side(config, len(evaluations))) as threads:
             waiting = [
                 threads.submit(_evaluate_one, config, e, benchmarks, trackers[e.checkpoint.series])
@@ -175,11 +180,13 @@ def _evaluate_one(
     of_name = {benchmark.name: benchmark for benchmark in config.benchmarks}
     for benchmark in benchmarks:
         found = score_benchmark(encoder, ranker, benchmark)
-        flat = flat_metrics(found.as_json())
+        flat = headlines(found.as_json(), own_score(ranker.scorer))
         named = {f"{benchmark.name}/{key}": value for key, value in flat.items()}
-        tracker.log_metrics(named, step=checkpoint.step)
+        is_final = checkpoint.place.rstrip("/").endswith(f"/{FINAL}")
+        run = checkpoint.run_id if is_final else None
+        tracker.log_metrics(named, checkpoint.step, model_of=run, dataset=benchmark.use)
         scored.append(Scored(benchmark, found))
-    results = {
+    results: dict[str, Any] = {
         "model": checkpoint.model,
         "label": checkpoint.label,
         "step": checkpoint.step,
@@ -215,7 +222,10 @@ def _evaluate_one(
     files = {name: text.encode() for name, text in texts.items()}
     for each in scored:
         files |= item_files(each.benchmark.name, each.results.items)
-    _attach(tracker, files, None if output == config.output else checkpoint.label)
+    folder = None if output == config.output else checkpoint.label
+    _attach(tracker, files, folder)
+    for name, rows in detail_tables(results["benchmarks"], results["score"]).items():
+        tracker.log_table(rows, name, folder)
     for name, data in files.items():
         if name != METRICS:
             storage.write_bytes(storage.join(output, name), data)

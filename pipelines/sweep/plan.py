@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from caft.config import leaves
 from caft.errors import ConfigError
+from caft.overrides import leaves
 from pipelines.sweep.config import CostConfig, SweepConfig
 from pipelines.sweep.points import Point, all_points, with_new_steps
 

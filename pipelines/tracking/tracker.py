@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from caft.config import Config
 from caft.errors import StorageError
 from caft.secrets import without_secrets
 from pipelines.config import TrackingConfig
+from pipelines.other_trackers import Also
 from pipelines.runs import (
     address_of,
     answers,
@@ -29,12 +31,15 @@ from pipelines.runs import (
 )
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.about import About
+from pipelines.tracking.lineage import LONGEST_DIGEST, DatasetUse, ModelMade
 from pipelines.tracking.send import EVENTS, PARENT, read_events, send_spool
 
 FLUSH_EVERY_S = 2.0
 RETRY_AFTER_S = 5.0
 SEND_WITHIN_S = 30.0
 MAX_PARAM_CHARS = 500
+TABLES = "tables"  # folder of a run's artifacts
+FILES = {"artifact", "image"}  # what events call a file of the spool
 SPOOL, LOCK = ".spool", "lock"
 
 
@@ -56,7 +61,7 @@ class Tracker:
         Raises:
             StorageError: the spool cannot be written.
         """
-        self.run_id, self._tracking = run_id, tracking
+        self.run_id, self._tracking, self._stage = run_id, tracking, stage
         root = _spool_root(tracking)
         _send_left_over(tracking, root)
         self._spool, self._lock = _new_spool(root, stage)
@@ -65,6 +70,7 @@ class Tracker:
         self._hurried = self._closed = self._away = False
         self._give_up_at = 0.0
         self._changed = threading.Condition()  # guards what is above, and the file
+        self._shown = 0  # events, in the other places
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()
 
@@ -97,10 +103,39 @@ class Tracker:
         tracker._record({"params": _flatten(without_secrets(config.model_dump(mode="json")))})
         return tracker
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int | None = None,
+        model_of: str | None = None,
+        dataset: DatasetUse | None = None,
+    ) -> None:
+        """Log numbers at a step.
+
+        Args:
+            model_of: training run whose final model they are about; its page shows them too.
+            dataset: what they were measured on.
+        """
         self._step = max(self._step, step or 0)
         now = int(time.time() * 1000)
-        self._record({"metrics": dict(metrics), "step": step or 0, "time_ms": now})
+        of: dict[str, Any] = {"run_id": model_of} if model_of else {}
+        if dataset is not None:
+            of["dataset"] = dataset.name, dataset.digest[:LONGEST_DIGEST]
+        event = {"metrics": dict(metrics), "step": step or 0, "time_ms": now}
+        self._record(event | ({"of": of} if of else {}))
+
+    def log_datasets(self, uses: Sequence[DatasetUse]) -> None:
+        """Log what the run reads or writes."""
+        self._record({"datasets": [asdict(use) for use in uses]})
+
+    def log_model(
+        self, name: str, step: int, checkpoint: str, params: Mapping[str, object]
+    ) -> None:
+        """Log the run's final checkpoint as a model, with the run's last metrics; register it where
+        `tracking.register` names a registered model."""
+        shown = {key: str(value)[:MAX_PARAM_CHARS] for key, value in params.items()}
+        made = ModelMade(name, step, checkpoint, shown, self._tracking.register_model)
+        self._record({"model": asdict(made)})
 
     def latest_metrics(self) -> dict[str, float]:
         """Each metric of the run at its last step, as far as they were sent; none while the
@@ -114,12 +149,36 @@ class Tracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._record({"tags": dict(tags)})
 
+    def log_table(
+        self, rows: Sequence[Mapping[str, Any]], name: str, folder: str | None = None
+    ) -> None:
+        """Attach rows as `tables/[FOLDER/]NAME.json`, which MLflow's pages show as a table. One
+        that is there is replaced, where MLflow's own `log_table` adds to it: a stage that resumes
+        logs a table again."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        table = {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]}
+        copy = self._new_copy(f"{name}.json")
+        copy.write_text(json.dumps(table), encoding="utf-8")
+        place = f"{TABLES}/{folder}" if folder else TABLES
+        self._record({"artifact": str(copy), "folder": place, "is_table": True})
+
+    def log_image(self, png: bytes, key: str, step: int) -> None:
+        """Show a picture at a step: MLflow's pages have a slider of the steps of each key."""
+        copy = self._new_copy("image.png")
+        copy.write_bytes(png)
+        self._record({"image": str(copy), "key": key, "step": step})
+
     def log_artifact(self, path: str, folder: str | None = None) -> None:
         """Attach a file; it is copied into the spool now, so it may change afterwards."""
-        copy = self._spool / f"artifact-{uuid.uuid4().hex[:12]}" / Path(path).name
-        copy.parent.mkdir()
+        copy = self._new_copy(Path(path).name)
         shutil.copyfile(path, copy)
         self._record({"artifact": str(copy), "folder": folder})
+
+    def _new_copy(self, name: str) -> Path:
+        """A file's place in the spool."""
+        copy = self._spool / f"artifact-{uuid.uuid4().hex[:12]}" / name
+        copy.parent.mkdir()
+        return copy
 
     def flush(self) -> list[str]:
         """Send what was recorded, and return what the server has not got: nothing, most often; all
@@ -132,13 +191,13 @@ class Tracker:
             if self._sent >= wanted:
                 return []
             unsent = read_events(self._spool)[self._sent : wanted]
-        return [event for event in unsent if "artifact" not in json.loads(event)]  # it names a file
+        return [event for event in unsent if not FILES & json.loads(event).keys()]
 
     def record_again(self, events: Sequence[str]) -> None:
         """Record what `flush` returned, of this run on any machine. What the server has got in the
         meantime stays as it is."""
-        for event in events:
-            self._record(json.loads(event))
+        for event in events:  # the other places had it when it was recorded first
+            self._record(json.loads(event) | {"again": True})
 
     def close(self, status: str | None = None) -> None:
         """Send what is left, for at most half a minute; `status` ends the run."""
@@ -163,10 +222,12 @@ class Tracker:
             self._recorded += 1
 
     def _send_until_closed(self) -> None:
+        also = Also(self._tracking, self._stage, self.run_id)
         with self._lock:
-            self._send_repeatedly()
+            self._send_repeatedly(also)
+        also.close()
 
-    def _send_repeatedly(self) -> None:
+    def _send_repeatedly(self, also: Also) -> None:
         warned, logged = False, 0
         system = SystemMetrics() if self._with_system else None
         while True:
@@ -178,6 +239,10 @@ class Tracker:
                 if self._step > logged:
                     logged = self._step
                     self.log_metrics(system.take(), logged)
+            if self._tracking.also:
+                events = [json.loads(line) for line in read_events(self._spool)[self._shown :]]
+                self._shown += len(events)
+                also.take([event for event in events if not event.get("again")])
             try:
                 sent = send_spool(self._tracking, self._spool)
                 self.run_id = real_run_id(self._tracking, self._spool.parent, self.run_id)

@@ -16,7 +16,7 @@ from caft.superpixels.network import open_sfcn
 from caft.tokenizer import require_vocabulary
 from pipelines import storage
 from pipelines.config import stage_main
-from pipelines.data.dataset import open_dataset
+from pipelines.data.dataset import open_dataset, read_manifest, use_of
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
 from pipelines.tracking import About, Tracker
 from pipelines.tracking.about import last_part
@@ -112,6 +112,10 @@ def run(config: TrainConfig) -> None:
         known = begun(model, dataset.fingerprint, tracker.run_id)
         storage.write_json(storage.join(output, RUN), known)
         storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
+        used = [use_of(dataset, "training")]
+        if held_out is not None and held_out.dataset != config.dataset:
+            used.append(use_of(read_manifest(held_out.dataset), "held out"))
+        tracker.log_datasets(used)
         tracker.set_tags({"model": model.name, "dataset_fingerprint": dataset.fingerprint})
         print(
             f"train: {model.name} on {plan.rows:,} rows, {total_steps:,} steps of "
@@ -138,6 +142,19 @@ def run(config: TrainConfig) -> None:
         storage.write_json(storage.join(output, RESULT), result)
         with storage.opened(storage.join(final, MANIFEST)) as local:
             tracker.log_artifact(str(local), "checkpoint")
+        tracker.log_model(
+            f"{model.name} {last_part(output)}",
+            manifest["step"],
+            final,
+            {
+                "model": model.name,
+                "dataset": config.dataset,
+                "global_batch": config.global_batch,
+                "epochs": config.epochs,
+                "lr": config.optimizer.lr,
+                "seed": config.seed,
+            },
+        )
         print(f"train: finished at step {manifest['step']:,}: {final}", flush=True)
 
 

@@ -138,6 +138,11 @@ class DeepSpeedConfig(Config):
         description="of matrix products; weights, moments and sums stay in float32. float16 scales "
         "the loss",
     )
+    residuals: Literal["float32", "as_products"] = Field(
+        "float32",
+        description="precision of the blocks' residual stream; as_products moves fewer bytes and "
+        "has not been shown to learn as well",
+    )
     file: str | dict[str, Any] | None = Field(
         None, description="DeepSpeed's own JSON: its path, or the mapping itself"
     )
@@ -224,6 +229,9 @@ class EvaluationConfig(Config):
     images: int = Field(1000, gt=1, description="most of them: the first of the split")
     alpha: float = Field(0.3, ge=0, le=1, description="weight of the part score when blended")
     batch_size: int = Field(64, gt=0, description="images encoded at a time")
+    heat_maps: int = Field(
+        2, ge=0, le=16, description="images whose heat maps are logged to MLflow; 0: none"
+    )
     num_cpus: float = Field(1.0, gt=0, description="that the task reserves while it runs")
     num_gpus: float = Field(0.0, ge=0, description="0: it computes on its CPUs")
     wait_s: float = Field(
@@ -323,8 +331,8 @@ class TrainConfig(StageConfig):
         if self.scaling.compile and share % block:
             return (
                 f"scaling.compile needs whole blocks of batch_norm_images {block} in the {share} "
-                "images of a worker (global_batch / num_workers); set it to a divisor of "
-                f"{share}"
+                f"images of a worker (global_batch / num_workers); set that to a divisor of "
+                f"{share} or scaling.compile to false"
             )
         return None
 

@@ -14,9 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from caft.batch_norm import NormBlocks, batch_statistics, set_norm_blocks
 from caft.dropout import Draws
-from caft.losses import CAFTLoss, caft_loss
+from caft.losses import PLAIN_STEPS, CAFTLoss, PartSteps, caft_loss
 from caft.model import CAFT, ImageFeatures, TextFeatures
 from caft.packing import PackedTexts
+
+MOST_GRAPHS = 64  # of one function
+KEPT_PAIRS = 8  # of blocks of 256, in 0.2 GB each, where a graph computes them
+TEXT_SIDE = ("part_text_encoder.", "whole_text_encoder.", "part_projection", "whole_projection")
+IMAGE_SIDE = ("image_encoder.", "fine_projection", "coarse_projection")
 
 
 class TrainingModel(nn.Module):
@@ -43,9 +48,28 @@ class TrainingModel(nn.Module):
         self.block_size = block_size
         if batch_norm_images is not None:
             set_norm_blocks(model, NormBlocks(batch_norm_images, _rank(), gather_rows))
-        # Two graphs: the exchange of texts between workers stands between them.
-        self._encode: Any = _compiled(self._encoded) if compiled else self._encoded
-        self._loss: Any = _compiled(caft_loss) if compiled else caft_loss
+        # The exchange of texts between workers stands between these graphs.
+        compile_it = _compiled if compiled else _as_it_is
+        self._encode_texts: Callable = compile_it(model.encode_text)
+        self._encode_images: Callable = compile_it(self._encoded_images)
+        self._part_steps = PartSteps(
+            compile_it(PLAIN_STEPS.project),
+            compile_it(PLAIN_STEPS.pair),
+            kept=KEPT_PAIRS if compiled else 0,
+        )
+        if model.superpixel_network is not None:
+            model.superpixel_network.compiled = compiled
+
+    def parameters_in_order(self) -> list[nn.Parameter]:
+        """What is trained, as forward comes to it: texts, images, and what meets both."""
+        sides = (TEXT_SIDE, IMAGE_SIDE)
+        found = self.model.named_parameters()
+        placed = [
+            (next((n for n, side in enumerate(sides) if name.startswith(side)), len(sides)), p)
+            for name, p in found
+            if p.requires_grad
+        ]
+        return [p for _, p in sorted(placed, key=lambda pair: pair[0])]
 
     def forward(
         self,
@@ -63,8 +87,7 @@ class TrainingModel(nn.Module):
             negatives: of the global batch, the same on every worker; see `caft_loss`.
             draws: of dropout, for the B images.
         """
-        # Evaluation mode, in which guard.py looks for bad samples, is not worth another graph.
-        encode = self._encode if self.training else self._encoded
+        encode = self._encoded
         if not isinstance(texts, Sequence):
             encoded = [encode(images, superpixels, texts, draws)]
         else:
@@ -86,7 +109,7 @@ class TrainingModel(nn.Module):
             gather_rows(torch.cat([text.whole for text in of_texts])),
         )
         softmax = self.model.config.losses.whole == "softmax"
-        return self._loss(
+        return caft_loss(
             image_features,
             texts_of_all,
             self.model,
@@ -94,14 +117,27 @@ class TrainingModel(nn.Module):
             block_size=self.block_size,
             first_image=_rank() * len(images),
             all_whole_images=gather_rows(image_features.whole) if softmax else None,
+            part_steps=self._part_steps,
         )
 
     def _encoded(
         self, images: Tensor, superpixels: Tensor, texts: Tensor | PackedTexts, draws: Draws | None
     ) -> tuple[ImageFeatures, TextFeatures, Tensor]:
+        # Evaluation mode, in which guard.py looks for bad samples, is not worth other graphs.
+        encode_texts = self._encode_texts if self.training else self.model.encode_text
+        encode_images = self._encode_images if self.training else self._encoded_images
+        # Texts first, so that backward comes to them last: their gradients are fewer, and the last
+        # ones travel while nothing is left to compute.
+        of_texts = encode_texts(texts)
+        of_images, statistics = encode_images(images, superpixels, draws)
+        return of_images, of_texts, statistics
+
+    def _encoded_images(
+        self, images: Tensor, superpixels: Tensor, draws: Draws | None
+    ) -> tuple[ImageFeatures, Tensor]:
         features = self.model.encode_image(images, superpixels, draws)
-        features = replace(features, assignments=[])  # no loss reads them
-        return features, self.model.encode_text(texts), batch_statistics(self.model)
+        # No loss reads the assignments.
+        return replace(features, assignments=[]), batch_statistics(self.model)
 
 
 def _finite_rows(features: Sequence[ImageFeatures] | Sequence[TextFeatures]) -> Tensor:
@@ -125,7 +161,13 @@ def _joined(features: Sequence[ImageFeatures], superpixels: Tensor) -> ImageFeat
 
 
 def _compiled(function: Callable) -> Callable:
+    # Texts that outgrow their number of rows make another graph; torch allows eight.
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _as_it_is(function: Callable) -> Callable:
+    return function
 
 
 def _rank() -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from pipelines.train.config import EvaluationConfig
 from pipelines.train.held_out import PREFIX, HeldOutSet, start_scoring
 
 RECORD = "held_out.json"  # in the run's output: metrics by step
+HEAT_MAPS = "heat maps"  # name of pictures in MLflow
 LOOK_EVERY_S = 1.0
 SAY_AFTER_S = 20.0  # without a CPU; Ray starts a process in less
 
@@ -105,16 +106,16 @@ class Evaluations:
                 asked, self._waiting = self._waiting, None
             step = asked[0]
             try:
-                metrics = self._score(asked[1])
+                metrics, pictures = self._score(asked[1])
             except Exception as error:  # whatever ends a task, training goes on
                 if not self._given_up:
                     self._fail(step, error)
             else:
                 if not self._given_up:
-                    self._record(step, metrics)
+                    self._record(step, metrics, pictures)
             del asked  # or the store would keep the weights until the next ones come
 
-    def _score(self, weights: Any) -> dict[str, float]:
+    def _score(self, weights: Any) -> tuple[dict[str, float], list[bytes]]:
         cpus = ray.cluster_resources().get("CPU", 0.0)
         if cpus < self._busy_cpus + self._evaluation.num_cpus:
             self._say(
@@ -136,15 +137,22 @@ class Evaluations:
                     f"{self._evaluation.wait_s:g}"
                 )
         ray.get(next(results))  # STARTED
-        return ray.get(next(results))
+        metrics = ray.get(next(results))
+        try:
+            return metrics, ray.get(next(results))
+        except Exception as error:  # scores do not hang on pictures
+            self._say("pictures", f"no heat maps ({shortened(understood(error))})")
+            return metrics, []
 
     def _needs(self) -> str:
         gpus = f" and {self._evaluation.num_gpus:g} GPUs" if self._evaluation.num_gpus else ""
         return f"{self._evaluation.num_cpus:g} free CPUs{gpus} on one node"
 
-    def _record(self, step: int, metrics: dict[str, float]) -> None:
+    def _record(self, step: int, metrics: dict[str, float], pictures: Sequence[bytes]) -> None:
         self._finished = self._finished | {step: metrics}
         self._tracker.log_metrics(self.scores(step), step)
+        for number, picture in enumerate(pictures, 1):
+            self._tracker.log_image(picture, f"{HEAT_MAPS} {number}", step)
         try:
             storage.write_json(self._path, self._finished)
         except StorageError as error:

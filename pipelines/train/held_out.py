@@ -3,6 +3,7 @@ Opened by the driver before any worker starts; asked for by evaluations.py while
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from PIL import Image
 
 from caft.config import ModelConfig
 from caft.errors import ConfigError, DataError
 from caft.metrics import retrieval_recall
 from caft.metrics.retrieval import recalls
 from caft.model import CAFT, ImageFeatures, TextFeatures
+from caft.pictures import draw_panel
 from caft.scoring import score_names
 from pipelines import storage
 from pipelines.data.dataset import open_dataset
@@ -28,6 +31,7 @@ from pipelines.train.ingest import index_row_groups
 
 PREFIX = "eval/"  # of its metrics, in MLflow and in checkpoints
 STARTED = "started"
+MOST_SENTENCES = 5  # of a picture: one row of heat maps
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def start_scoring(
     """Start a task that scores weights, given by name as arrays in Ray's object store.
 
     Returns:
-        A Ray generator that yields STARTED once the task has a CPU, then its metrics.
+        A Ray generator that yields STARTED once the task has a CPU, then its metrics, then the
+        pictures of `draw_held_out`.
     """
     return _score_task.options(
         num_cpus=evaluation.num_cpus, num_gpus=evaluation.num_gpus, max_retries=1
@@ -113,6 +118,7 @@ def _score_task(
     device = torch.device("cuda" if evaluation.num_gpus else "cpu")
     with one_voice(f"{held_out.dataset}, split {held_out.split}"):
         yield score_held_out(trained.to(device), held_out, evaluation)
+        yield draw_held_out(trained, held_out, evaluation.heat_maps)
 
 
 @torch.inference_mode()
@@ -146,6 +152,28 @@ def score_held_out(
         )
         metrics |= {f"{name}_{key}": value for key, value in recall.items()}
     return metrics | {"seconds": time.perf_counter() - started}
+
+
+def draw_held_out(model: CAFT, held_out: HeldOutSet, count: int) -> list[bytes]:
+    """PNG files of the set's first `count` images, each with its superpixels, its segments and the
+    heat map of the first sentences of its caption.
+
+    Raises:
+        DataError: an image that cannot be decoded.
+    """
+    model.eval()
+    pictures: list[bytes] = []
+    for piece in held_out.pieces:
+        if len(pictures) == count:
+            break
+        rows = read_piece(held_out.dataset, held_out.split, piece)
+        for row in rows[: min(count - len(pictures), held_out.images - piece.first)]:
+            sentences = evaluation_caption(row["captions"])[:MOST_SENTENCES]
+            drawn = Image.fromarray(draw_panel(model, row["image"], sentences))
+            stream = io.BytesIO()
+            drawn.save(stream, "PNG")
+            pictures.append(stream.getvalue())
+    return pictures
 
 
 def _encoded(

@@ -23,9 +23,11 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed.engine import start_engine
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.evaluations import Evaluations
+from pipelines.train.gpu import require_gpu
 from pipelines.train.held_out import HeldOutSet
 from pipelines.train.identity import BEHAVIOURS, recipe
 from pipelines.train.ingest import Loader, iter_batches
+from pipelines.train.inputs import Sender, sent_ahead
 from pipelines.train.log import RunLog
 from pipelines.train.plan import EpochPlan, Subset
 from pipelines.train.profiling import Profiler
@@ -74,7 +76,9 @@ def train_worker(settings: dict[str, Any]) -> int:
     it left for, 0 after the last step."""
     job: TrainJob = settings["job"]
     config = job.config
-    if not config.scaling.use_gpu:
+    if config.scaling.use_gpu:
+        require_gpu()
+    else:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed reads the environment when it is imported.
     from pipelines.train.checkpoints.saver import Saver
@@ -94,6 +98,7 @@ def train_worker(settings: dict[str, Any]) -> int:
         if checkpoint is not None:
             load_start(model, checkpoint)
         model.recompute_activations(config.scaling.recompute_activations)
+        model.low_residuals(config.deepspeed.residuals == "as_products")
         trained = TrainingModel(
             model, config.block_size, config.scaling.compile, config.batch_norm_block
         )
@@ -136,7 +141,8 @@ def train_worker(settings: dict[str, Any]) -> int:
 
     evaluate()  # a group that ended may have saved this step and not scored it
     loader = Loader(config.dataset, config.split, job.model, config.ingest, job.subset)
-    batches = telemetry.watch(iter_batches(job.plan, loader, rank, workers, step, job.total_steps))
+    on_host = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
+    batches = telemetry.watch(sent_ahead(on_host, Sender(model, config, device), device))
     notices = Notices(settings["notices"], device, config.output)
     guard = Guard(config, engine, trained, step)
     profiler = Profiler(
@@ -161,7 +167,7 @@ def train_worker(settings: dict[str, Any]) -> int:
         step += 1
         if average is not None:
             average.update(step)
-        guard.watch(step, batch, loss, skipped)
+        guard.watch(step, batch.host, loss, skipped)
         notice = notices.agree()
         if step % config.log_every_steps == 0 or step == job.total_steps:
             metrics = telemetry.take(step, lr) | guard.metrics() | saver.metrics()

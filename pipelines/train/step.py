@@ -13,17 +13,22 @@ from torch import Tensor
 from caft.batch_norm import update_running_statistics_
 from caft.dropout import Draws
 from caft.losses import CAFTLoss, draw_negatives
-from caft.packing import COMPILED_ROW_MULTIPLE
-from pipelines.superpixel_columns import complete_superpixels
+from pipelines.superpixel_columns import filled_superpixels
 from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed.engine import backward
 from pipelines.train.deepspeed.loss_scale import fix_loss_scale
 from pipelines.train.deepspeed.sharding import clamp_scales_
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
+from pipelines.train.inputs import DeviceBatch, Sender
 
 
 def compute_gradients(
-    engine: Any, trained: TrainingModel, batch: Batch, step: int, config: TrainConfig
+    engine: Any,
+    trained: TrainingModel,
+    batch: Batch | DeviceBatch,
+    step: int,
+    config: TrainConfig,
 ) -> CAFTLoss:
     """This worker's share of the loss; the engine then holds the whole loss's gradients.
 
@@ -34,36 +39,35 @@ def compute_gradients(
     total = loss.total
     finite = torch.where(total.isfinite(), 1.0, torch.nan)
     fix_loss_scale(engine)
-    engine.backward(total * finite * dist.get_world_size())  # DeepSpeed averages, the loss is a sum
+    backward(engine, total * finite)
     return loss
 
 
 def model_inputs(
-    engine: Any, trained: TrainingModel, batch: Batch, step: int, config: TrainConfig
+    engine: Any,
+    trained: TrainingModel,
+    batch: Batch | DeviceBatch,
+    step: int,
+    config: TrainConfig,
 ) -> tuple[Any, ...]:
     """What `TrainingModel` is called with at `step`, on the engine's device."""
-    model, device = trained.model, engine.device
-    count = len(batch.images)
-    micro_batch = config.scaling.micro_batch or count
-    images = batch.images.to(device, non_blocking=True)
-    given = batch.superpixels
-    superpixels = torch.cat(
-        [
-            complete_superpixels(
-                images[rows], None if given is None else given[rows], model.superpixel_labels
-            )
-            for rows in _shares(count, micro_batch)
-        ]
-    )
-    row_multiple = COMPILED_ROW_MULTIPLE if config.scaling.compile else 1
-    texts = [
-        model.pack_texts(batch.tokens[rows], row_multiple).to(device, non_blocking=True)
-        for rows in _shares(count, micro_batch)
-    ]
+    model, device = trained.model, torch.device(engine.device)
+    if isinstance(batch, Batch):
+        batch = Sender(model, config, device).send(batch)
+    images, count, texts = batch.images, len(batch.images), batch.texts
+
+    def cut(images: Tensor) -> Tensor:
+        shares = images.split(config.scaling.micro_batch or count)
+        return torch.cat([model.superpixel_labels(share) for share in shares])
+
+    if batch.superpixels is None:
+        superpixels = cut(images)
+    else:
+        superpixels = filled_superpixels(images, batch.superpixels, batch.missing, cut)
     seed = torch.full((), _seed(config.seed, step), dtype=torch.int64, device=device)
     negatives = draw_negatives(
         config.global_batch,
-        batch.tokens.shape[1],
+        batch.host.tokens.shape[1],
         seed,
         min(config.block_size, config.global_batch),
     )
@@ -94,10 +98,6 @@ def apply_gradients(engine: Any, trained: TrainingModel, lr: float) -> Tensor:
     applied = ~skipped.to(engine.device, non_blocking=True)
     update_running_statistics_(trained.model, statistics, applied)
     return skipped
-
-
-def _shares(count: int, micro_batch: int) -> list[slice]:
-    return [slice(first, first + micro_batch) for first in range(0, count, micro_batch)]
 
 
 def _seed(seed: int, step: int) -> int:

@@ -20,7 +20,7 @@ from caft.cost import Workload, flops
 from caft.losses import CAFTLoss
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
-from pipelines.train.ingest import Batch
+from pipelines.train.inputs import DeviceBatch
 
 # What a run logs, by name: every `log_every_steps` steps, over that interval.
 METRICS = {
@@ -101,7 +101,7 @@ class Telemetry:
         trained.before_exchange = self._alone.stop
         self._restart()
 
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def watch(self, batches: Iterator[DeviceBatch]) -> Iterator[DeviceBatch]:
         """The same batches, with what is in them and how long they were waited for counted; the
         first interval starts when the first of them is asked for."""
         self._restart()
@@ -113,10 +113,9 @@ class Telemetry:
                 return
             self._waited_s += time.perf_counter() - asked
             self._images += len(batch.images)
-            # The end token is the largest id of a text; what follows is padding.
-            self._tokens += int((batch.tokens.argmax(dim=-1) + 1).sum())
-            self._texts += batch.tokens.shape[0] * batch.tokens.shape[1]
-            self._parts = batch.tokens.shape[1]
+            self._tokens += batch.tokens
+            self._parts = batch.host.tokens.shape[1]
+            self._texts += len(batch.images) * self._parts
             yield batch
 
     def add(

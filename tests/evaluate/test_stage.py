@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -57,7 +59,7 @@ def without_ray(settings, benchmark_settings, alpha):
     return expected
 
 
-def test_a_run_and_all_that_may_follow_it(settings, split_rows, capsys):
+def test_a_run_and_all_that_may_follow_it(settings, split_rows, tmp_path, capsys):
     output = start(settings)
     printed = capsys.readouterr().out
     results = json.loads((output / "metrics.json").read_text())
@@ -82,9 +84,16 @@ def test_a_run_and_all_that_may_follow_it(settings, split_rows, capsys):
     assert logged.data.tags["checkpoint_fingerprint"] == results["checkpoint_fingerprint"]
     history = client.get_metric_history(logged.info.run_id, "scenes/blended_t2i_r1")
     assert [(m.step, m.value) for m in history] == [(7, scenes["blended_t2i_r1"])]
-    assert {"photographs/whole_i2t_r10", "scenes/miou"} <= set(logged.data.metrics)
+    assert {"photographs/whole_i2t_r1", "scenes/miou"} <= set(logged.data.metrics)
+    per_benchmark = Counter(name.split("/")[0] for name in logged.data.metrics)
+    assert max(per_benchmark.values()) <= 12
     files = {file.path for file in client.list_artifacts(logged.info.run_id)}
     assert {"report.html", "metrics.json"} <= files
+    file = client.download_artifacts(logged.info.run_id, "tables/scores.json", str(tmp_path))
+    table = pd.DataFrame(**json.loads(Path(file).read_text()))
+    row = table[(table.benchmark == "scenes") & (table.metric == "t2i_r5")].iloc[0]
+    assert row["value"] == scenes[f"{row['score']}_t2i_r5"]
+    assert row["low"] <= row["value"] <= row["high"]
 
     # the same again returns what there is
     before = {path.name: path.read_bytes() for path in output.iterdir()}

@@ -47,7 +47,7 @@ def config_of(*overrides: str) -> TrainConfig:
         (
             ["scaling.compile=true", "scaling.num_workers=4"],
             r"scaling\.compile needs whole blocks of batch_norm_images 32 in the 24 images of a "
-            r"worker .*; set it to a divisor of 24",
+            r"worker .*; set that to a divisor of 24",
         ),
         (["deepspeed.zero_stage=4"], r"deepspeed\.zero_stage"),
         (

@@ -1,5 +1,6 @@
 """Held-out evaluation beside training: right numbers at the right steps, and never in the way."""
 
+import io
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from PIL import Image
 from tests_support import tiny_config
 
 import caft
@@ -23,7 +25,7 @@ from pipelines.train import evaluations as evaluations_module
 from pipelines.train.__main__ import run
 from pipelines.train.config import EvaluationConfig, TrainConfig
 from pipelines.train.evaluations import Evaluations
-from pipelines.train.held_out import open_held_out
+from pipelines.train.held_out import draw_held_out, open_held_out
 
 EVALUATED = [4, 8, 12]
 
@@ -44,14 +46,33 @@ def test_scores_are_those_of_the_checkpoints_at_their_steps(watched_run):
         assert record[str(step)]["seconds"] == seconds
 
 
+def test_heat_maps_are_logged_as_pictures_by_step(watched_run):
+    files = watched_run.client.list_artifacts(watched_run.first.info.run_id, "images")
+    named = {f"{key}+step+{step}" for key in ("heat maps 1", "heat maps 2") for step in EVALUATED}
+    assert {Path(file.path).name.split("+timestamp")[0] for file in files} == named
+
+
+def test_as_many_heat_maps_are_drawn_as_asked_for(watched_config):
+    held_out = open_held_out(watched_config)
+    model = caft.create_model(tiny_config())
+    drawn = [Image.open(io.BytesIO(png)) for png in draw_held_out(model, held_out, 3)]
+    assert len(drawn) == 3
+    assert all(picture.width > 2 * 112 for picture in drawn)  # the image and what is made of it
+    assert draw_held_out(model, held_out, 0) == []
+
+
 class Logged:
     """What of a tracker an evaluation uses, kept in memory."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.images: list[tuple[int, str, bytes]] = []
 
     def log_metrics(self, metrics, step):
         self.metrics.append((step, dict(metrics)))
+
+    def log_image(self, png, key, step):
+        self.images.append((step, key, png[1:4]))
 
 
 @pytest.fixture
@@ -82,6 +103,7 @@ def test_a_later_one_replaces_one_that_waits_and_a_failed_one_is_counted(
     assert logged.metrics[0] == (1, {"eval/failed": 1.0})
     assert [step for step, _ in logged.metrics[1:]] == [4]
     assert sorted(evaluations.finished) == [4]
+    assert logged.images == [(4, f"heat maps {n}", b"PNG") for n in (1, 2)]
     said = capsys.readouterr().out
     assert "that of step 1 failed (RuntimeError: Error(s) in loading state_dict for CAFT" in said
     assert said.count("is left out for that of step") == 1

@@ -14,6 +14,7 @@ from pipelines.train import distributed
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch
+from pipelines.train.inputs import Sender, sent_ahead
 from pipelines.train.step import compute_gradients
 from pipelines.train.telemetry import Telemetry, losses_of
 
@@ -77,7 +78,9 @@ def test_the_total_that_is_logged_is_what_backward_got(name, one_process, monkey
     trained = TrainingModel(model, 4)
     engine = Engine(trained)
     telemetry = Telemetry(train, trained, steps_per_epoch=10, device=torch.device("cpu"))
-    batches = telemetry.watch(iter([batch(model, n) for n in range(STEPS)]))
+    cpu = torch.device("cpu")
+    on_host = iter([batch(model, n) for n in range(STEPS)])
+    batches = telemetry.watch(sent_ahead(on_host, Sender(model, train, cpu), cpu))
     for step, one in enumerate(batches):
         telemetry.add(compute_gradients(engine, trained, one, step, train), None)
     logged = losses_of(telemetry.take(STEPS, lr=0.1))

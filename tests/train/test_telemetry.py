@@ -19,6 +19,7 @@ from pipelines.progress import Progress
 from pipelines.train.config import TrainConfig
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.ingest import Batch, index_row_groups
+from pipelines.train.inputs import Sender, sent_ahead
 from pipelines.train.loader import Loader
 from pipelines.train.plan import EpochPlan
 from pipelines.train.telemetry import METRICS, TERA, Telemetry, published_rate
@@ -104,9 +105,11 @@ def test_one_worker_alone_measures_its_own_steps(name):
     trained = TrainingModel(model, 4)
     telemetry = Telemetry(config, trained, steps_per_epoch=10, device=torch.device("cpu"))
     losses = []
-    for n, batch in enumerate(telemetry.watch(iter([make_batch(model, 0), make_batch(model, 1)]))):
-        negatives = draw_negatives(4, batch.tokens.shape[1], n, 4)
-        loss = trained(batch.images, batch.superpixels, model.pack_texts(batch.tokens), negatives)
+    cpu, on_host = torch.device("cpu"), iter([make_batch(model, 0), make_batch(model, 1)])
+    sent = sent_ahead(on_host, Sender(model, config, cpu), cpu)
+    for n, batch in enumerate(telemetry.watch(sent)):
+        negatives = draw_negatives(4, batch.host.tokens.shape[1], n, 4)
+        loss = trained(batch.images, batch.superpixels, batch.texts[0], negatives)
         telemetry.add(loss, torch.tensor(3.0))
         nan = {name: term * torch.nan for name, term in loss.terms.items()}
         bad = CAFTLoss(nan, loss.total * torch.nan)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from caft.config import leaves, merged
 from caft.errors import ConfigError
+from caft.overrides import leaves, merged
 from pipelines import storage
 from pipelines.train.config import DeepSpeedConfig, TrainConfig
 from pipelines.train.deepspeed.loss_scale import DEFAULTS

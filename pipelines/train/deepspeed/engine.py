@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from caft.errors import ConfigError
 from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed.buckets import GradientBuckets
 from pipelines.train.deepspeed.config import loss_scale_section, with_own_settings
 from pipelines.train.deepspeed.loss_scale import start_loss_scaling
 from pipelines.train.distributed import TrainingModel
@@ -33,11 +34,24 @@ def start_engine(model: TrainingModel, config: TrainConfig) -> Any:
     settings = engine_settings(config, dist.get_world_size(), parameters)
     optimizer = _optimizer(model, config)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-    if dist.get_world_size() == 1 and not config.deepspeed.zero_stage:
-        engine.enable_backward_allreduce = False  # it would copy all gradients there and back
+    engine.gradient_buckets = None
+    if not config.deepspeed.zero_stage:
+        engine.enable_backward_allreduce = False  # ours sums while backward runs
+        if dist.get_world_size() > 1:
+            engine.gradient_buckets = GradientBuckets(model.parameters_in_order())
     if config.deepspeed.precision == "float16":
         start_loss_scaling(engine, loss_scale_section(config.deepspeed))
     return engine
+
+
+def backward(engine: Any, share: Tensor) -> None:
+    """Leave the gradients of the sum of all workers' `share` of a loss in every worker's engine."""
+    buckets = getattr(engine, "gradient_buckets", None)
+    if buckets is None:
+        engine.backward(share * dist.get_world_size())  # DeepSpeed averages
+    else:
+        engine.backward(share)
+        buckets.finish()
 
 
 def engine_settings(config: TrainConfig, workers: int, parameters: int) -> dict[str, Any]:
