@@ -118,6 +118,7 @@ def _process(
         "chunk": chunk.number,
         "input_rows": count,
         "kept": kept.entry,
+        "rejects": rejects.entry,
         "reasons": dict(reasons),
         **seen.receipt(),
         "left_out": left_out.rows,

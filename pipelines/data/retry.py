@@ -72,7 +72,9 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
     again = about(config, f"Tries {rows:,} rejected rows again ({', '.join(reasons)}).")
-    with Tracker.start(config.tracking, again, config) as tracker:
+    earlier = layout.tracked_run()
+    with Tracker.start(config.tracking, again, config, run_id=earlier) as tracker:
+        layout.keep_tracked_run(tracker.run_id)
         known = _index_known(dataset, layout)
         added = build(config, layout, plan, known)
         merged = Entries(

@@ -88,7 +88,9 @@ def _make(config: DataConfig, layout: Layout) -> None:
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     if not storage.exists(layout.work):  # a run that goes on has used some of the space already
         storage.check_space(output, rows * BYTES_PER_ROW)
-    with Tracker.start(config.tracking, about(config), config) as tracker:
+    earlier = layout.tracked_run()
+    with Tracker.start(config.tracking, about(config), config, run_id=earlier) as tracker:
+        layout.keep_tracked_run(tracker.run_id)
         entries = build(config, layout, plan)
         manifest = make_manifest(config, plan.fingerprint, entries, 0, tracker.run_id)
         if manifest["counts"]["kept"] == 0:
