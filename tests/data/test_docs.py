@@ -13,11 +13,12 @@ from pipelines.data.dedup.pairs import choose_bands
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+COSTS = (ROOT / "docs" / "data_costs.md").read_text(encoding="utf-8")
 RECIPES = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 
 
-def section(title: str) -> str:
-    return PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def section(title: str, page: str = PAGE) -> str:
+    return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def table(text: str) -> list[list[str]]:
@@ -45,17 +46,18 @@ def test_the_pages_examples_are_valid():
 
 
 def test_the_pages_bands_are_those_that_are_chosen():
-    _, *rows = table(section("Duplicates: what they cost"))
+    _, *rows = table(section("Duplicates: what they cost", COSTS))
     for distance, bands, _ in rows:
         assert int(bands.replace(",", "")) == len(choose_bands(30_000_000, int(distance)))
 
 
 def test_links_within_the_page_lead_somewhere():
-    titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert set(re.findall(r"\]\(#([^)]*)\)", PAGE)) <= anchors
-    for file in re.findall(r"\]\(([a-z]+\.md)\)", PAGE):
-        assert (ROOT / "docs" / file).exists()
+    for page in (PAGE, COSTS):
+        titles = re.findall(r"^## (.*)$", page, re.MULTILINE)
+        anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
+        for file in re.findall(r"\]\(([a-z_]+\.md)\)", page):
+            assert (ROOT / "docs" / file).exists()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
