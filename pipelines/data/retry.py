@@ -82,6 +82,7 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
             rejects=[*_rest(dataset, layout, set(reasons)), *added.rejects],
             input_rows=dataset.manifest["counts"]["input_rows"],
             texts={name: s.get("texts", {}) for name, s in dataset.manifest["sources"].items()},
+            work={name: s.get("work", {}) for name, s in dataset.manifest["sources"].items()},
         )
         fingerprint = dataset.manifest["input_fingerprint"]
         manifest = make_manifest(config, fingerprint, merged, layout.generation, tracker.run_id)
