@@ -57,7 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = () if rest and command.module == "pipelines.demo" else command.words
     sys.argv = [f"caft {name}", *words, *rest]
     # As `python -m` runs it, so that what is sent to other processes is found there alike.
-    runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("", "caft", "pipelines"):
+            raise
+        print(
+            f"caft {name}: the package {error.name} is not installed; "
+            "pip install -e '.[pipelines]' -c constraints.txt",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

@@ -76,6 +76,18 @@ def test_a_chain_keeps_the_names_of_recipes():
     assert [step.config for step in connect_steps(steps)] == ["dreamlip_cc3m", "caft_b_3m"]
 
 
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    def missing(*args, **options):
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+
+    monkeypatch.setattr("runpy.run_module", missing)
+    assert main(["data", "demo"]) == 2
+    assert capsys.readouterr().err == (
+        "caft data: the package ray is not installed; "
+        "pip install -e '.[pipelines]' -c constraints.txt\n"
+    )
+
+
 IMPORT = """
 import importlib, pkgutil, sys
 sys.path.insert(0, {target!r})

@@ -160,7 +160,10 @@ def test_a_local_cluster_comes_and_goes_with_the_command(submit, tmp_path):
         (["list", "--cluster", "x.invalid:6379"], "x.invalid:6379: no job server answers"),
         (["list", "--cluster", "127.0.0.1:1"], "127.0.0.1:1: no job server answers"),
         (["list", "--cluster", "local"], "--cluster local: this cluster ends with its command"),
-        (["list", "--cluster", ""], "--cluster: say local, an address as http://HEAD:8265"),
+        (
+            ["list", "--cluster", ""],
+            "--cluster: say local, an address as http://HEAD:8265, kuberay",
+        ),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(arguments, message, monkeypatch, capsys):
