@@ -5,6 +5,7 @@ the same cores: longest side 512 px, smaller images kept as they came, Parquet. 
 list are timed; the difference is the steady rate, without what a start costs.
 
     python benchmarks/data.py                 # the tables of docs/data_costs.md, about 15 minutes
+    python benchmarks/data.py --short         # fewer images, one round: at most five minutes
     python benchmarks/data.py --memory        # memory over the length of the list
 """
 
@@ -239,8 +240,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--port", type=int, default=8950)
+    parser.add_argument("--short", action="store_true", help="as --images 800 --rounds 1")
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
+    if args.short:
+        args.images, args.rounds = 800, 1
     folder = Path(tempfile.mkdtemp(prefix="caft-benchmark-"))
     try:
         with image_server(100 if args.memory else args.images, args.port) as base_url:

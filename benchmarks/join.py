@@ -1,4 +1,4 @@
-"""Joins a caption list to as many images: time and memory of each step, for several sizes.
+"""Joins a caption list to as many images: CPU time and memory of each step, for several sizes.
 
 The list is as DreamLIP's, with three of its captions, and in another order than the images; one
 image in ten has no row, one row in ten no image. Every step of a size runs in one process of its
@@ -53,13 +53,13 @@ def write_lists(folder: Path, rows: int) -> None:
 
 
 def measure(folder: Path, rows: int, results: Any) -> None:
-    """Put seconds by step, partitions, counts and the peak of memory in MiB into `results`."""
+    """Put CPU seconds by step, partitions and the peak of memory in MiB into `results`."""
     seconds: dict[str, float] = {}
 
     def timed(step: str, call: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         value = call()
-        seconds[step] = time.perf_counter() - started
+        seconds[step] = time.process_time() - started
         return value
 
     captions = {"path": str(folder / "captions.csv")}
@@ -102,7 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 3_000_000])
     args = parser.parse_args()
-    print(f"| rows of each side | list, GB | partitions | {', s | '.join(STEPS)}, s | peak MiB |")
+    steps = " | ".join(f"{step}, CPU s" for step in STEPS)
+    print(f"| rows of each side | list, GB | partitions | {steps} | peak MiB |")
     print("|---|" + "---|" * (len(STEPS) + 3))
     spawn = multiprocessing.get_context("spawn")
     for rows in args.rows:

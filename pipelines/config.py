@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -98,8 +100,10 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def command(call: Callable[[], int]) -> int:
-    """The exit code of `call`: 2 of a CAFTError, 1 of any other exception, 130 of Ctrl-C, each
-    after one line on stderr."""
+    """The exit code of `call`: 2 of a CAFTError, 1 of any other exception, 130 of Ctrl-C, 143 of
+    SIGTERM, each after one line on stderr."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
     try:
         return call()
     except Exception as error:
@@ -109,3 +113,13 @@ def command(call: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
         return 130
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        print("ended by SIGTERM; run the same command again to go on", file=sys.stderr, flush=True)
+        return 128 + signal.SIGTERM
+
+
+def _leave(number: int, _frame: Any) -> NoReturn:
+    """What Ray does too in a driver's process, once it runs."""
+    sys.exit(number)

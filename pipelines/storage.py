@@ -33,7 +33,10 @@ WORKING_COPIES = "runtime_resources"  # Ray's name of the folder they lie in
 COPY_BYTES = 8 * 2**20
 S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
 S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-S3_TRANSIENT = re.compile(r"AWS Error (INTERNAL_FAILURE|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE)")
+S3_TRANSIENT = re.compile(
+    r"AWS Error (INTERNAL_FAILURE|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT)"
+    r"|HTTP status (408|425|429|5\d\d)\b|RequestTimeout"
+)
 CONNECT_S, REQUEST_S = 10.0, 60.0
 
 
@@ -207,31 +210,52 @@ def staged(path: str) -> Iterator[Path]:
         os.makedirs(folder, exist_ok=True)
         yield file
         if local:
+            sync(file)
             os.replace(file, inner)
+            sync(Path(folder or "."))  # a rename is on the disk once its folder is
         else:
-            _copy(file, fs, inner)
+            _send(path, file)
     except OSError as error:
         raise write_error(path, error) from None
     finally:
         file.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk: a machine that loses its
+    power keeps it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # of some network disks
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def upload(file: Path, path: str) -> None:
     """Copy a local file to `path`. Raises StorageError as `write_bytes`."""
+    _send(path, file)
+
+
+@retried
+def _send(path: str, file: Path) -> None:
+    """All of a file, from its beginning at each try: a store shows it once it is complete."""
     fs, inner = filesystem(path)
     try:
-        _copy(file, fs, inner)
+        with open(file, "rb") as source, fs.open_output_stream(inner, compression=None) as stream:
+            shutil.copyfileobj(source, stream, COPY_BYTES)
     except OSError as error:
         raise write_error(path, error) from None
 
 
-def _copy(file: Path, fs: pafs.FileSystem, inner: str) -> None:
-    with open(file, "rb") as source, fs.open_output_stream(inner, compression=None) as stream:
-        shutil.copyfileobj(source, stream, COPY_BYTES)
-
-
 def write_error(path: str, error: OSError) -> StorageError:
     """The one line a user gets for a failed write."""
+    if error.errno == errno.EROFS:
+        return StorageError(
+            f"{path}: the disk can only be read; name another output, or mount it for writing"
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
         return StorageError(f"{path}: no space left on the device; free some and run again")
     return StorageError(f"{path}: cannot be written: {error}")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,31 @@ def test_other_files_and_nothing_are_refused(tmp_path):
     for wrong in (path, tmp_path / "nowhere", tmp_path / "nowhere.pt"):
         with pytest.raises(CheckpointError, match="no checkpoint folder"):
             caft.load_model(wrong)
+
+
+def test_no_bit_of_a_manifest_changes_unnoticed(folder):
+    """Each flip is refused, or leaves what the manifest says as it was."""
+    file = folder / "manifest.json"
+    data, known = file.read_bytes(), read_manifest(folder)
+    chance = random.Random(20260)
+    for place in chance.sample(range(8 * len(data)), 300):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        try:
+            found = read_manifest(folder)
+        except CheckpointError:
+            continue
+        for key in known.keys() - {"manifest_sha256"}:
+            assert found[key] == known[key], place
+
+
+def test_a_manifest_of_an_older_version_is_read(folder):
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["manifest_sha256"]
+    file.write_text(json.dumps(manifest))
+    assert read_manifest(folder) == manifest
 
 
 def test_manifest_lists_every_file(folder):

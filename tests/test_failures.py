@@ -1,6 +1,9 @@
 """One line for every failure, out of whichever task or wrapper it comes."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,3 +156,22 @@ def test_the_first_estimate_of_the_time_left_waits_for_ten_steps(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all("ETA unknown" in line for line in lines[:9])
     assert "unknown" not in lines[9]
+
+
+def test_a_stage_that_is_ended_by_sigterm_says_how_to_continue():
+    program = (
+        "import time\n"
+        "from pipelines.config import command\n"
+        "def call():\n"
+        "    print('runs', flush=True)\n"
+        "    time.sleep(100)\n"
+        "raise SystemExit(command(call))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "runs\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert said == "ended by SIGTERM; run the same command again to go on\n"

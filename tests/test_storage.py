@@ -1,5 +1,6 @@
 """Files behind one set of functions, on disk and on S3."""
 
+import errno
 import os
 
 import pytest
@@ -38,3 +39,52 @@ def test_relative_paths_are_refused_inside_a_ray_job(monkeypatch):
 def test_work_that_cannot_fit_is_refused(tmp_path):
     with pytest.raises(StorageError, match=r"MiB free, about .* MiB needed"):
         storage.check_space(str(tmp_path / "new" / "folder"), 2**60)
+
+
+class Stumbles:
+    """A filesystem whose first writes fail as S3 answers."""
+
+    def __init__(self, fs, words: str, times: int) -> None:
+        self.fs, self.words, self.left = fs, words, times
+
+    def open_output_stream(self, *args, **options):
+        if self.left:
+            self.left -= 1
+            raise OSError(self.words)
+        return self.fs.open_output_stream(*args, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.fs, name)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "AWS Error UNKNOWN (HTTP status 429) during PutObject operation: slow down",
+        "AWS Error UNKNOWN (HTTP status 408) during UploadPart operation: No response body.",
+        "AWS Error REQUEST_TIMEOUT during PutObject operation: RequestTimeout",
+        "AWS Error SLOW_DOWN during CompleteMultipartUpload operation: reduce your rate",
+    ],
+)
+def test_a_write_that_a_store_puts_off_is_tried_again(words, bucket, monkeypatch):
+    monkeypatch.setattr(storage, "S3_WAITS_S", (0.01, 0.01, 0.01))
+    whole = storage.filesystem
+    fs = Stumbles(whole(bucket)[0], words, 2)
+    monkeypatch.setattr(storage, "filesystem", lambda path: (fs, whole(path)[1]))
+    storage.write_bytes(f"{bucket}/a.json", b"{}")
+    assert fs.left == 0
+    assert storage.read_bytes(f"{bucket}/a.json") == b"{}"
+    fs.left, fs.words = 9, "AWS Error ACCESS_DENIED during PutObject operation: no"
+    with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        storage.write_bytes(f"{bucket}/a.json", b"{}")
+    assert fs.left == 8
+
+
+def test_a_disk_that_can_only_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StorageError, match=r"a\.json: the disk can only be read; name another"):
+        storage.write_bytes(str(tmp_path / "a.json"), b"{}")
+    assert list(tmp_path.iterdir()) == []

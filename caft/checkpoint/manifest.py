@@ -3,8 +3,10 @@ Written last, so that a folder without one was never finished; read before anyth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,7 @@ WEIGHTS, CONFIG, MANIFEST, TRAINING_STATE = (
     "training_state",
 )
 FORMAT, FORMAT_VERSION = "caft-checkpoint", 1
+OWN_DIGEST = "manifest_sha256"  # of the manifest's other entries; older ones have none
 
 
 def write_manifest(folder: Path, info: dict[str, Any], names: Sequence[str] | None = None) -> None:
@@ -35,9 +38,15 @@ def write_manifest(folder: Path, info: dict[str, Any], names: Sequence[str] | No
         if file.is_file()
     }
     manifest = {"format": FORMAT, "version": FORMAT_VERSION, **info, "files": files}
+    manifest[OWN_DIGEST] = _own_digest(manifest)
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    # On the disk in this order, so that a machine that loses its power leaves no manifest of files
+    # that are not there.
+    for path in [*(folder / name for name in files), temporary, *_folders_of(folder, files)]:
+        _sync(path)
     temporary.replace(folder / MANIFEST)
+    _sync(folder)
 
 
 def read_manifest(folder: str | Path, verify: bool | Collection[str] = False) -> dict[str, Any]:
@@ -76,12 +85,38 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _own_digest(manifest: dict[str, Any]) -> str:
+    """Of a manifest's other entries, however they are laid out as text."""
+    rest = {key: value for key, value in manifest.items() if key != OWN_DIGEST}
+    as_read = json.loads(json.dumps(rest))  # keys are texts there, whatever they were
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def _folders_of(folder: Path, files: Collection[str]) -> list[Path]:
+    """All folders that files are in, the innermost first."""
+    inside = {parent for name in files for parent in PurePosixPath(name).parents}
+    return [folder / path for path in sorted(inside, reverse=True)]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # of some network disks
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _misshapen(manifest: Any) -> str | None:
     """What a manifest lacks, of what `write_manifest` gives every one."""
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return f"no manifest of a checkpoint, 'format' is not '{FORMAT}'"
     if manifest.get("version") != FORMAT_VERSION:
         return f"version {str(manifest.get('version'))[:20]!r}, not {FORMAT_VERSION}"
+    if manifest.get(OWN_DIGEST, own := _own_digest(manifest)) != own:
+        return "damaged, its digest is not its own"
     files = manifest.get("files")
     if not isinstance(files, dict):
         return "'files' is no list of files with sizes and digests"

@@ -13,13 +13,21 @@ from pipelines.data.config import DataConfig
 from pipelines.data.stage import run
 from pipelines.ownership import owned
 
-COMMANDS = ("retry", "verify", "stats", "estimate")
+COMMANDS = ("retry", "verify", "stats", "estimate", "export")
 
 
 def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         return stage_main(DataConfig, run, list(argv))
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    # argparse takes no key=value behind an option that follows a first argument.
+    args, rest = parser.parse_known_args(argv)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (
+        rest and not hasattr(args, "overrides")
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
     return command(lambda: args.call(args))
 
 
@@ -64,6 +72,14 @@ def _estimate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from pipelines.data.export import export
+
+    sizes = export(args.dataset, args.to, args.overrides)
+    print(f"data: exported {sum(sizes.values()):,} rows in {len(sizes):,} files")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -90,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", metavar="FILE", help="write the numbers there, too")
     estimate.add_argument("--dollars-per-core-hour", type=float, help="your price; adds a cost")
     estimate.set_defaults(call=_estimate)
+
+    export = commands.add_parser("export", help="write a finished dataset in another form")
+    export.add_argument("dataset")
+    export.add_argument("--to", required=True, choices=("webdataset", "huggingface"))
+    export.add_argument("overrides", nargs="*", metavar="output=FOLDER")
+    export.set_defaults(call=_export)
     return parser
 
 

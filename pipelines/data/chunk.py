@@ -31,6 +31,7 @@ from pipelines.data.join.values import image_fields
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
+from pipelines.data.seen import Seen
 from pipelines.data.sources import LeftOut, fetch_file, is_file, parse_rows, read_container
 from pipelines.data.sources.rows import new_row
 from pipelines.data.sources.tar_members import DamagedTar
@@ -80,8 +81,7 @@ def _process(
     rows = read_chunk(chunk, config, layout, equal.moved, left_out)
     rows = refuse_before_download(rows, equal, config)
     reasons: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    captions: Counter[str] = Counter()
+    seen = Seen()
     seconds: defaultdict[str, float] = defaultdict(float)
     count = 0
     with (
@@ -98,12 +98,12 @@ def _process(
         for row in timed(fetch(rows, config), "fetch", seconds):
             watchdog.moved()
             started = time.perf_counter()
+            seen.fetched(row)
             with located(f"row {row['url']}"):
                 prepare(row, decoder, config, evaluation)
             decoded = time.perf_counter()
             count += 1
-            notes.update(row["notes"])
-            captions.update({entry["source"] for entry in row["texts"]})
+            seen.add(row)
             if row["reason"] is None:
                 kept.add(row)
                 index.add(index_row(row))
@@ -118,9 +118,9 @@ def _process(
         "chunk": chunk.number,
         "input_rows": count,
         "kept": kept.entry,
+        "rejects": rejects.entry,
         "reasons": dict(reasons),
-        "notes": dict(notes),
-        "captions": dict(captions),
+        **seen.receipt(),
         "left_out": left_out.rows,
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
     }

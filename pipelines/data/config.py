@@ -347,7 +347,7 @@ class DataConfig(StageConfig):
     output: str
     chunk_rows: int = Field(10_000, gt=0, description="rows per unit of work and of recovery")
     chunk_mb: int = Field(
-        1024, gt=0, description="bytes of a tar that are one unit of work; a larger one is cut"
+        512, gt=0, description="bytes of a tar that are one unit of work; a larger one is cut"
     )
     file_mb: int = Field(512, gt=0, description="size of a part file, reached by whole chunks")
     row_group_rows: int = Field(128, gt=0)

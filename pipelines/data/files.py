@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from caft.errors import DataError
 from pipelines import storage
 from pipelines.data.chunk import CANDIDATE_REJECT_SCHEMA, CANDIDATE_SCHEMA, PLACE
 from pipelines.data.config import DataConfig
@@ -95,9 +96,20 @@ def _drops_of(drops: pa.Table, chunk: int) -> pa.Table:
 
 def _candidates(layout: Layout, chunk: int) -> pa.Table:
     """A chunk's candidates as they were written: in the order in which they were fetched."""
-    if storage.read_json(layout.receipt("chunk", chunk))["kept"] is None:
+    kept = storage.read_json(layout.receipt("chunk", chunk))["kept"]
+    if kept is None:
         return CANDIDATE_SCHEMA.empty_table()
-    return read_table(layout.candidate(chunk))
+    return _as_written(layout.candidate(chunk), kept["sha256"], layout)
+
+
+def _as_written(path: str, digest: str, layout: Layout) -> pa.Table:
+    """A file of a chunk. Raises DataError where it has changed since the chunk's receipt."""
+    if storage.sha256(path) != digest:
+        raise DataError(
+            f"{path}: has changed since it was written, its digest is not that of its receipt; "
+            f"delete {layout.work}, and run the same command again to make its rows anew"
+        )
+    return read_table(path)
 
 
 def _in_order(
@@ -135,8 +147,10 @@ def _write_rejects(
 ) -> dict[str, Any] | None:
     """The chunk's rejects and its dropped candidates as one file; its entry, None without any."""
     tables = [gone.cast(CANDIDATE_REJECT_SCHEMA)]
-    if storage.exists(layout.candidate_rejects(chunk.number)):
-        tables.append(read_table(layout.candidate_rejects(chunk.number)))
+    path = layout.candidate_rejects(chunk.number)
+    if storage.exists(path):
+        entry = storage.read_json(layout.receipt("chunk", chunk.number)).get("rejects")
+        tables.append(_as_written(path, entry["sha256"], layout) if entry else read_table(path))
     table = pa.concat_tables(tables).sort_by(PLACE.name).select(REJECT_SCHEMA.names)
     name = layout.rejects(chunk.number)
     with ParquetSink(storage.join(layout.output, name), REJECT_SCHEMA, REJECTS_ROW_GROUP) as sink:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines import storage
 
-CONFIG_COPY, IDENTITY = "data.yaml", "identity.json"
+CONFIG_COPY, IDENTITY, RUN = "data.yaml", "identity.json", "run.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class Layout:
 
     def receipt(self, step: str, number: int) -> str:
         return storage.join(self.work, f"{step}-{number:05d}.json")
+
+    def tracked_run(self) -> str | None:
+        """The MLflow run of an attempt at this generation that did not finish."""
+        path = storage.join(self.work, RUN)
+        return str(storage.read_json(path)["run_id"]) if storage.exists(path) else None
+
+    def keep_tracked_run(self, run_id: str) -> None:
+        storage.write_json(storage.join(self.work, RUN), {"run_id": run_id})
 
     def relative(self, path: str) -> str:
         """A path below the output, without it: what a manifest holds, so that a set can move."""

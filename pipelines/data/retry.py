@@ -72,7 +72,9 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
     again = about(config, f"Tries {rows:,} rejected rows again ({', '.join(reasons)}).")
-    with Tracker.start(config.tracking, again, config) as tracker:
+    earlier = layout.tracked_run()
+    with Tracker.start(config.tracking, again, config, run_id=earlier) as tracker:
+        layout.keep_tracked_run(tracker.run_id)
         known = _index_known(dataset, layout)
         added = build(config, layout, plan, known)
         merged = Entries(
@@ -80,6 +82,7 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
             rejects=[*_rest(dataset, layout, set(reasons)), *added.rejects],
             input_rows=dataset.manifest["counts"]["input_rows"],
             texts={name: s.get("texts", {}) for name, s in dataset.manifest["sources"].items()},
+            work={name: s.get("work", {}) for name, s in dataset.manifest["sources"].items()},
         )
         fingerprint = dataset.manifest["input_fingerprint"]
         manifest = make_manifest(config, fingerprint, merged, layout.generation, tracker.run_id)

@@ -32,6 +32,7 @@ from pipelines.data.files import (
 from pipelines.data.filters import check_filters
 from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
 from pipelines.data.plan import Plan, make_plan
+from pipelines.data.seen import texts_of, work_of
 from pipelines.data.sources import detect_kind, source_identity
 from pipelines.data.sources.check import check_source
 from pipelines.data.stats import PAGE, publish
@@ -87,7 +88,9 @@ def _make(config: DataConfig, layout: Layout) -> None:
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     if not storage.exists(layout.work):  # a run that goes on has used some of the space already
         storage.check_space(output, rows * BYTES_PER_ROW)
-    with Tracker.start(config.tracking, about(config), config) as tracker:
+    earlier = layout.tracked_run()
+    with Tracker.start(config.tracking, about(config), config, run_id=earlier) as tracker:
+        layout.keep_tracked_run(tracker.run_id)
         entries = build(config, layout, plan)
         manifest = make_manifest(config, plan.fingerprint, entries, 0, tracker.run_id)
         if manifest["counts"]["kept"] == 0:
@@ -160,6 +163,7 @@ def make_manifest(
             "licence": source.licence,
             "weight": source.weight,
             "texts": entries.texts.get(source.name, {}),
+            "work": entries.work.get(source.name, {}),
             **_counts(kept, rejected),
         }
     kept = sum(entry["rows"] for entry in entries.files)
@@ -233,6 +237,7 @@ class Entries:
     rejects: list[dict[str, Any]]
     input_rows: int
     texts: dict[str, dict[str, Any]]  # of each source, what `texts_of` says
+    work: dict[str, dict[str, Any]]  # and what `work_of` says
 
 
 def check(config: DataConfig) -> None:
@@ -286,34 +291,14 @@ def build(config: DataConfig, layout: Layout, plan: Plan, known: Sequence[int] =
     sizes = {number: receipts[number]["kept"]["bytes"] for number in with_rows}
     groups = group_chunks(plan.chunks, sizes, config.file_mb * 2**20)
     written = _write_groups(config, layout, plan, groups, cpus)
+    names = [source.name for source in config.sources]
     return Entries(
         files=[entries["part"] for entries in written if entries["part"]],
         rejects=[entry for entries in written for entry in entries["rejects"]],
         input_rows=sum(receipt["input_rows"] for receipt in receipts.values()),
-        texts={
-            source.name: _texts(number, plan, receipts)
-            for number, source in enumerate(config.sources)
-        },
+        texts={name: texts_of(number, plan, receipts) for number, name in enumerate(names)},
+        work={name: work_of(number, plan, receipts) for number, name in enumerate(names)},
     )
-
-
-def _texts(source: int, plan: Plan, receipts: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What was seen of a source's texts, in rows: that hold each caption column, that needed
-    repair; and columns and files that are left out."""
-    captions: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    left_out: dict[str, int | None] = dict(plan.left_out[source]) if plan.left_out else {}
-    for chunk in plan.chunks:
-        if chunk.source != source:
-            continue
-        receipt = receipts[chunk.number]
-        captions.update(receipt.get("captions", {}))
-        notes.update(receipt.get("notes", {}))
-        for name, rows in receipt.get("left_out", {}).items():
-            known = left_out.get(name)
-            left_out[name] = rows if known is None else known + (rows or 0)
-    texts = {"captions": dict(captions), "notes": dict(notes), "left_out": left_out}
-    return texts | ({"captions_from": plan.joined[source]} if source in plan.joined else {})
 
 
 def _process_chunks(

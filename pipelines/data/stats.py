@@ -25,6 +25,7 @@ from pipelines.tracking import Tracker
 PAGE = "stats.html"
 SHOWN = 20  # names in one cell of a table
 BROKEN_SHARE = 0.1  # of a source's rows, from which on the page warns
+LEAST_JOINED = 0.5  # of a source's images should have captions
 TEMPLATE = Path(__file__).parent / "stats.html.j2"
 
 
@@ -116,20 +117,72 @@ def render(dataset: Dataset, finished: datetime) -> str:
         rejected=read_rejects(dataset),
         pairs=pair_pictures(dataset.path),
         texts=_texts(sources),
+        work=_work(sources),
         warnings=_warnings(sources),
         facts=_facts(dataset, finished),
     )
 
 
-def _texts(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """What is known of each source's texts, in words; sources of earlier versions say nothing."""
+def _texts(sources: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What is known of each source's texts, in words; sources of earlier versions say less."""
     return {
         name: {
-            part: _listed(said["texts"].get(part, {})) for part in ("captions", "notes", "left_out")
+            part: _listed(said["texts"].get(part, {}))
+            for part in ("captions", "notes", "scripts", "left_out")
+        }
+        | {
+            "lengths": _lengths(said["texts"].get("lengths", {})),
+            "joined": _joined(said["texts"].get("captions_from")),
+            "sample": said["texts"].get("sample"),
         }
         for name, said in sources.items()
         if said.get("texts")
     }
+
+
+def _work(sources: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Duration, pace and bytes of each source of which they are known."""
+    return {
+        name: [
+            _duration(work["elapsed_s"]),
+            _duration(work["task_s"]),
+            f"{work['rows'] / max(work['elapsed_s'], 0.1):,.1f}",
+            bytes_text(work["fetched_bytes"]),
+        ]
+        for name, said in sources.items()
+        if (work := said.get("work"))
+    }
+
+
+def _lengths(texts: dict[str, int]) -> str:
+    """`half up to 64, 95% up to 256, the longest up to 1,024`."""
+    total, found = sum(texts.values()), 0
+    below: dict[float, int] = {}
+    for most, count in texts.items():
+        found += count
+        for share in (0.5, 0.95, 1.0):
+            if found >= share * total:
+                below.setdefault(share, int(most))
+    if not below:
+        return ""
+    return f"half up to {below[0.5]:,}, 95% up to {below[0.95]:,}, all up to {below[1.0]:,}"
+
+
+def _joined(counts: dict[str, Any] | None) -> str:
+    if counts is None:
+        return ""
+    rejected = sum(counts["rejected"].values())
+    why = f" ({_listed(counts['rejected'])})" if rejected else ""
+    return (
+        f"{counts['rows']:,} rows = joined {counts['joined']:,} + without an image "
+        f"{counts['without_image']:,} + rejected {rejected:,}{why}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _listed(rows: dict[str, int | None]) -> str:
@@ -151,6 +204,10 @@ def _warnings(sources: dict[str, dict[str, Any]]) -> list[str]:
         elif broken > BROKEN_SHARE * said["input_rows"]:
             share = _share(broken, said["input_rows"])
             found.append(f"{name}: {share} of its rows are broken (bad_row, bad_text)")
+        joined = said.get("texts", {}).get("captions_from")
+        if joined and joined["images_joined"] < LEAST_JOINED * joined["images"]:
+            share = _share(joined["images_joined"], joined["images"])
+            found.append(f"{name}: {share} of its images have a row in captions_from")
     return found
 
 

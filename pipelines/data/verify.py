@@ -116,6 +116,15 @@ def _count_problems(
                 problems.append(
                     f"{MANIFEST}: {group}.{field} is {said[field]}, the files hold {counted}"
                 )
+    for name, said in manifest["sources"].items():
+        joined = said.get("texts", {}).get("captions_from")
+        if joined is not None:
+            found = joined["joined"] + joined["without_image"] + sum(joined["rejected"].values())
+            if found != joined["rows"]:
+                problems.append(
+                    f"{MANIFEST}: sources.{name}.texts.captions_from.rows is {joined['rows']}, "
+                    f"its parts are {found}"
+                )
     return problems
 
 

@@ -11,7 +11,7 @@ from caft.checkpoint import MANIFEST
 from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.evaluate.adapters import Adapter, is_path, open_adapter
-from pipelines.run_layout import CHECKPOINTS, FINAL, STEP
+from pipelines.run_layout import CHECKPOINTS, FINAL, step_folder, step_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _places(name: str) -> list[str]:
         return [name]
     path = storage.usable_path(name, "checkpoint").rstrip("/")
     folder = storage.join(path, CHECKPOINTS)
-    steps = [step for step in storage.list_folders(folder) if step.startswith(STEP)]
+    steps = [step for step in storage.list_folders(folder) if step_of(step) is not None]
     if not steps:
         return [path]
     kept = [
@@ -81,7 +81,7 @@ def _places(name: str) -> list[str]:
         if not isinstance(last, dict) or not isinstance(last.get("step", 0), int | None):
             raise CheckpointError(f"{final}/{MANIFEST}: no manifest of a checkpoint")
         own = last.get("averaged", False)  # what the checkpoint of the same step does not have
-        if own or f"{STEP}{int(last.get('step') or 0):08d}" not in steps:
+        if own or step_folder(int(last.get("step") or 0)) not in steps:
             kept.append(final)
     if not kept:
         raise CheckpointError(f"{folder}: none of its {len(steps)} checkpoints is finished")

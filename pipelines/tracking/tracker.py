@@ -47,7 +47,8 @@ class Tracker:
     """One MLflow run. Calls return at once; a background thread sends what they recorded.
     `run_id` is that of a stand-in until the server has made the run.
 
-    As a context manager it ends the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
+    As a context manager it ends the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C or
+    SIGTERM.
     """
 
     def __init__(
@@ -212,7 +213,7 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
         self.close("KILLED" if stopped else "FINISHED" if kind is None else "FAILED")
 
     def _record(self, event: dict[str, Any]) -> None:

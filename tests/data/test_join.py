@@ -21,6 +21,7 @@ from pipelines.data.join.sides import gather_images, read_captions, scan
 from pipelines.data.join.values import file_stem
 from pipelines.data.paths import ROWS_PER_CHUNK, Chunk, Layout
 from pipelines.data.plan import plan_source
+from pipelines.data.probe import draw
 from pipelines.data.retry import retry
 from pipelines.data.sources.check import check_source
 from pipelines.data.stage import run
@@ -105,6 +106,10 @@ def test_every_row_of_both_sides_is_counted(tmp_path, kind, partitions, monkeypa
     assert read["rejected"] == {"no_caption": 1, "bad_row": 1}
     assert total == {"joined": 49, "without_image": 10, "images": 48}
     assert total["joined"] + total["without_image"] + 2 == read["rows"]
+    captions.unlink()  # a run that is resumed takes what is there
+    again, _, same = joined(config, partitions, tmp_path)
+    assert same == total
+    assert [row["texts"] for row in again] == [row["texts"] for row in rows]
 
 
 def test_joined_by_key_by_name_and_by_a_field(tmp_path):
@@ -233,3 +238,23 @@ def test_a_list_without_a_row_for_any_image_ends_it_before_the_chunks(ray_cluste
     source = {"name": "x", "path": str(tar), "captions_from": {"path": str(captions)}}
     with pytest.raises(DataError, match=r"its urls are such as 'http://b/a.jpg', the images'.*a/a"):
         run(small_config(tmp_path, [source]))
+
+
+def test_a_sample_has_the_captions_that_the_stage_will_join(tmp_path):
+    members = []
+    for n in range(6):
+        beside = json.dumps({"url": f"http://a/{n}.jpg", "caption": "alt text"}).encode()
+        members += [(f"{n}.png", image_bytes(n)), (f"{n}.json", beside)]
+    tar = write(tmp_path / "a.tar", tar_bytes(members))
+    lines = [f"http://a/{n}.jpg,Caption {n}." for n in range(1, 9)] + ["http://a/1.jpg,Another."]
+    captions = write(tmp_path / "c.csv", "\n".join(["url,caption", *lines]))
+    config = small_config(
+        tmp_path, [{"name": "x", "path": str(tar), "captions_from": {"path": str(captions)}}]
+    )
+    (drawn,) = draw(config, 6, 0)
+    found = {row["url"][-5:]: [entry["texts"] for entry in row["texts"]] for row in drawn.rows}
+    assert found["0.png"] == []
+    assert found["1.png"] == [["Caption 1."], ["Another."]]
+    assert found["5.png"] == [["Caption 5."]]
+    reasons = [row["reason"] for row in drawn.rows]
+    assert sorted(filter(None, reasons)) == ["no_caption_row"]

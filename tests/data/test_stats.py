@@ -18,7 +18,7 @@ from pipelines.data.dataset import open_dataset
 from pipelines.data.reasons import REASONS
 from pipelines.data.retry import retry
 from pipelines.data.stage import run
-from pipelines.data.stats import _texts, _warnings, write_stats
+from pipelines.data.stats import _texts, _warnings, _work, write_stats
 from pipelines.data.stats_rejects import HOSTS_KEPT, _Hosts, read_rejects
 from pipelines.data.stats_rows import sample_kept
 
@@ -175,19 +175,41 @@ def test_texts_and_warnings_are_in_words():
         "captions": {"raw": 1200},
         "notes": {"entities": 3},
         "left_out": {"title": 7, "w": None},
+        "scripts": {"Latin": 90, "Han": 10},
+        "lengths": {"16": 60, "128": 39, "1024": 1},
+        "captions_from": {
+            "rows": 9,
+            "joined": 5,
+            "without_image": 3,
+            "rejected": {"bad_row": 1},
+            "images": 100,
+            "images_joined": 4,
+        },
+        "sample": {"url": "u", "cells": [["raw", "A dog &amp;"]], "captions": []},
     }
     said = {
         "kept": 80,
         "input_rows": 100,
         "rejected": {"bad_row": 9, "bad_text": 6},
         "texts": texts,
+        "work": {"rows": 300, "elapsed_s": 150.0, "task_s": 9000.0, "fetched_bytes": 5_000_000},
     }
     nothing = {"kept": 0, "input_rows": 5, "rejected": {"dns": 5}}
     assert _texts({"a": said, "old": nothing}) == {
-        "a": {"captions": "raw (1,200)", "notes": "entities (3)", "left_out": "title (7), w"}
+        "a": {
+            "captions": "raw (1,200)",
+            "notes": "entities (3)",
+            "left_out": "title (7), w",
+            "scripts": "Latin (90), Han (10)",
+            "lengths": "half up to 16, 95% up to 128, all up to 1,024",
+            "joined": "9 rows = joined 5 + without an image 3 + rejected 1 (bad_row (1))",
+            "sample": texts["sample"],
+        }
     }
+    assert _work({"a": said, "old": nothing}) == {"a": ["2 min", "2.5 h", "2.0", "5 MB"]}
     assert _warnings({"a": said, "old": nothing}) == [
         "a: 15.0% of its rows are broken (bad_row, bad_text)",
+        "a: 4.0% of its images have a row in captions_from",
         "old: kept none of its 5 rows",
     ]
 

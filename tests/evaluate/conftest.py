@@ -94,7 +94,7 @@ def small_evaluation(sample, dataset_folder, make_checkpoint, tmp_path_factory):
         place = folder / "train" / "checkpoints" / f"step-{step:08d}"
         make_checkpoint(place, caft.create_model("caft_xs"))
         manifest = json.loads((place / "manifest.json").read_text())
-        (place / "manifest.json").write_text(json.dumps(manifest | {"step": step}))
+        write_manifest(place, manifest | {"step": step})
     tracking = TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", spool=str(folder / "spool"))
     settings = {
         "checkpoint": [str(folder / "train"), "python:colours_adapter:make_colours"],

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from caft.checkpoint import read_manifest, write_manifest
 from caft.config import validate
 from caft.errors import CheckpointError, ConfigError
 from pipelines.evaluate.checkpoints import _labels, open_checkpoints
@@ -21,8 +22,7 @@ def training_run(folder, checkpoint, steps, final=None):
 
 def copy(checkpoint, target, step):
     shutil.copytree(checkpoint, target)
-    manifest = target / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"step": 7', f'"step": {step}'))
+    write_manifest(target, read_manifest(target) | {"step": step})
 
 
 def found(*names):
@@ -40,6 +40,9 @@ def test_a_run_s_output_stands_for_its_finished_checkpoints(checkpoint, tmp_path
     run = training_run(tmp_path / "run", checkpoint, [5, 10, 20], final=30)
     (tmp_path / "run" / "checkpoints" / "step-00000010" / "manifest.json").unlink()
     assert found(run) == [("step-00000005", 5), ("step-00000020", 20), ("final", 30)]
+    for name in ("step-abc", "step-00000005.bak", "step-5", "step-"):  # copies that a user made
+        copy(checkpoint, tmp_path / "run" / "checkpoints" / name, 5)
+    assert len(found(run)) == 3
     # named once more by itself, a checkpoint is not scored twice
     again = str(tmp_path / "run" / "checkpoints" / "step-00000005")
     assert len(found(run, again)) == 3

@@ -13,6 +13,7 @@ from evaluate_support import mlflow_runs, start
 
 import caft
 from caft.captions import even_chunks
+from caft.checkpoint import write_manifest
 from caft.config import validate
 from caft.metrics import retrieval_recall
 from pipelines.evaluate.config import EvaluateConfig
@@ -112,7 +113,7 @@ def test_a_series_and_another_model_side_by_side(settings, make_checkpoint, tmp_
         folder = training / "checkpoints" / f"step-{step:08d}"
         make_checkpoint(folder, caft.create_model("caft_xs"))
         manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"step": step}))
+        write_manifest(folder, manifest | {"step": step})
     (training / "checkpoints" / "step-00000030" / "manifest.json").unlink()  # half written
     settings["benchmarks"] = settings["benchmarks"][1:]
     settings["report"] = {"images": 0, "retrievals": 0}

@@ -1,6 +1,5 @@
 """The whole stage on a small dataset: numbers, report, MLflow, reruns, and refusals."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -16,6 +15,7 @@ from evaluate_support import mlflow_runs, start
 
 import caft
 from caft.captions import even_chunks
+from caft.checkpoint import write_manifest
 from caft.config import validate
 from caft.errors import CheckpointError, ConfigError, DataError, StorageError
 from caft.metrics import binarise, centre_box, mask_iou, retrieval_recall
@@ -259,10 +259,7 @@ def test_a_checkpoint_of_another_configuration_stops_it(settings, tmp_path, make
     folder = make_checkpoint(tmp_path / "other", caft.create_model("caft_xs"))
     config = (folder / "config.yaml").read_text().replace("embed_dim: 256", "embed_dim: 128")
     (folder / "config.yaml").write_text(config)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    digest = hashlib.sha256(config.encode()).hexdigest()
-    manifest["files"]["config.yaml"] = {"bytes": len(config), "sha256": digest}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
     refused(settings | {"checkpoint": str(folder)}, CheckpointError, "does not fit")
 
 

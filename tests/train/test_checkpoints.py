@@ -44,6 +44,9 @@ def test_a_checkpoint_is_there_once_it_is_whole(place, capsys):
         store.publish(12, lambda folder: write_small(folder) or 1 // 0)
     storage.delete_file(storage.join(store.path(12), "manifest.json"))  # of a killed process
     storage.write_bytes(storage.join(store.path(16), WEIGHTS), b"half")
+    for name in ("step-abc", "step-00000200.bak", "step-200", "step-"):
+        storage.write_bytes(f"{place}/checkpoints/{name}/manifest.json", b"{}")
+    assert {4, 8, 16} <= set(store.steps()) <= {4, 8, 12, 16}
     assert store.newest_step() == 8
     assert store.newest_whole(tiny_config()) == 8
     storage.write_bytes(storage.join(store.path(8), "training_state", "state"), b"y")

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.data.config import DataConfig
-from pipelines.data.dedup.index import is_in, load_index, numbered, run_pass
+from pipelines.data.dedup.index import gathered_indices, is_in, load_index, numbered, run_pass
 from pipelines.data.dedup.pairs import Pairs, exact_duplicates, in_partition, in_turn
 from pipelines.data.dedup.samples import write_samples
 from pipelines.data.dedup.similar import read_pairs, same_and_near, write_pairs
 from pipelines.data.paths import Layout
-from pipelines.data.write import count_rows, write_table
+from pipelines.data.write import write_table
 
 # `row`: a candidate's number in the whole set.
 DROP_SCHEMA = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
@@ -52,7 +52,7 @@ def find_drops(
         write_table(drops_path(layout), DROP_SCHEMA.empty_table())
         return
     chunks = [*chunks, *known]
-    rows = sum(count_rows(layout.index(number)) for number in chunks)
+    rows = gathered_indices(layout, chunks).make("gather_indices", concurrency)
     settings = config.duplicates
     partitions = max(1, math.ceil(rows / settings.partition_rows))
     found: dict[str, Pairs] = {}

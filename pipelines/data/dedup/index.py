@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import storage
+from pipelines.data.gathered import Gathered
 from pipelines.data.paths import ROWS_PER_CHUNK, Layout
 from pipelines.data.write import read_table
 from pipelines.workers import run_tasks
@@ -48,16 +49,28 @@ def load_index(
     without: np.ndarray,
     chosen: Callable[[Index], np.ndarray] | None = None,
 ) -> Index:
-    """Candidates of all chunks but those in `without` (sorted row numbers), of which `chosen`
-    keeps some; one chunk's file is in memory at a time."""
-    columns = [name for name in INDEX_SCHEMA.names if name != LOOK]
+    """Candidates of all chunks, whose indices are gathered, but those in `without` (sorted row
+    numbers), of which `chosen` keeps some; few gathered files are in memory at a time."""
     parts = [_as_index(INDEX_SCHEMA.empty_table(), 0)]
-    for number in chunks:
-        index = _as_index(read_table(layout.index(number), columns), number)
-        index = index.where(~is_in(index.row, without))
-        parts.append(index if chosen is None else index.where(chosen(index)))
+    for place, table in gathered_indices(layout, chunks).tables():
+        parts.append(_chosen(_as_index(table, chunks[place]), without, chosen))
     joined = ([getattr(part, field.name) for part in parts] for field in fields(Index))
     return Index(*(np.concatenate(column) for column in joined))
+
+
+def load_chunk(
+    layout: Layout, chunk: int, without: np.ndarray, chosen: Callable[[Index], np.ndarray]
+) -> Index:
+    """Candidates of one chunk, as `load_index` gives those of all."""
+    table = read_table(layout.index(chunk), list(gathered_indices(layout, [chunk]).columns))
+    return _chosen(_as_index(table, chunk), without, chosen)
+
+
+def gathered_indices(layout: Layout, chunks: Sequence[int]) -> Gathered:
+    """The chunks' indices as few files, without their looks."""
+    files = tuple(layout.index(number) for number in chunks)
+    columns = tuple(name for name in INDEX_SCHEMA.names if name != LOOK)
+    return Gathered(files, storage.join(layout.work, "indices"), columns)
 
 
 def load_looks(layout: Layout, chunk: int, rows: np.ndarray) -> pa.ChunkedArray:
@@ -86,6 +99,13 @@ def run_pass(name: str, function: Callable[[Any], None], items: Iterable[Any], t
 def numbered(layout: Layout, name: str, part: int) -> str:
     """The file for what part `part` of a pass finds."""
     return storage.join(layout.work, f"pairs-{name}-{part:05d}.parquet")
+
+
+def _chosen(
+    index: Index, without: np.ndarray, chosen: Callable[[Index], np.ndarray] | None
+) -> Index:
+    index = index.where(~is_in(index.row, without))
+    return index if chosen is None else index.where(chosen(index))
 
 
 def _as_index(table: pa.Table, chunk: int) -> Index:

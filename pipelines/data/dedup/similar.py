@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.data.dedup.index import is_in, load_index, load_looks, numbered, run_pass
+from pipelines.data.dedup.index import is_in, load_chunk, load_index, load_looks, numbered, run_pass
 from pipelines.data.dedup.looks import as_looks, same_picture
 from pipelines.data.dedup.pairs import (
     Pairs,
@@ -127,7 +127,7 @@ def _gather(
         wanted = read_table(hashes)["phash"].to_numpy()
         tables = [LOOKED_AT.empty_table()]
         for chunk in groups[number]:
-            index = load_index(layout, [chunk], gone, lambda i: is_in(i.phash, wanted))
+            index = load_chunk(layout, chunk, gone, lambda i: is_in(i.phash, wanted))
             if len(index.row):
                 looks = load_looks(layout, chunk, index.row)
                 columns = [index.row, index.phash, index.characters, looks]

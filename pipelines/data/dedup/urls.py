@@ -14,7 +14,9 @@ import pyarrow as pa
 from pipelines import storage
 from pipelines.data.config import DataConfig
 from pipelines.data.dedup.pairs import exact_duplicates, in_partition
+from pipelines.data.gathered import Gathered
 from pipelines.data.paths import ROWS_PER_CHUNK, Chunk, Layout
+from pipelines.data.planned import INDEX_SCHEMA
 from pipelines.data.sources import RAW_SCHEMA
 from pipelines.data.write import read_table, write_table
 from pipelines.workers import run_tasks
@@ -49,6 +51,7 @@ def equal_urls(
     if not storage.exists(path):
         rows = sum(chunk.rows or 0 for chunk in lists)
         partitions = max(1, -(-rows // config.duplicates.partition_rows))
+        _gathered(lists, layout).make("gather_urls", concurrency)
 
         def find(part: int) -> dict[str, list[int]]:
             return _find(lists, layout, part, partitions)
@@ -205,14 +208,19 @@ def _by_chunk(table: pa.Table) -> dict[int, EqualUrls]:
     }
 
 
+def _gathered(chunks: Sequence[Chunk], layout: Layout) -> Gathered:
+    names = (chunk.path.rpartition("/")[2] for chunk in chunks)
+    files = tuple(storage.join(layout.plan, f"index-{name}") for name in names)
+    return Gathered(files, storage.join(layout.work, "urls"), tuple(INDEX_SCHEMA.names))
+
+
 def _keys_of(
     chunks: list[Chunk], layout: Layout, part: int, partitions: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keys, caption characters and row numbers (n,) of one partition of all planned rows."""
     found = [(np.empty(0, "V16"), np.empty(0, np.int64), np.empty(0, np.int64))]
-    for chunk in chunks:
-        folder, name = layout.plan, chunk.path.rsplit("/", 1)[-1]
-        table = read_table(storage.join(folder, f"index-{name}"))
+    for place, table in _gathered(chunks, layout).tables():
+        chunk = chunks[place]
         keys = table["key"].to_pylist()
         there = np.flatnonzero([key is not None for key in keys])
         joined = np.frombuffer(b"".join(key for key in keys if key is not None), "V16")

@@ -166,6 +166,10 @@ def _no_match(
 ) -> str:
     joined = joined_list(source)
     theirs = next(filter(None, (result["example"] for result in read_files)), None)
+    if theirs is None:
+        rejected = sum((Counter(result["rejected"]) for result in read_files), Counter())
+        why = ", ".join(f"{reason} {count:,}" for reason, count in rejected.most_common())
+        return f"{joined.path}: none of its rows can be used: {why}"
     ours = next(filter(None, (result["example"] for result in gathered)), None)
     if ours is None and chunks[0].container:
         fields = image_fields(source)

@@ -59,7 +59,7 @@ def new_row(url: str, source: SourceConfig) -> dict[str, Any]:
 def set_texts(
     row: dict[str, Any], cells: Iterable[tuple[str, str, Any]], complaint: str | None = None
 ) -> None:
-    """Set a row's `texts` and `notes`, or its reason if it has no text, or a damaged one.
+    """Set a row's `cells`, `texts` and `notes`, or its reason if it has no text, or a damaged one.
 
     Args:
         cells: source and kind of each caption, and what its cell holds: see `cell_texts`.
@@ -68,7 +68,9 @@ def set_texts(
     notes: set[str] = set()
     complaints = [complaint] if complaint else []
     seen: set[str] = set()
+    row["cells"] = []
     for source, kind, cell in cells:
+        row["cells"].append((source, cell))
         said: list[str] = []
         found = cell_texts(cell, notes, said)
         complaints += [f"{source}: {one}" for one in said]

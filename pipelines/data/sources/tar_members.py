@@ -17,7 +17,8 @@ from pipelines.data.sources import paths
 BLOCK = tarfile.BLOCKSIZE
 MARK, MARK_AT = b"ustar", 257
 MAX_HEADER_BYTES = 2**20  # of a long name, or of a header in the form of POSIX's pax
-PIECE_BYTES = 2**22
+PIECE_BYTES = 2**22  # that a remote tar is read in: each is a request
+LOCAL_PIECE_BYTES = 2**16
 NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 WITHOUT_DATA = (
@@ -147,8 +148,10 @@ class _Blocks:
 
     def __init__(self, stream: pa.NativeFile, path: str, start: int) -> None:
         self._stream, self._path = stream, path
-        self._buffer = b""
-        self._seeks = storage.is_local(path) and stream.seekable()
+        self._buffer, self._at = b"", 0  # what is read, and where in it the next block starts
+        local = storage.is_local(path)
+        self._seeks = local and stream.seekable()
+        self._piece = LOCAL_PIECE_BYTES if local else PIECE_BYTES
         self.position = start
         self.files = 0
         if start:
@@ -158,7 +161,7 @@ class _Blocks:
         """Go on to the next header; False: there is none."""
         while len(block := self._read(BLOCK)) == BLOCK:
             if _is_header(block):
-                self._buffer = block + self._buffer
+                self._at -= BLOCK
                 self.position -= BLOCK
                 return True
         return False
@@ -197,13 +200,13 @@ class _Blocks:
             more = self.data(BLOCK)[504]
 
     def _skip(self, size: int) -> None:
-        if self._seeks and size > len(self._buffer) + PIECE_BYTES // 64:
+        if self._seeks and size > len(self._buffer) - self._at + LOCAL_PIECE_BYTES:
             # To the last block: that it is there shows that all before it are.
             self.position += size - BLOCK
             if self.position > self._stream.size():
                 raise tarfile.ReadError("it ends early")
             self._stream.seek(self.position)
-            self._buffer, size = b"", BLOCK
+            self._buffer, self._at, size = b"", 0, BLOCK
         while size > 0:
             data = self._read(min(size, PIECE_BYTES))
             if not data:
@@ -211,11 +214,14 @@ class _Blocks:
             size -= len(data)
 
     def _read(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            data = self._stream.read(max(size - len(self._buffer), 2**16))
-            if not data:
-                break
-            self._buffer += data
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        have = len(self._buffer) - self._at
+        if have < size:
+            pieces = [self._buffer[self._at :]]
+            while have < size and (data := self._stream.read(max(size - have, self._piece))):
+                pieces.append(data)
+                have += len(data)
+            self._buffer, self._at = b"".join(pieces), 0
+        taken = self._buffer[self._at : self._at + size]
+        self._at += len(taken)
         self.position += len(taken)
         return taken

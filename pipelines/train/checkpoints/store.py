@@ -16,7 +16,7 @@ from caft.config import ModelConfig, read_yaml
 from caft.errors import CheckpointError, StorageError
 from pipelines import storage
 from pipelines.identity import Difference, first_difference
-from pipelines.run_layout import CHECKPOINTS, STEP, UNSENT
+from pipelines.run_layout import CHECKPOINTS, UNSENT, step_folder, step_of
 from pipelines.train.config import CheckpointConfig
 
 # Keys of a model's configuration that do not shape it.
@@ -36,13 +36,12 @@ class CheckpointStore:
         self.scores: Callable[[int], Mapping[str, float]] = lambda step: {}
 
     def path(self, step: int) -> str:
-        return storage.join(self._folder, f"{STEP}{step:08d}")
+        return storage.join(self._folder, step_folder(step))
 
     def steps(self) -> list[int]:
         """Of all folders, whole or not, ascending."""
-        names = storage.list_folders(self._folder)
-        numbers = [name.removeprefix(STEP) for name in names if name.startswith(STEP)]
-        return [int(number) for number in numbers if number.isdecimal()]
+        steps = map(step_of, storage.list_folders(self._folder))
+        return sorted(step for step in steps if step is not None)
 
     def newest_step(self) -> int:
         """Of the newest checkpoint with a manifest; 0 without any."""
