@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from caft.config import Config, to_yaml
 from caft.errors import UnexpectedError
 from caft.secrets import holds_secret, masked
-from pipelines import storage
+from pipelines import user_paths
 from pipelines.failures import understood
 from pipelines.ownership import owned
 from pipelines.recipes import load_recipe
@@ -82,7 +82,7 @@ def stage_main(
             from pipelines.runs import check_tracking  # MLflow, which --print-config does not need
 
             config = config.model_copy(update={"tracking": check_tracking(config.tracking)})
-            output = storage.usable_path(config.model_dump()["output"], "output", folder=True)
+            output = user_paths.usable_path(config.model_dump()["output"], "output", folder=True)
             with owned(output, package.rpartition(".")[2], args.wait):
                 run(config)
         return 0

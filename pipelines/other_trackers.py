@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from caft.errors import ConfigError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.tracking_config import TrackingConfig
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -43,7 +43,7 @@ def check_also(tracking: TrackingConfig) -> dict[str, str]:
         )
     if not tracking.also or tracking.also_folder.startswith("~"):
         return {}
-    folder = storage.usable_path(tracking.also_folder, "tracking.also_folder", folder=True)
+    folder = user_paths.usable_path(tracking.also_folder, "tracking.also_folder", folder=True)
     if not storage.is_local(folder):
         raise ConfigError(f"tracking.also_folder: '{folder}' must be a folder that nodes mount")
     return {"also_folder": folder}

@@ -16,7 +16,7 @@ from typing import Any
 
 from caft.errors import ConfigError, StorageError
 from caft.secrets import masked
-from pipelines import storage
+from pipelines import user_paths
 from pipelines.other_trackers import check_also
 from pipelines.tracking_config import TrackingConfig
 
@@ -73,7 +73,9 @@ def check_tracking(tracking: TrackingConfig) -> TrackingConfig:
     if tracking.uri.startswith(SQLITE):
         require_lasting(tracking)
     if tracking.artifact_root is not None:
-        place = storage.usable_path(tracking.artifact_root, "tracking.artifact_root", folder=True)
+        place = user_paths.usable_path(
+            tracking.artifact_root, "tracking.artifact_root", folder=True
+        )
         changes["artifact_root"] = place
     changes |= check_also(tracking)
     _require_working(tracking)
@@ -90,9 +92,11 @@ def require_lasting(tracking: TrackingConfig, in_job: bool | None = None) -> Non
         ConfigError: as described.
     """
     file = tracking.uri.removeprefix(SQLITE)
-    copy = next((p for p in _sqlite_file(file).parents if p.name == storage.WORKING_COPIES), None)
+    copy = next(
+        (p for p in _sqlite_file(file).parents if p.name == user_paths.WORKING_COPIES), None
+    )
     is_relative = not file.startswith(("/", "~"))
-    if copy or (is_relative and (storage.in_ray_job() if in_job is None else in_job)):
+    if copy or (is_relative and (user_paths.in_ray_job() if in_job is None else in_job)):
         raise ConfigError(
             f"tracking.uri: '{tracking.uri}' lies in the temporary working directory of a Ray job "
             "and would vanish with it; set MLFLOW_TRACKING_URI or tracking.uri to a server, or to "

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import tempfile
 import time
 import uuid
@@ -26,10 +25,9 @@ import fsspec.core
 import pyarrow.fs as pafs
 
 from caft.documents import parse_json
-from caft.errors import ConfigError, StorageError
+from caft.errors import StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
-WORKING_COPIES = "runtime_resources"  # Ray's name of the folder they lie in
 COPY_BYTES = 8 * 2**20
 S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
 S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -47,9 +45,9 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         StorageError: a protocol that is not known, or whose package is not installed.
     """
-    lowered = _lower_scheme(path)
+    lowered = lower_scheme(path)
     if is_local(path):
-        return pafs.LocalFileSystem(), os.path.abspath(_expanded(lowered).removeprefix("file://"))
+        return pafs.LocalFileSystem(), os.path.abspath(expanded(lowered).removeprefix("file://"))
     if lowered.startswith("s3://"):
         return _s3(*_account()), lowered.removeprefix("s3://")
     opened, inner = fsspec_filesystem(path)
@@ -61,7 +59,7 @@ def fsspec_filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     `filesystem`. What it lists is never remembered."""
     if is_local(path):
         return fsspec.filesystem("file"), filesystem(path)[1]
-    lowered = _lower_scheme(path)
+    lowered = lower_scheme(path)
     protocol = lowered.partition("://")[0]
     try:
         if protocol in ("s3", "http", "https"):
@@ -78,7 +76,12 @@ def is_local(path: str) -> bool:
     return re.match(r"(?!(?i:file)://)[A-Za-z][A-Za-z0-9+.-]*(://|::)", path) is None
 
 
-def _lower_scheme(path: str) -> str:
+def expanded(path: str) -> str:
+    """The path with its `~`, if it begins with one, as a home."""
+    return os.path.expanduser(path) if path.startswith("~") else path
+
+
+def lower_scheme(path: str) -> str:
     """`S3://Bucket/Key` as `s3://Bucket/Key`: schemes are the same in both cases."""
     scheme, mark, rest = path.partition("://")
     return f"{scheme.lower()}{mark}{rest}" if mark and "/" not in scheme else path
@@ -307,93 +310,6 @@ def delete_folder(path: str) -> None:
     with _reading(path, "deleted"), suppress(FileNotFoundError):
         if exists(path):
             fs.delete_dir(inner)
-
-
-def usable_path(path: str, field: str, folder: bool = False) -> str:
-    """`path` made absolute, `~` expanded. What a stage can not use is refused here, before it
-    starts.
-
-    Args:
-        folder: whether it is to be a folder.
-
-    Raises:
-        ConfigError: an empty path, one below a file, or a relative one inside a Ray job, which
-            runs in a temporary copy of the working directory: its outputs would vanish with it.
-        StorageError: a path on an S3 endpoint where nobody answers. Later, in the middle of work,
-            it would be given minutes to come back.
-    """
-    if not path.strip():
-        raise ConfigError(f"{field}: is empty; give a path")
-    path = _lower_scheme(path)
-    require_answer(path)
-    if not is_local(path):
-        return path
-    path = _expanded(path)
-    if path.startswith("~"):
-        raise ConfigError(f"{field}: '{path}': there is no such home; give an absolute path")
-    _require_no_file(path.removeprefix("file://"), field, folder)
-    if os.path.isabs(path.removeprefix("file://")):
-        return path
-    if in_ray_job():
-        raise ConfigError(
-            f"{field}: '{path}' is relative; a Ray job needs an absolute or s3:// path"
-        )
-    return os.path.abspath(path)
-
-
-def in_ray_job() -> bool:
-    """Whether the working directory is a temporary copy, which vanishes with its job."""
-    return bool(os.environ.get("RAY_JOB_SUBMISSION_ID")) or WORKING_COPIES in Path.cwd().parts
-
-
-def _expanded(path: str) -> str:
-    return os.path.expanduser(path) if path.startswith("~") else path
-
-
-def _require_no_file(path: str, field: str, folder: bool) -> None:
-    """Refuse what is below a file, and what is one where a folder is due."""
-    whole = Path(os.path.abspath(path))
-    for part in (*([whole] if folder else []), *whole.parents):
-        if os.path.exists(part) and not os.path.isdir(part):
-            raise ConfigError(f"{field}: {path}: {part} is a file, not a folder; name another path")
-
-
-def require_answer(path: str) -> None:
-    """Raises StorageError where `path` is on an S3 endpoint at which nobody answers."""
-    if _lower_scheme(path).startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
-        _connect_once(endpoint)
-
-
-@cache
-def _connect_once(endpoint: str) -> None:
-    parsed = urlparse(endpoint)
-    port = parsed.port or (443 if parsed.scheme == "https" else 80)
-    try:
-        socket.create_connection((parsed.hostname or "", port), CONNECT_S).close()
-    except OSError as error:
-        raise StorageError(
-            f"AWS_ENDPOINT_URL {endpoint}: nobody answers there ({error.strerror or error}); start "
-            "the server or mend the address"
-        ) from None
-
-
-def check_space(path: str, needed_bytes: int) -> None:
-    """Refuse work that cannot fit on the local disk of `path`; other places are not checked.
-
-    Raises:
-        StorageError: fewer than `needed_bytes` are free.
-    """
-    if not is_local(path):
-        return
-    folder = Path(path.removeprefix("file://"))
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise StorageError(
-            f"{path}: {free / 2**20:,.0f} MiB free, about {needed_bytes / 2**20:,.0f} MiB needed; "
-            "free some or choose another output"
-        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tests_support import tiny_config
 from caft.config import Config, load_config
 from caft.errors import ClusterError, ConfigError
 from caft.tokenizer import require_vocabulary
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.config import TrackingConfig
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
@@ -209,12 +209,12 @@ def test_a_database_that_would_vanish_with_its_job(tmp_path, monkeypatch):
 def test_outputs_that_cannot_be(path, message, tmp_path):
     (tmp_path / "note.txt").write_text("x")
     with pytest.raises(ConfigError, match=message):
-        storage.usable_path(path.format(file=tmp_path / "note.txt"), "output", folder=True)
+        user_paths.usable_path(path.format(file=tmp_path / "note.txt"), "output", folder=True)
 
 
 def test_the_home_of_a_path_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert storage.usable_path("~/run", "output", folder=True) == f"{tmp_path}/run"
+    assert user_paths.usable_path("~/run", "output", folder=True) == f"{tmp_path}/run"
     (tmp_path / "note.txt").write_text("x")
     assert storage.read_bytes("~/note.txt") == b"x"
 

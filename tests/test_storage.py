@@ -6,7 +6,7 @@ import os
 import pytest
 
 from caft.errors import ConfigError, StorageError
-from pipelines import storage
+from pipelines import storage, user_paths
 
 
 def test_files_are_written_listed_read_and_deleted(place):
@@ -29,16 +29,16 @@ def test_a_missing_file_is_named(place):
 
 
 def test_relative_paths_are_refused_inside_a_ray_job(monkeypatch):
-    assert os.path.isabs(storage.usable_path("runs/x", "output"))
+    assert os.path.isabs(user_paths.usable_path("runs/x", "output"))
     monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "raysubmit_1")
     with pytest.raises(ConfigError, match="output: 'runs/x' is relative"):
-        storage.usable_path("runs/x", "output")
-    assert storage.usable_path("s3://b/x", "output") == "s3://b/x"
+        user_paths.usable_path("runs/x", "output")
+    assert user_paths.usable_path("s3://b/x", "output") == "s3://b/x"
 
 
 def test_work_that_cannot_fit_is_refused(tmp_path):
     with pytest.raises(StorageError, match=r"MiB free, about .* MiB needed"):
-        storage.check_space(str(tmp_path / "new" / "folder"), 2**60)
+        user_paths.check_space(str(tmp_path / "new" / "folder"), 2**60)
 
 
 class Stumbles:

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipelines import storage
+from pipelines import user_paths
 from pipelines.config import command, stage_main
 from pipelines.data.config import DataConfig
 from pipelines.data.stage import run
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 def _retry(args: argparse.Namespace) -> int:
     from pipelines.data.retry import retry
 
-    dataset = storage.usable_path(args.dataset, "dataset", folder=True)
+    dataset = user_paths.usable_path(args.dataset, "dataset", folder=True)
     with owned(dataset, "data retry"):
         retry(dataset, args.reason.split(","), args.overrides)
     return 0

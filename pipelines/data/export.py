@@ -17,7 +17,7 @@ from PIL import Image
 
 from caft.captions import JOINER
 from caft.errors import ConfigError, DataError, StorageError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.data.dataset import CAPTIONS, MANIFEST, open_dataset
 from pipelines.data.sources import DREAMLIP_CAPTION_COLUMNS
 from pipelines.data.sources.raw import in_batches
@@ -59,7 +59,7 @@ def export(path: str, to: str, overrides: Sequence[str]) -> dict[str, int]:
         ConfigError: no output, or one that holds something else.
         DataError: no finished dataset, or files that hold another number of rows than it.
     """
-    path = storage.usable_path(path, "dataset").rstrip("/")
+    path = user_paths.usable_path(path, "dataset").rstrip("/")
     output = _output(overrides)
     dataset = open_dataset(path)
     claim = storage.join(output, CLAIM)
@@ -214,4 +214,4 @@ def _output(overrides: Sequence[str]) -> str:
     if len(overrides) != 1:
         raise ConfigError("output: give the folder to write to, such as output=/data/tars")
     output = overrides[0].removeprefix("output=")
-    return storage.usable_path(output, "output", folder=True).rstrip("/")
+    return user_paths.usable_path(output, "output", folder=True).rstrip("/")

@@ -15,7 +15,7 @@ from caft.config import validate
 from caft.errors import ConfigError, DataError
 from caft.old_keys import completed
 from caft.overrides import apply_override
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import MANIFEST, REJECT_SCHEMA, Dataset, RejectsEntry, open_dataset
 from pipelines.data.dedup.index import INDEX_SCHEMA
@@ -54,7 +54,7 @@ def retry(path: str, reasons: Sequence[str], overrides: Sequence[str] = ()) -> N
             retry for other reasons.
         DataError: no finished dataset, or no row to try again.
     """
-    path = storage.usable_path(path, "dataset").rstrip("/")
+    path = user_paths.usable_path(path, "dataset").rstrip("/")
     dataset = open_dataset(path)
     config = _configuration(dataset, reasons, overrides)
     layout = Layout(path, dataset.manifest["generation"] + 1)

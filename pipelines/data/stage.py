@@ -13,7 +13,7 @@ from typing import Any
 from caft import __version__
 from caft.config import to_yaml
 from caft.errors import ConfigError, DataError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.behaviours import numbers
 from pipelines.data.chunk import process_chunk
 from pipelines.data.config import DataConfig, SourceConfig
@@ -64,7 +64,7 @@ def run(config: DataConfig) -> None:
         ConfigError: the output holds a dataset of another configuration.
         StorageError: the output cannot be written, or the disk is too small.
     """
-    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
+    output = user_paths.usable_path(config.output, "output", folder=True).rstrip("/")
     config = config.model_copy(update={"output": output})
     check(config)
     _claim_output(config)
@@ -87,7 +87,7 @@ def _make(config: DataConfig, layout: Layout) -> None:
     plan = make_plan(config, layout)
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     if not storage.exists(layout.work):  # a run that goes on has used some of the space already
-        storage.check_space(output, rows * BYTES_PER_ROW)
+        user_paths.check_space(output, rows * BYTES_PER_ROW)
     earlier = layout.tracked_run()
     with Tracker.start(config.tracking, about(config), config, run_id=earlier) as tracker:
         layout.keep_tracked_run(tracker.run_id)

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from caft.errors import DataError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.data.dataset import MANIFEST, Dataset, FileEntry, RejectsEntry, open_dataset
 from pipelines.data.reasons import REASONS, Reason
 from pipelines.data.stats_rejects import read_rejects
@@ -52,8 +52,8 @@ def write_stats(path: str, page: str | None = None) -> str:
         DataError: no finished dataset, or one with missing or damaged parts.
         StorageError: a file that cannot be read, or the page that cannot be written.
     """
-    path = storage.usable_path(path, "dataset").rstrip("/")
-    page = storage.join(path, PAGE) if page is None else storage.usable_path(page, "--page")
+    path = user_paths.usable_path(path, "dataset").rstrip("/")
+    page = storage.join(path, PAGE) if page is None else user_paths.usable_path(page, "--page")
     dataset = open_dataset(path)
     missing = [key for key in ("counts", "sources", "config") if key not in dataset.manifest]
     if missing:

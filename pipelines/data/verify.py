@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from caft.errors import CAFTError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.data.dataset import (
     DATASET_SCHEMA,
     MANIFEST,
@@ -40,7 +40,7 @@ def verify(path: str) -> list[str]:
     Raises:
         DataError: there is no finished dataset.
     """
-    path = storage.usable_path(path, "dataset").rstrip("/")
+    path = user_paths.usable_path(path, "dataset").rstrip("/")
     dataset = read_manifest(path)
     entries = [*dataset.files, *dataset.rejects]
     items = list(range(len(entries)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from caft.checkpoint import MANIFEST
 from caft.errors import CheckpointError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.evaluate.adapters import Adapter, is_path, open_adapter
 from pipelines.run_layout import CHECKPOINTS, FINAL, step_folder, step_of
 
@@ -65,7 +65,7 @@ def _places(name: str) -> list[str]:
     """A checkpoint, or all finished ones of a training run's output, by step."""
     if not is_path(name):
         return [name]
-    path = storage.usable_path(name, "checkpoint").rstrip("/")
+    path = user_paths.usable_path(name, "checkpoint").rstrip("/")
     folder = storage.join(path, CHECKPOINTS)
     steps = [step for step in storage.list_folders(folder) if step_of(step) is not None]
     if not steps:

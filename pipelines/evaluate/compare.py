@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from caft.config import load_config
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.config import StageConfig, command
 from pipelines.evaluate.outputs import find_evaluations
 from pipelines.evaluate.report.page import comparison_page
@@ -31,7 +31,7 @@ def compare(names: Sequence[str], page: str, settings: StageConfig) -> str:
         ConfigError: no such run in the experiment, or a relative path inside a Ray job.
         StorageError: a file that cannot be read, or the page that cannot be written.
     """
-    page = storage.usable_path(page, "--page")
+    page = user_paths.usable_path(page, "--page")
     found = [e for name in names for e in find_evaluations(name, settings.tracking)]
     storage.write_bytes(page, comparison_page(found).encode())
     return page

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from caft.captions import split_sentences
 from caft.errors import DataError
 from caft.masks import decode_rle
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.data.dataset import Dataset, FileEntry, open_dataset
 from pipelines.evaluate.benchmark import Benchmark, Measure, Region, Regions, class_prompts
 from pipelines.evaluate.config import (
@@ -68,7 +68,7 @@ def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
             file that is missing, malformed, or about other images.
         ConfigError: a relative path inside a Ray job.
     """
-    path = storage.usable_path(config.dataset, f"{field}.dataset")
+    path = user_paths.usable_path(config.dataset, f"{field}.dataset")
     dataset = open_dataset(path)
     pieces: list[Piece] = []
     urls: list[str] = []
@@ -86,7 +86,7 @@ def open_split(config: BenchmarkConfig, field: str) -> Benchmark:
     regions: Regions = {}
     fingerprint = dataset.fingerprint
     if config.regions is not None:
-        file = storage.usable_path(config.regions, f"{field}.regions")
+        file = user_paths.usable_path(config.regions, f"{field}.regions")
         regions, digest = read_regions(file, set(urls))
         fingerprint = f"{fingerprint}+{digest}"
     return Benchmark(

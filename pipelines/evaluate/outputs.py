@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caft.errors import DataError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.config import TrackingConfig
 from pipelines.evaluate.items import TABLES, Tables
 from pipelines.evaluate.report.page import Evaluated
@@ -41,7 +41,7 @@ def find_evaluations(name: str, tracking: TrackingConfig) -> list[Evaluated]:
     """
     if RUN_ID.fullmatch(name) and not storage.exists(name):
         return _of_run(name, tracking)
-    path = storage.usable_path(name, "compare").rstrip("/")
+    path = user_paths.usable_path(name, "compare").rstrip("/")
     if storage.exists(storage.join(path, METRICS)):
         return [read_output(path)]
     folders = [storage.join(path, folder) for folder in storage.list_folders(path)]

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from caft.config import to_yaml
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
@@ -75,9 +75,9 @@ def run(config: EvaluateConfig) -> None:
         StorageError: the output cannot be written.
     """
     checkpoints = open_checkpoints(config.checkpoints)
-    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
+    output = user_paths.usable_path(config.output, "output", folder=True).rstrip("/")
     beside = storage.join(output.rpartition("/")[0], FEATURES)
-    features = storage.usable_path(config.features or beside, "features")
+    features = user_paths.usable_path(config.features or beside, "features")
     config = config.model_copy(update={"output": output, "features": features})
     benchmarks = open_benchmarks(config)
     evaluations = [
@@ -91,7 +91,7 @@ def run(config: EvaluateConfig) -> None:
     runs = {e.checkpoint.series: run_id for e in evaluations if (run_id := e.known_run(config))}
     open_ones = [e for e in evaluations if not storage.exists(e.metrics)]
     if open_ones:
-        storage.check_space(output, REPORT_BYTES * len(open_ones))
+        user_paths.check_space(output, REPORT_BYTES * len(open_ones))
         _evaluate(config, open_ones, benchmarks, runs)
     else:
         print(f"evaluate: finished before: {output}", flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from caft.config import to_yaml
 from caft.errors import DataError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.config import TrackingConfig, command
 from pipelines.data.dataset import open_dataset
 from pipelines.ownership import owned
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
 
     def call() -> int:
         config = load_recipe(SweepConfig, args.config, args.overrides)
-        output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
+        output = user_paths.usable_path(config.output, "output", folder=True).rstrip("/")
         config = config.model_copy(update={"output": output})
         if args.print_config:
             print(to_yaml(config), end="")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from caft import __version__
 from caft.secrets import masked
-from pipelines import git, storage
+from pipelines import git, user_paths
 
 USER = "CAFT_USER"  # who submitted a job, which runs as another user
 LONGEST_NAME = 60  # characters of a part of a run's name
@@ -45,7 +45,7 @@ class About:
 
     def tags(self) -> dict[str, str]:
         """MLflow's own tags for its columns, and ours."""
-        module, in_job = main_module(), storage.in_ray_job()
+        module, in_job = main_module(), user_paths.in_ray_job()
         known = os.environ.get(git.REVISION) or git.revision(Path(__file__).parent)
         tags = {
             "stage": self.stage,

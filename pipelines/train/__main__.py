@@ -14,7 +14,7 @@ from caft.errors import DataError
 from caft.model import CAFT
 from caft.superpixels.network import open_sfcn
 from caft.tokenizer import require_vocabulary
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset, read_manifest, use_of
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
@@ -61,11 +61,11 @@ def run(config: TrainConfig) -> None:
     require_vocabulary(model.text)
     dataset = open_dataset(config.dataset)
     model = reading_as(dataset, model)
-    output = storage.usable_path(config.output, "output", folder=True).rstrip("/")
+    output = user_paths.usable_path(config.output, "output", folder=True).rstrip("/")
     config = config.model_copy(update={"output": output})
     final = storage.join(output, FINAL)
     if config.start_from is not None:
-        start = storage.usable_path(config.start_from.checkpoint, "start_from.checkpoint")
+        start = user_paths.usable_path(config.start_from.checkpoint, "start_from.checkpoint")
         update = {"start_from": config.start_from.model_copy(update={"checkpoint": start})}
         config = config.model_copy(update=update)
     finished = storage.exists(storage.join(output, RESULT))
@@ -98,7 +98,7 @@ def run(config: TrainConfig) -> None:
     check_schedule(total_steps, config.optimizer)
     check_best_metric(config, model)
     check_start(config, model, dataset.fingerprint, total_steps)
-    storage.check_space(output, 2 * _checkpoint_bytes(model, config))
+    user_paths.check_space(output, 2 * _checkpoint_bytes(model, config))
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}
     rows = f"{plan.rows:,} rows of split '{config.split}'"
     about = About(

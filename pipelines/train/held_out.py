@@ -21,7 +21,7 @@ from caft.metrics.retrieval import recalls
 from caft.model import CAFT, ImageFeatures, TextFeatures
 from caft.pictures import draw_panel
 from caft.scoring import score_names
-from pipelines import storage
+from pipelines import user_paths
 from pipelines.data.dataset import open_dataset
 from pipelines.evaluation_input import CAFTPreprocess, Piece, evaluation_caption, read_piece
 from pipelines.failures import one_voice
@@ -56,7 +56,7 @@ def open_held_out(config: TrainConfig) -> HeldOutSet | None:
         return None
     path = config.dataset
     if evaluation.dataset is not None:
-        path = storage.usable_path(evaluation.dataset, "evaluation.dataset")
+        path = user_paths.usable_path(evaluation.dataset, "evaluation.dataset")
     groups = index_row_groups(open_dataset(path), evaluation.split, "evaluation.split")
     pieces, rows = [], 0
     for group in groups:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from caft.errors import DataError
-from pipelines import storage
+from pipelines import user_paths
 from pipelines.data.config import SourceConfig
 from pipelines.data.join.values import JOINABLE, caption_list, image_fields, image_value, no_row
 from pipelines.data.sources import list_containers, parse_rows, paths, read_container, read_tables
@@ -36,7 +36,7 @@ def check_source(source: SourceConfig) -> None:
             or more than `max_bad_share` are broken.
         StorageError: nobody answers where it lies.
     """
-    storage.require_answer(source.path)
+    user_paths.require_answer(source.path)
     kind = detect_kind(source)
     if kind not in WITH_URL_COLUMN and source.url_column is not None:
         raise DataError(f"{source.path}: url_column is set, but a {kind} has no columns of URLs")

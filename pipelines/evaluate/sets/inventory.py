@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from caft.errors import ConfigError, DataError, StorageError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.evaluate.config import PublishedConfig
 from pipelines.evaluate.sets import SETS
 from pipelines.evaluate.sets.base import Counts, PublishedSet, SetFolder
@@ -62,8 +62,8 @@ def take_inventory(config: PublishedConfig, field: str) -> Inventory:
         raise ConfigError(
             f"{field}.split: {config.set} has no '{split}'; there are {', '.join(known.splits)}"
         )
-    root = storage.usable_path(config.root, f"{field}.root")
-    folders = [storage.usable_path(path, f"{field}.images") for path in config.images]
+    root = user_paths.usable_path(config.root, f"{field}.root")
+    folders = [user_paths.usable_path(path, f"{field}.images") for path in config.images]
     folders = folders or [storage.join(root, name) if name else root for name in known.images]
     try:
         return _found(known, split, SetFolder(root), folders)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caft.errors import DataError
-from pipelines import storage
+from pipelines import storage, user_paths
 from pipelines.evaluate.benchmark import Benchmark, Classes, Rows, class_prompts
 from pipelines.evaluate.config import LabelledConfig
 from pipelines.evaluate.sets.base import broken, parse_json, read_text
@@ -43,7 +43,7 @@ def open_labelled(config: LabelledConfig, field: str) -> Benchmark:
         DataError: no labelled image, or class names that do not fit.
         ConfigError: a relative path inside a Ray job.
     """
-    path = storage.usable_path(config.labelled, f"{field}.labelled").rstrip("/")
+    path = user_paths.usable_path(config.labelled, f"{field}.labelled").rstrip("/")
     whole = path.endswith(PARQUET)
     parts = [path] if whole else [storage.join(path, n) for n in storage.list_files(path, PARQUET)]
     found = _parquet(path, parts, config) if parts else _folders(path)
@@ -56,7 +56,7 @@ def open_labelled(config: LabelledConfig, field: str) -> Benchmark:
         raise DataError(f"{path}: {len(found.urls):,} images, {field}.count is {config.count:,}")
     names = [name.replace("_", " ") for name in found.classes]
     if config.class_names is not None:
-        file = storage.usable_path(config.class_names, f"{field}.class_names")
+        file = user_paths.usable_path(config.class_names, f"{field}.class_names")
         names = _names(file, found.classes)
     facts = json.dumps([found.facts, found.labels, names])
     prompts = class_prompts(names, config.templates)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from caft.captions import split_sentences
 from caft.errors import DataError
-from pipelines import storage
+from pipelines import user_paths
 from pipelines.data.sources import paths
 from pipelines.evaluate.config import ListConfig
 from pipelines.evaluate.sets.base import FETCH_AGAIN, Entry, broken
@@ -27,8 +27,8 @@ def read_list(config: ListConfig, field: str) -> tuple[Present, ...]:
             is not there, a split without rows, or another count.
         ConfigError: a relative path inside a Ray job.
     """
-    path = storage.usable_path(config.list, f"{field}.list")
-    folders = [storage.usable_path(folder, f"{field}.images") for folder in config.images]
+    path = user_paths.usable_path(config.list, f"{field}.list")
+    folders = [user_paths.usable_path(folder, f"{field}.images") for folder in config.images]
     try:
         return _read(config, field, path, folders or [paths.parent(path)])
     except DataError as error:
