@@ -28,6 +28,7 @@ from pipelines import storage
 from pipelines.processes import start_time
 
 CLAIM, LOCK = "owner.json", "owner.lock"
+END = signal.SIGUSR2  # to this process itself, once another has taken its output over
 BEAT_EVERY_S = 5.0
 DEAD_AFTER_S = 30.0  # of an owner on another machine that has not renewed its claim
 LOOK_EVERY_S = 1.0
@@ -79,16 +80,31 @@ def owned(output: str, stage: str, wait: bool = False) -> Iterator[None]:
     claim = _Claim(output, stage)
     claim.acquire(wait)
     beats = threading.Thread(target=claim.renew_until_released, daemon=True)
-    beats.start()
+    with _interruptible():
+        beats.start()
+        try:
+            yield
+        except KeyboardInterrupt:
+            if claim.lost_to is not None:
+                raise OwnedError(f"{output}: was taken over by {claim.lost_to}") from None
+            raise
+        finally:
+            claim.release()
+            beats.join()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """END raises KeyboardInterrupt in the main thread. SIGINT would not where a shell started this
+    process in the background, which makes it ignore that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers; it is the caller's to end
+        return
+    before = signal.signal(END, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:
-        if claim.lost_to is not None:
-            raise OwnedError(f"{output}: was taken over by {claim.lost_to}") from None
-        raise
     finally:
-        claim.release()
-        beats.join()
+        signal.signal(END, before)
 
 
 class _Claim:
@@ -131,7 +147,7 @@ class _Claim:
                 seen = self._read()
                 if isinstance(seen, Owner) and seen.id != self._mine.id:
                     self.lost_to = seen
-                    os.kill(os.getpid(), signal.SIGINT)
+                    os.kill(os.getpid(), END)
                     return
                 storage.write_json(self._path, asdict(self._mine) | {"beat": beat})
 

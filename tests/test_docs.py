@@ -89,7 +89,8 @@ def command_of(line: str) -> tuple[str, str] | None:
     if match := re.search(r"python3? -m ((?:pipelines|caft)[\w.]*)(.*)", line):
         return match[1], match[2]
     match = re.match(r"caft (\w+)(.*)", line)
-    if match is None or not (command := NAMED[match[1]]).module:
+    command = NAMED.get(match[1]) if match else None
+    if match is None or command is None or not command.module:
         return None
     return command.module, " ".join([*command.words, match[2]])
 

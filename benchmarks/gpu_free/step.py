@@ -122,6 +122,7 @@ class Run:
             f"scaling.num_workers={workers}",
             "optimizer.grad_clip=1.0",
             "average={decay: 0.999}",
+            "scaling.compile=true",
         ]
         self.config = config = load_config(TrainConfig, str(RECIPE), [*own, *overrides])
         self.model = create_model(load_model_config(config.model))

@@ -30,6 +30,7 @@ RUNS = Path("runs/slurm")
 LOOK_EVERY_S = 2.0
 DATA_CPUS = 8  # where a data stage leaves to the cluster how many chunks are in work at a time
 ANSWER_WITHIN_S = 60.0
+PATIENCE_S = 600.0  # of what follows a job, with a controller that gives no answer
 STOPPED = 143  # exit code of a job that a person has ended
 # What squeue and scontrol call a job that is still to run or to end.
 UNDER_WAY = (
@@ -114,7 +115,7 @@ class SlurmJobs:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         path = self._runs / f"{job}.log"
         while True:
-            state = self.state(job)  # before the log, whose end is then not missed
+            state = self._patient_state(job)  # before the log, whose end is then not missed
             if path.exists():
                 with open(path, "rb") as stream:
                     stream.seek(read)
@@ -127,6 +128,17 @@ class SlurmJobs:
             if word == "PENDING" and state != told:
                 write(f"submit: {job} is {state}\n")
                 told = state
+            time.sleep(LOOK_EVERY_S)
+
+    def _patient_state(self, job: str) -> str:
+        """The state, also where SLURM's controller is restarted meanwhile."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self.state(job)
+            except ClusterError:
+                if time.monotonic() > deadline or not (self._runs / job).exists():
+                    raise
             time.sleep(LOOK_EVERY_S)
 
     def stop(self, job: str) -> None:

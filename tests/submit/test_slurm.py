@@ -129,6 +129,18 @@ def test_what_a_job_of_this_folder_ended_with(tmp_path, monkeypatch):
     assert "".join(printed) == "wörter of 1\nwörter of 2\nwörter of 3\n"
 
 
+def test_following_a_job_outlasts_a_controller_that_is_restarted(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.submit.slurm.LOOK_EVERY_S", 0.01)
+    asked = tmp_path / "asked"
+    fake(tmp_path, "squeue", f"[ -e {asked} ] || {{ touch {asked}; exit 1; }}", monkeypatch)
+    kept = tmp_path / RUNS / "1"
+    kept.mkdir(parents=True)
+    (kept / "job.sbatch").touch()
+    (kept / "exit_code").write_text("0")
+    assert SlurmJobs(tmp_path).follow("1", str) == 0
+    assert asked.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -26,6 +26,7 @@ from pipelines.evaluate.report.differences import (
 )
 from pipelines.evaluate.report.names import COMPARED, MEASURES
 from pipelines.evaluate.report.tables import (
+    LOCALISED,
     control_rows,
     control_table,
     other_numbers,
@@ -73,6 +74,7 @@ def report_page(evaluated: Evaluated) -> str:
             controls={n: control_rows(results, n) for n in results["benchmarks"]},
             others={n: other_numbers(v) for n, v in results["benchmarks"].items()},
             measures=MEASURES,
+            localised=LOCALISED,
         )
     )
 

@@ -12,7 +12,16 @@ from pipelines.evaluate.report.names import MEASURES, SCORE_NAMES, variant_name,
 from pipelines.evaluate.report.published import Published, Source, published
 from pipelines.evaluate.results import SCORES, WAYS
 
-LOCALISATION = tuple(f"{of}{key}" for of in ("", "centre_box_") for key in ("miou", "oiou"))
+# Measures of localisation by what they are of, each with its heading.
+LOCALISED = {
+    "Heat map": {"miou": "mIoU", "oiou": "oIoU", "precision_50": "P@0.5", "pointing": "pointing"},
+    "Centre box": {
+        "centre_box_miou": "mIoU",
+        "centre_box_oiou": "oIoU",
+        "centre_box_precision_50": "P@0.5",
+    },
+}
+LOCALISATION = tuple(key for measures in LOCALISED.values() for key in measures)
 COUNTS = ("images", "texts", "regions")
 
 
