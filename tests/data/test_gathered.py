@@ -10,7 +10,8 @@ from pipelines.data.write import write_table
 
 
 @pytest.mark.parametrize("together", [3, 100])
-def test_each_file_is_found_in_the_larger_ones(ray_cluster, place, together):
+def test_each_file_is_found_in_the_larger_ones(ray_cluster, tmp_path, together):
+    place = str(tmp_path)
     files = tuple(f"{place}/index-{n}.parquet" for n in range(14))
     schema = pa.schema([("key", pa.string()), ("other", pa.int64())])
     for n, file in enumerate(files):

@@ -27,7 +27,7 @@ HOSTILE = (
     "\"'><svg onload=alert(3)> {{ 7 * 7 }} {% raw %} A bird. \u202egpj.exe &lt;b&gt; \x07",
 )
 ALLOWED_TAGS = re.compile(
-    "html|head|meta|title|style|body|header|nav|h[123]|p|b|i|a|bdi|span|code|div|figure|img|"
+    "html|head|meta|title|style|body|header|nav|h[123]|p|b|br|i|a|bdi|span|code|div|figure|img|"
     "figcaption|details|summary|ul|li|d[ltd]|table|thead|tbody|t[rhd]|svg|g|rect"
 )
 
