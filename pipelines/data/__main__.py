@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import islice
 
 from pipelines import user_paths
 from pipelines.config import command, stage_main
@@ -19,16 +20,22 @@ COMMANDS = ("retry", "verify", "stats", "estimate", "export")
 def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         return stage_main(DataConfig, run, list(argv))
-    parser = _parser()
-    # argparse takes no key=value behind an option that follows a first argument.
-    args, rest = parser.parse_known_args(argv)
-    if any(text.startswith("-") or "=" not in text for text in rest) or (
-        rest and not hasattr(args, "overrides")
-    ):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        args.overrides = [*args.overrides, *rest]
+    args = _parser().parse_args(_options_first(argv))
     return command(lambda: args.call(args))
+
+
+def _options_first(argv: Sequence[str]) -> list[str]:
+    """The words of a command with its options, each of which takes a value, before the others:
+    argparse takes no key=value behind an option that follows a first argument."""
+    options, others, words = [], [], iter(argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            others.append(word)
+        elif "=" in word:
+            options.append(word)
+        else:
+            options += [word, *islice(words, 1)]
+    return [argv[0], *options, *others]
 
 
 def _retry(args: argparse.Namespace) -> int:
