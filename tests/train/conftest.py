@@ -43,7 +43,7 @@ def watched_config(dataset_folder, tmp_path_factory) -> TrainConfig:
     overrides = [
         f"dataset={dataset_folder}", f"output={folder / 'run'}", "global_batch=8", "block_size=4",
         "batch_norm_images=4", "epochs=0.64", "optimizer.warmup_steps=4", "optimizer.lr=2.8e-5",
-            "ingest.window_steps=3", "ingest.extra_parts=1",
+        "ingest.window_steps=3", "ingest.extra_parts=1",
         "log_every_steps=2", "checkpoint.every_steps=4", "checkpoint.keep=4",
         "evaluation={split: test_scenes, every_steps: 4, images: 20, batch_size: 8}",
         "scaling.max_failures=0",
