@@ -138,7 +138,8 @@ def test_the_whole_cluster_is_killed(undisturbed, make_data_config, tmp_path):
     driver = drive(tmp_path, config, None)
     assert driver.until(Chance(config.output, SEED + 2).reached("chunks")), driver.log
     driver.kill(whole_cluster=True)
-    run(config)
+    driver = drive(tmp_path, config, None)
+    assert driver.wait() == 0, driver.log
     assert_same(config.output, undisturbed)
 
 
