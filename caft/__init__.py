@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from caft import cost as cost
     from caft import documents as documents
     from caft import dropout as dropout
+    from caft import durable as durable
     from caft import errors as errors
     from caft import flat_encoder as flat_encoder
     from caft import graph_pool as graph_pool

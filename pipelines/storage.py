@@ -25,6 +25,7 @@ import fsspec.core
 import pyarrow.fs as pafs
 
 from caft.documents import parse_json
+from caft.durable import sync
 from caft.errors import StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
@@ -222,19 +223,6 @@ def staged(path: str) -> Iterator[Path]:
         raise write_error(path, error) from None
     finally:
         file.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Return once a file, or a folder's list of names, is on the disk: a machine that loses its
-    power keeps it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # of some network disks
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def upload(file: Path, path: str) -> None:

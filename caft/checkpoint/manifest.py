@@ -3,15 +3,14 @@ Written last, so that a folder without one was never finished; read before anyth
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caft.documents import MAX_MANIFEST_BYTES, parse_json, read_text
+from caft.durable import sync
 from caft.errors import CheckpointError
 
 WEIGHTS, CONFIG, MANIFEST, TRAINING_STATE = (
@@ -44,9 +43,9 @@ def write_manifest(folder: Path, info: dict[str, Any], names: Sequence[str] | No
     # On the disk in this order, so that a machine that loses its power leaves no manifest of files
     # that are not there.
     for path in [*(folder / name for name in files), temporary, *_folders_of(folder, files)]:
-        _sync(path)
+        sync(path)
     temporary.replace(folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
 
 
 def read_manifest(folder: str | Path, verify: bool | Collection[str] = False) -> dict[str, Any]:
@@ -96,17 +95,6 @@ def _folders_of(folder: Path, files: Collection[str]) -> list[Path]:
     """All folders that files are in, the innermost first."""
     inside = {parent for name in files for parent in PurePosixPath(name).parents}
     return [folder / path for path in sorted(inside, reverse=True)]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # of some network disks
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _misshapen(manifest: Any) -> str | None:

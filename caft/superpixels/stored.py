@@ -16,7 +16,6 @@ from torch import Tensor
 from caft.config import FlatImageConfig, ImageConfig, SuperpixelConfig
 from caft.errors import ConfigError, DataError
 from caft.superpixels import borders
-from caft.superpixels.borders import decode_borders
 from caft.superpixels.labels import cell_grid, superpixel_labels
 from caft.superpixels.network import SFCN
 
@@ -134,7 +133,7 @@ def decode_label_map(data: bytes) -> np.ndarray:
     """
     magic, header, sealed = _open(data)
     if magic == OLDER_MAGIC:
-        return decode_borders(sealed)
+        return borders.decode_borders(sealed)
     labels = np.frombuffer(sealed, _label_type(header.count), offset=HEADER.size)
     if labels.size != header.height * header.width or labels.max() >= header.count:
         raise DataError(f"label map of {len(data)} bytes: damaged; write the column again")
