@@ -28,26 +28,30 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def build_library() -> Path:
-    """The shared library of `device.cpp`, compiled once for each source and torch."""
+def load_library() -> ctypes.CDLL:
+    """The shared library of `device.cpp`, compiled once for each source and version of torch."""
     found = importlib.util.find_spec("torch")
     assert found is not None
     assert found.origin is not None
     root = Path(found.origin).parent
+    needed = ["c10", "torch_cpu"]
     key = hashlib.sha256(SOURCE.read_bytes() + version("torch").encode()).hexdigest()[:16]
     library = Path(tempfile.gettempdir()) / f"caft-fake-cuda-{os.getuid()}-{key}.so"
     if not library.exists():
         made = library.with_suffix(f".{os.getpid()}")
         command = [compiler() or "g++", "-O1", "-shared", "-fPIC", "-std=c++20"]
         command += [f"-I{root / 'include'}", "-o", str(made), str(SOURCE)]
-        command += [f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
+        command += [f"-L{root / 'lib'}", *(f"-l{name}" for name in needed)]
         subprocess.run(command, check=True)
         made.rename(library)
-    return library
+    # By their own paths: the file may have been compiled for another checkout's torch.
+    for name in needed:
+        ctypes.CDLL(str(root / "lib" / f"lib{name}.so"), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(library))
 
 
 # Ahead of torch, which asks once whether there is a device.
-_library = ctypes.CDLL(str(build_library()))
+_library = load_library()
 
 
 class FakeStream:
