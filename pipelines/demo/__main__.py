@@ -85,7 +85,7 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
         _wait_for_mlflow(args.mlflow_port, root)
         times["cluster and MLflow"] = time.monotonic() - started
         for stage, overrides in _stages(root, args).items():
-            print(f"\ndemo: ray job submit -- python -m pipelines.{stage}", flush=True)
+            print(f"\ndemo: python -m pipelines.{stage}, as a job of Ray", flush=True)
             started = time.monotonic()
             config = str(RECIPES / stage / "demo.yaml")
             code = cluster.submit(["-m", f"pipelines.{stage}", config, *overrides])
