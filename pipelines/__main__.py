@@ -29,7 +29,7 @@ COMMANDS = {
     "export": Command("caft.checkpoint", ("export",), "a checkpoint as a folder to publish"),
     "describe": Command("caft.model", ("describe",), "what a model costs"),
     "recipes": Command("", (), "the recipes that stages know by name"),
-    "demo": Command("pipelines.demo", ("up",), "the first three on this machine, with a sample"),
+    "demo": Command("pipelines.demo.page", (), "a page: where sentences of yours look in an image"),
 }
 STAGES = ("data", "train", "evaluate", "sweep")
 
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(list_recipes(STAGES))
         return 0
     command = COMMANDS[name]
-    words = () if rest and command.module == "pipelines.demo" else command.words
-    sys.argv = [f"caft {name}", *words, *rest]
+    sys.argv = [f"caft {name}", *command.words, *rest]
     # As `python -m` runs it, so that what is sent to other processes is found there alike.
     try:
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)

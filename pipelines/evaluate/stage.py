@@ -3,6 +3,7 @@ Finished results are recognised by checkpoint, datasets and configuration, and k
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -162,16 +163,14 @@ def _evaluate(
         with ThreadPoolExecutor(_side_by_side(config, len(evaluations))) as threads:
             waiting = {
                 e.checkpoint.label: threads.submit(
-                    _evaluate_one, config, e, benchmarks, trackers[e.checkpoint.series]
+                    _try_one, config, e, benchmarks, trackers[e.checkpoint.series]
                 )
                 for e in evaluations
             }
             try:
                 for label, future in waiting.items():
-                    try:
-                        future.result()
-                    except Exception as error:
-                        failed[label] = understood(error, f"evaluate: {label}")
+                    if (error := future.result()) is not None:
+                        failed[label] = error
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -194,6 +193,26 @@ def _end_run(
     """End the run of some checkpoints by what ended the stage, or else by their own failure."""
     own = next((type(failed[label]) for label in labels if label in failed), None)
     tracker.__exit__(kind or own)
+
+
+def _try_one(
+    config: EvaluateConfig,
+    evaluation: Evaluation,
+    benchmarks: Sequence[Benchmark],
+    tracker: Tracker,
+) -> CAFTError | None:
+    """Evaluate one checkpoint; returns what it failed with. The exception itself is let go of, as
+    its frames hold actors that the other evaluations wait for."""
+    try:
+        _evaluate_one(config, evaluation, benchmarks, tracker)
+    except Exception as error:
+        found = understood(error, f"evaluate: {evaluation.checkpoint.label}")
+        failure = found.with_traceback(None)
+        failure.__context__ = failure.__cause__ = None
+    else:
+        return None
+    gc.collect()
+    return failure
 
 
 def _evaluate_one(
