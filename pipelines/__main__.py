@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from caft import __version__
+from caft.extras import command_needs
 
 
 class Command(NamedTuple):
@@ -56,17 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[name]
     sys.argv = [f"caft {name}", *command.words, *rest]
     # As `python -m` runs it, so that what is sent to other processes is found there alike.
-    try:
+    with command_needs("pipelines", f"caft {name}"):
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("", "caft", "pipelines"):
-            raise
-        print(
-            f"caft {name}: the package {error.name} is not installed; "
-            "pip install -e '.[pipelines]' -c constraints.txt",
-            file=sys.stderr,
-        )
-        return 2
     return 0
 
 

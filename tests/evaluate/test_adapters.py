@@ -82,7 +82,7 @@ def test_what_cannot_be_opened_is_one_line(name, error, said):
     ("name", "module", "extra"),
     [
         ("hf:some/model", "transformers", "transformers"),
-        ("open_clip:B:x", "open_clip", "open_clip"),
+        ("open_clip:B:x", "open_clip", "open-clip"),
     ],
 )
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, name, module, extra):
