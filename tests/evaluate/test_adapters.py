@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision_operators  # noqa: F401  (before open_clip)
 from tests_support import tiny_config
 
 import caft
