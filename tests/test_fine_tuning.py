@@ -6,6 +6,9 @@ from tests_support import random_images, tiny_config, tiny_controls
 
 import caft
 from caft.batch_norm import NormBlocks, batch_statistics, set_norm_blocks
+from caft.checkpoint import read_manifest, save_weights, write_manifest
+from caft.checkpoint.__main__ import main
+from caft.checkpoint.mix import mix
 from caft.errors import CheckpointError, ConfigError
 from caft.fine_tuning import freeze_, layer_scales, mixed_weights
 from caft.model import CAFT
@@ -94,3 +97,33 @@ def test_mixed_weights_lie_between_start_and_tuned():
         mixed_weights(start, {"a": tuned["a"]}, 0.5)
     with pytest.raises(CheckpointError, match=r"a: has shapes \(3,\) and \(2,\)"):
         mixed_weights(start, {**tuned, "a": torch.zeros(2)}, 0.5)
+
+
+def test_a_mixed_checkpoint_keeps_what_its_weights_were_trained_on(tmp_path):
+    folders = {}
+    for seed, name in enumerate(("start", "tuned")):
+        torch.manual_seed(seed)
+        folders[name] = tmp_path / name
+        save_weights(caft.create_model(tiny_config()), folders[name])
+        write_manifest(folders[name], {"dataset": f"/{name}", "step": 5})
+    out = tmp_path / "mixed"
+    arguments = [str(folders["start"]), str(folders["tuned"]), str(out), "--start-share", "0.25"]
+    assert main(["mix", *arguments]) == 0
+    start, tuned, mixed = (
+        caft.load_model(folder).state_dict() for folder in (*folders.values(), out)
+    )
+    name = "part_projection"
+    torch.testing.assert_close(mixed[name], 0.25 * start[name] + 0.75 * tuned[name])
+    manifest = read_manifest(out, verify=True)
+    assert manifest["dataset"] == "/tuned"
+    assert manifest["mixed"]["start_share"] == 0.25
+    with pytest.raises(CheckpointError, match=r"mixed: exists and is no empty folder"):
+        mix(folders["start"], folders["tuned"], out, 0.5)
+    with pytest.raises(ConfigError, match=r"start share 1\.5: must be between 0 and 1"):
+        mix(folders["start"], folders["tuned"], tmp_path / "other", 1.5)
+    other = tmp_path / "control"
+    save_weights(caft.create_model(tiny_controls()["clip_softmax"]), other)
+    write_manifest(other, {})
+    with pytest.raises(CheckpointError, match=r"start and .*control: .*checkpoints of one model"):
+        mix(folders["start"], other, tmp_path / "other", 0.5)
+    assert not (tmp_path / "other").exists()
