@@ -99,7 +99,7 @@ def test_mixed_weights_lie_between_start_and_tuned():
         mixed_weights(start, {**tuned, "a": torch.zeros(2)}, 0.5)
 
 
-def test_a_mixed_checkpoint_keeps_what_its_weights_were_trained_on(tmp_path):
+def test_a_mixed_checkpoint_keeps_its_training(tmp_path):
     folders = {}
     for seed, name in enumerate(("start", "tuned")):
         torch.manual_seed(seed)
