@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from caft import retrieval as retrieval
     from caft import scaling_law as scaling_law
     from caft import scoring as scoring
+    from caft import search as search
     from caft import secrets as secrets
     from caft import state_dicts as state_dicts
     from caft import superpixels as superpixels
