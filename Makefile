@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# uv where it is installed, pip else; uv reads none of pip's settings.
+UV := $(shell command -v uv 2>/dev/null)
+PIP := $(if $(UV),$(UV) pip,$(BIN)/python -m pip --disable-pip-version-check) -q
+FIND_LINKS := $(if $(UV),$(addprefix --find-links=,$(PIP_FIND_LINKS)))
 # Another build of torch than the index's own: make TORCH_INDEX=https://download.pytorch.org/whl/cu126
 TORCH_INDEX ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -41,13 +44,13 @@ clean:  ## stop what the demo started and remove what it wrote, the environment 
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipelines.demo clean; fi
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# torch first and alone, so that no other package's range picks another build of it, and by its
-# version alone: the build for a machine may be another index's. All others by their hashes. Last the
-# contrib build of OpenCV: img2dataset installs the plain one into the same folder.
+# torch first, with the torchvision of its build, so that no other package's range picks another, and
+# by version alone: the build for a machine may be another index's. All others by their hashes. Last
+# the contrib build of OpenCV: img2dataset installs the plain one into the same folder.
 $(STAMP): pyproject.toml constraints.txt locks/make.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) install --no-deps --require-hashes -r locks/make.txt
+	test -x $(BIN)/python || $(if $(UV),$(UV) venv -q --seed --python $(PYTHON),$(PYTHON) -m venv) $(VENV)
+	$(PIP) install -c constraints.txt $(FIND_LINKS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
+	$(PIP) install --no-deps --require-hashes $(FIND_LINKS) -r locks/make.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	sed -n '/^opencv-contrib/,/[^\\]$$/p' locks/make.txt >$(VENV)/opencv.txt
 	$(PIP) install --no-deps --require-hashes --force-reinstall -r $(VENV)/opencv.txt
