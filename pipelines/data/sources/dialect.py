@@ -25,6 +25,7 @@ QUOTINGS: tuple[Quoting, ...] = ("doubled", "escaped", "none")
 JUDGED_ROWS = 1000
 JUDGED_BYTES = 2**18
 URL = re.compile(r"(?i:https?)://[^/?#\s]+\S*")
+QUOTED_URL = re.compile(rb'(?im:^|\t)"+(?i:https?)://[^\t\n]*"')
 IMAGE_NAME = re.compile(r"[^\s:*?\"<>|]+\.(?i:jpe?g|png|webp|gif|bmp|tiff?|avif|jfif)")
 
 
@@ -127,7 +128,7 @@ def _candidates(
     text: bytes, path: str, source: SourceConfig, kind: str, declared: str | None
 ) -> list[Dialect]:
     """The dialects that a list may be written in, the likeliest first."""
-    line = text[:JUDGED_BYTES].lstrip().split(b"\n")[0]
+    line = text[:JUDGED_BYTES].lstrip(b" \r\n").split(b"\n")[0]
     if not line.strip():
         return []
     if source.delimiter is not None:
@@ -177,7 +178,9 @@ def _needs_quotes(head: bytes, dialect: Dialect) -> bool:
     cells = (cell for row in read_cells(head, dialect, at_end=False) for cell in row)
     if any(sign in cell for cell in cells for sign in (dialect.delimiter, "\n")):
         return True
-    return re.search(rb'(?:^|\t)"+https?://[^\t\n]*"', head, re.IGNORECASE | re.MULTILINE) is not None
+    return (
+        re.search(rb'(?:^|\t)"+https?://[^\t\n]*"', head, re.IGNORECASE | re.MULTILINE) is not None
+    )
 
 
 def _is_comment(line: bytes) -> bool:

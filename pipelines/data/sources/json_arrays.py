@@ -285,7 +285,7 @@ class _Text:
         """The first name of a record, by which the one behind a broken one is found."""
         if name != self._first_name:
             self._first_name = name
-            self._border = re.compile(r"(?=,\s*\{\s*%s)" % re.escape(json.dumps(name)))
+            self._border = re.compile(rf"(?=,\s*\{{\s*{re.escape(json.dumps(name))})")
 
     def peek(self) -> str:
         """The next character; empty at the end."""
