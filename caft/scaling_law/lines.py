@@ -78,8 +78,8 @@ def _of_law(study: Study, family: FamilyStudy, choice: Choice) -> Iterator[Line]
     yield from _of_scatter(about, fit.scatter)
     for name, held_out in choice.held_out.items():
         about = (study.target, family.runs.family, name)
-        points, error = len(held_out.error), 100 * math.expm1(held_out.log_error)
-        note = f"{held_out.inside} of {points} inside their intervals"
+        points, error = held_out.with_interval, 100 * math.expm1(held_out.log_error)
+        note = f"{held_out.inside} of {points} inside their intervals" if points else "no intervals"
         yield Line(*about, "held out", "error in %", None, error, None, None, None, note)
         if "compute" not in held_out.inputs:
             continue
