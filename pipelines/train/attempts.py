@@ -25,6 +25,7 @@ from caft.errors import ClusterError, UnexpectedError
 from pipelines.failures import shortened, understood
 from pipelines.train.gpu_health import Quarantine
 from pipelines.train.loop import TrainJob, train_worker
+from pipelines.train.rendezvous import SharedInterface
 from pipelines.train.resources import Growth, find_room, room_given_back, worker_resources
 from pipelines.train.signal_board import Notice, NoticeBoard
 
@@ -95,6 +96,7 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "notices": board},
+        torch_config=SharedInterface(),
         scaling_config=RayScalingConfig(
             num_workers=workers,
             use_gpu=job.config.scaling.use_gpu,

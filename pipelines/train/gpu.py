@@ -58,8 +58,8 @@ def cuda_problem(wheel: str, cuda: str | None, driver: str | None) -> str:
     if oldest is not None and major < oldest:
         return (
             f"driver {version} of this node is too old for {named}, which needs {oldest} or later; "
-            "use a machine image with that driver, or torch from "
-            "https://download.pytorch.org/whl/cu128"
+            "use a machine image with that driver, or torch for CUDA 12: make TORCH_INDEX="
+            "https://download.pytorch.org/whl/cu126"
         )
     return (
         f"{named} does not start with driver {version}; give the container the GPU, and on GKE "

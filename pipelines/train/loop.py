@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from caft.config import ModelConfig
+from caft.fine_tuning import freeze_
 from caft.model import create_model
 from pipelines import storage
 from pipelines.behaviours import numbers
@@ -38,7 +39,7 @@ from pipelines.train.profiling import Profiler
 from pipelines.train.schedule import learning_rate
 from pipelines.train.signal_board import Notice
 from pipelines.train.signals import Notices
-from pipelines.train.start import find_start, load_start
+from pipelines.train.start import final_weights, find_start, load_start
 from pipelines.train.telemetry import Telemetry, losses_of
 
 
@@ -55,6 +56,7 @@ class TrainJob:
     run_id: str
     held_out: HeldOutSet | None = None
     subset: Subset | None = None
+    start: Mapping[str, Any] | None = None  # what `check_start` found
 
     @property
     def name(self) -> str:
@@ -71,6 +73,7 @@ class TrainJob:
             "mlflow_run_id": self.run_id,
             "global_batch": self.config.global_batch,
             "behaviours": numbers(BEHAVIOURS),
+            **({"start": dict(self.start)} if self.start else {}),
         }
 
 
@@ -106,6 +109,8 @@ def train_worker(settings: dict[str, Any]) -> int:
     with start.opened() as checkpoint:
         if checkpoint is not None:
             load_start(model, checkpoint)
+        if config.fine_tune is not None:
+            freeze_(model, config.fine_tune.freeze)
         model.recompute_activations(config.scaling.recompute_activations)
         model.low_residuals(config.deepspeed.residuals == "as_products")
         trained = TrainingModel(
@@ -166,7 +171,10 @@ def train_worker(settings: dict[str, Any]) -> int:
     )
     # A run that goes on from a checkpoint logs no step before it again: it finds them in there.
     unsent = log.tracker.flush if log is not None else None
-    saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step, unsent)
+    published = final_weights(config) if rank == 0 else dict
+    saver = Saver(
+        store, config.checkpoint, engine, model, average, job.manifest, step, unsent, published
+    )
     notice = Notice.NONE
     metrics: dict[str, float] = {}
     while step < job.total_steps and notice == Notice.NONE:
