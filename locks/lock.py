@@ -16,9 +16,10 @@ ROOT = HERE.parent
 SETS = {
     "make": ("docs", "pipelines", "test"),
     "image": ("cluster", "language", "open-clip", "pipelines", "transformers"),
+    "image-cuda": ("cluster", "gpu", "language", "open-clip", "pipelines", "transformers"),
 }
 BUILDS = "hatchling\neditables"  # of this project, in the environment that it is installed into
-WITH_TORCH = re.compile(r"(torch|torchvision|triton|cuda-\w+|nvidia-[\w-]+)==")
+WITH_TORCH = re.compile(r"(torch|torchvision|triton|cuda-\w+|nvidia-(?!ml-py)[\w-]+)==")
 PYTHON = "3.11.5"
 
 
