@@ -83,7 +83,7 @@ def _training_transform(image: ImageConfig | FlatImageConfig) -> Transform:
         height, width = pixels.shape[:2]
         window = random_window(height, width, TRAINING_SCALE, TRAINING_RATIO, rng)
         top, left, height, width = window
-        crop = pixels[top : top + height, left : left + width]
+        crop = pixels[top : top + height, left : left + width].copy()  # what is read may be fixed
         return normalise(resize_bicubic(crop, image.image_size_px)[None])[0]
 
     return transform
