@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from caft import dropout as dropout
     from caft import durable as durable
     from caft import errors as errors
+    from caft import extras as extras
     from caft import factory as factory
     from caft import fine_tuning as fine_tuning
     from caft import flat_encoder as flat_encoder
