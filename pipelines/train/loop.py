@@ -3,11 +3,14 @@ The loop alone: a step is in step.py, DeepSpeed in engine.py, what a run saves i
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+import ray.train
 import torch
 import torch.distributed as dist
 
@@ -24,7 +27,8 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed.engine import start_engine
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.evaluations import Evaluations
-from pipelines.train.gpu import require_gpu
+from pipelines.train.gpu import network_problem, require_gpu
+from pipelines.train.gpu_health import watch_xids
 from pipelines.train.held_out import HeldOutSet
 from pipelines.train.identity import BEHAVIOURS, recipe
 from pipelines.train.ingest import Loader, iter_batches
@@ -81,6 +85,11 @@ def train_worker(settings: dict[str, Any]) -> int:
     config = job.config
     if config.scaling.use_gpu:
         require_gpu()
+        watch_xids(int(ray.get_gpu_ids()[0]))
+        here = ray.train.get_context().get_local_world_size()
+        problem = network_problem(dist.get_world_size(), here)
+        if problem is not None and dist.get_rank() == 0:
+            print(f"train: {problem}", flush=True)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed reads the environment when it is imported.
@@ -147,7 +156,10 @@ def train_worker(settings: dict[str, Any]) -> int:
     evaluate()  # a group that ended may have saved this step and not scored it
     loader = Loader(config.dataset, config.split, job.model, config.ingest, job.subset)
     on_host = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
-    batches = telemetry.watch(sent_ahead(on_host, Sender(model, config, device), device))
+    sender = Sender(model, config, device)
+    if first := list(itertools.islice(on_host, 1)):
+        sender.prepare(first[0])
+    batches = telemetry.watch(sent_ahead(itertools.chain(first, on_host), sender, device))
     notices = Notices(settings["notices"], device, config.output)
     guard = Guard(config, engine, trained, step)
     profiler = Profiler(
