@@ -133,15 +133,23 @@ def read_rows(
 
 
 def _read_piece(dataset: str, piece: Piece, split: str, subset: Subset | None) -> pa.Table:
-    filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
-    with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-        table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
+    table = _read_group(storage.join(dataset, piece.file), piece.row_group)
     if MAY_BE_MISSING not in table.column_names:
         table = table.append_column(MAY_BE_MISSING, pa.nulls(len(table), pa.binary()))
     table = table.filter(pc.equal(table["split"], split))
     if subset is not None:
         table = table.filter(subset.mask(table["key"]))
     return table.slice(piece.start, piece.stop - piece.start)
+
+
+@storage.retried
+def _read_group(path: str, row_group: int) -> pa.Table:
+    filesystem, inner = storage.filesystem(path)
+    with (
+        storage.reading(path),
+        pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=True) as file,
+    ):
+        return file.read_row_group(row_group, columns=COLUMNS, use_threads=False)
 
 
 def caption_lists(column: pa.ListArray) -> list[list[dict[str, Any]]]:
