@@ -1,12 +1,13 @@
 """Other places that runs are shown in beside MLflow: TensorBoard and Weights & Biases.
-Fed by tracking/tracker.py with the same events; one that fails is left out."""
+Fed by tracking/upload.py with the same events; one that fails is left out."""
 
 from __future__ import annotations
 
+import io
 import netrc
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,20 +53,26 @@ def check_also(tracking: TrackingConfig) -> dict[str, str]:
 class Also:
     """A run in the other places that its configuration names."""
 
-    def __init__(self, tracking: TrackingConfig, stage: str, run_id: str) -> None:
+    def __init__(self, tracking: TrackingConfig, stage: str, run_key: str, output: str) -> None:
+        """Show the run of this key; the files that its events name are in `output`."""
+        self._output = output
         self._places: dict[str, Place] = {}
         folder = Path(tracking.also_folder.removeprefix("file://")).expanduser()
         for name in tracking.also:
             try:
-                self._places[name] = KINDS[name](folder / name, tracking.experiment, stage, run_id)
+                self._places[name] = KINDS[name](folder / name, tracking.experiment, stage, run_key)
             except Exception as error:
                 _warn(name, error)
 
-    def take(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Show what was recorded."""
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Show what was logged."""
         for name, place in list(self._places.items()):
             try:
-                for event in events:
+                if "image" in event:
+                    file = io.BytesIO(storage.read_bytes(f"{self._output}/{event['file']}"))
+                    with Image.open(file) as picture:
+                        place.take(event["image"] | {"picture": picture.convert("RGB")})
+                else:
                     place.take(event)
             except Exception as error:  # whatever another place raises, the stage goes on
                 del self._places[name]
@@ -98,9 +105,8 @@ class TensorBoard:
     def take(self, event: Mapping[str, Any]) -> None:
         for name, value in event.get("metrics", {}).items():
             self._writer.add_scalar(name, value, event["step"], event["time_ms"] / 1000)
-        if "image" in event:
-            with Image.open(event["image"]) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
+        if "picture" in event:
+            pixels = np.asarray(event["picture"])
             self._writer.add_image(event["key"], pixels, event["step"], dataformats="HWC")
         if "description" in event:
             self._writer.add_text("description", "\n".join(event["description"]))
@@ -114,7 +120,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run of the MLflow run's id, which the processes of a stage share."""
+    """A W&B run whose id is the run's key, so that a stage that resumes finds it again."""
 
     def __init__(self, folder: Path, experiment: str, stage: str, run_id: str) -> None:
         import wandb
@@ -138,8 +144,8 @@ class WeightsAndBiases:
     def take(self, event: Mapping[str, Any]) -> None:
         if "metrics" in event:
             self._run.log({**event["metrics"], STEP: event["step"]})
-        elif "image" in event:
-            self._run.log({event["key"]: self._wandb.Image(event["image"]), STEP: event["step"]})
+        elif "picture" in event:
+            self._run.log({event["key"]: self._wandb.Image(event["picture"]), STEP: event["step"]})
         elif "params" in event:
             self._run.config.update(event["params"], allow_val_change=True)
         elif "tags" in event:

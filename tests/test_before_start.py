@@ -21,7 +21,7 @@ from pipelines import storage, user_paths
 from pipelines.config import TrackingConfig
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.runs import check_tracking, start_run
+from pipelines.runs import check_tracking, create_run
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.held_out import check_best_metric
@@ -135,17 +135,15 @@ def test_a_loss_that_the_model_leaves_out_keeps_no_checkpoint():
         ("http://127.0.0.1:{other}", r"tracking\.uri: http://127"),
     ],
 )
-def test_a_tracking_address_that_can_never_work(uri, message, databases, tmp_path):
+def test_a_tracking_address_that_can_never_work(uri, message, databases):
     folder, other = databases
-    tracking = TrackingConfig(
-        uri=uri.format(folder=folder, other=other), spool=str(tmp_path / "spool")
-    )
+    tracking = TrackingConfig(uri=uri.format(folder=folder, other=other))
     with pytest.raises(ConfigError, match=message) as caught:
         check_tracking(tracking)
     assert "\n" not in str(caught.value)
     if "was deleted" in message or "another version" in message:
         with pytest.raises(ConfigError, match=message):
-            start_run(tracking, tmp_path, "train", "x")
+            create_run(tracking, "train x", "key", None)
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +162,8 @@ def databases(tmp_path_factory):
     other.shutdown()
 
 
-def test_a_server_that_does_not_answer_now_may_do_so_later(tmp_path):
-    check_tracking(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}", spool=str(tmp_path)))
+def test_a_server_that_does_not_answer_now_may_do_so_later():
+    check_tracking(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}"))
 
 
 def test_a_relative_address_is_one_place_for_driver_and_workers(tmp_path, monkeypatch):

@@ -3,13 +3,12 @@ Finished results are recognised by checkpoint, datasets and configuration, and k
 
 from __future__ import annotations
 
+import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,8 +28,8 @@ from pipelines.evaluate.report.page import Evaluated, comparison_page, report_pa
 from pipelines.evaluate.results import own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
 from pipelines.evaluate.tracked import detail_tables, headlines
-from pipelines.run_layout import FINAL
-from pipelines.tracking import About, Tracker
+from pipelines.run_layout import CHECKPOINTS, FINAL
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.workers import cluster_cpus
 
 TABLE, REPORT = "metrics.csv", "report.html"
@@ -94,6 +93,7 @@ def run(config: EvaluateConfig) -> None:
         user_paths.check_space(output, REPORT_BYTES * len(open_ones))
         _evaluate(config, open_ones, benchmarks, runs)
     else:
+        send_rest(config.tracking, output, "FINISHED")
         print(f"evaluate: finished before: {output}", flush=True)
     results = [storage.read_json(e.metrics) for e in evaluations]
     if len(results) > 1:
@@ -137,12 +137,15 @@ def _evaluate(
         trackers = {}
         for series, first in reversed(by_series.items()):
             links = _links(first.checkpoint, benchmarks)
+            digest = hashlib.sha256(series.encode()).hexdigest()[:12]
             tracker = Tracker.start(
                 config.tracking,
                 _about(config, [e for e in evaluations if e.checkpoint.series == series], names),
                 config,
+                EventLog(config.output, f"evaluate-{digest}"),
                 links,
                 runs.get(series),
+                _inputs(first.checkpoint, benchmarks),
             )
             trackers[series] = stack.enter_context(tracker)
             trackers[series].set_tags({"model": first.checkpoint.model})
@@ -217,19 +220,18 @@ def _evaluate_one(
         TABLE: to_csv([results]),
         EXAMPLES: json.dumps(examples),
         REPORT: report_page(Evaluated(results, examples)),
-        METRICS: json.dumps(results, indent=2),
     }
     files = {name: text.encode() for name, text in texts.items()}
     for each in scored:
         files |= item_files(each.benchmark.name, each.results.items)
     folder = None if output == config.output else checkpoint.label
-    _attach(tracker, files, folder)
+    for name, data in files.items():
+        storage.write_bytes(path := storage.join(output, name), data)
+        tracker.log_artifact(path, folder)
     for name, rows in detail_tables(results["benchmarks"], results["score"]).items():
         tracker.log_table(rows, name, folder)
-    for name, data in files.items():
-        if name != METRICS:
-            storage.write_bytes(storage.join(output, name), data)
     storage.write_json(evaluation.metrics, results)  # last: with it the evaluation is finished
+    tracker.log_artifact(evaluation.metrics, folder)
 
 
 def _side_by_side(config: EvaluateConfig, count: int) -> int:
@@ -255,6 +257,15 @@ def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str,
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
 
 
+def _inputs(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> list[str]:
+    """Outputs of the stages that an evaluation builds on."""
+    inputs = [b.dataset.path for b in benchmarks if b.dataset]
+    if checkpoint.run_id:
+        folder = checkpoint.place.rstrip("/").rpartition("/")[0]
+        inputs.append(folder.removesuffix(f"/{CHECKPOINTS}"))
+    return list(dict.fromkeys(inputs))
+
+
 def _about(
     config: EvaluateConfig, evaluations: Sequence[Evaluation], benchmarks: Sequence[str]
 ) -> About:
@@ -271,13 +282,6 @@ def _about(
         config.output,
         storage.join(first.output, REPORT) if is_alone else None,
     )
-
-
-def _attach(tracker: Tracker, files: Mapping[str, bytes], folder: str | None) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, data in files.items():
-            (Path(temporary) / name).write_bytes(data)
-            tracker.log_artifact(str(Path(temporary) / name), folder)
 
 
 def _print_results(

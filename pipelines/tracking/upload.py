@@ -1,0 +1,204 @@
+"""Sends a run's event log to an MLflow server. How far it got stands beside the log, so that any
+process that opens the output later sends the rest, to the server that it is told to."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from caft.errors import StorageError
+from pipelines import storage
+from pipelines.other_trackers import Also
+from pipelines.ownership import has_live_owner
+from pipelines.runs import address_of, create_run, find_run, is_active, open_client, shown_uri
+from pipelines.tracking.events import FOLDER, Event, EventLog, Writer
+from pipelines.tracking.send import LATER, send_event
+from pipelines.tracking_config import TrackingConfig
+
+SENT = "sent.json"  # in a log
+RETRY_ARTIFACTS_S = 60.0
+# Error codes of MLflow for what it would not take at another time either.
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+ENDED = ("FINISHED", "FAILED", "KILLED")
+
+
+class Uploader:
+    """A log on its way to a server. Sending an event again changes nothing there, so a process may
+    die between sending it and noting that."""
+
+    def __init__(self, log: EventLog, tracking: TrackingConfig, also: Also | None = None) -> None:
+        self.tracking = tracking
+        self._log, self._also = log, also
+        self._key, self._name = log.identity()
+        self._place = f"{address_of(tracking)} {tracking.experiment}"
+        self._state: dict[str, Any] = {"place": None, "run_id": None, "said": []}
+        with suppress(StorageError, TypeError):  # none yet, or damaged: all is sent again
+            self._state |= storage.read_json(log.path(SENT))
+        self._is_connected, self._artifacts_at = False, 0.0
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether what was sent is on another server, or in another experiment."""
+        return self._state["run_id"] is not None and self._state["place"] != self._place
+
+    @property
+    def run_id(self) -> str:
+        """The run's id on the server; its key while it has none."""
+        return str(self._key if self.is_elsewhere else self._state["run_id"] or self._key)
+
+    def connect(self) -> None:
+        """Find the run by its key, or make it. One that is gone, or on another server, is replaced
+        by one that names it and gets all of the log.
+
+        Raises:
+            ConfigError: the server would refuse it at every time.
+            Exception: whatever MLflow raises while the server is unreachable.
+        """
+        before = self._state["run_id"]
+        if self.is_elsewhere or not before or not is_active(open_client(self.tracking), before):
+            run_id = find_run(self.tracking, self._key)
+            if run_id is None:
+                run_id = create_run(self.tracking, self._name, self._key, before)
+            if self.is_elsewhere:
+                self._end_elsewhere()
+            elif before:
+                text = f"has no run {before} any more; what was logged goes to {run_id}"
+                self.say(before, text)
+            self._state |= {"place": self._place, "run_id": run_id, "instead_of": before}
+            self._state |= {"status": None, "sent": {}, "sent_later": {}}
+            self.save()
+        self._is_connected = True
+
+    def send(self, in_hurry: bool = False) -> None:
+        """Send what is new. Artifacts that could not be sent are tried again after a minute, or now
+        if `in_hurry`.
+
+        Raises:
+            ConfigError, Exception: as `connect`.
+        """
+        if self._also is not None:
+            self._send_each("shown", self._also.take)
+        if not self.is_elsewhere and not self._log.read(self._state.get("sent_later", {})):
+            return
+        if not self._is_connected:
+            self.connect()
+        client = open_client(self.tracking)
+        try:
+            self._send_each("sent", lambda event: self._send(client, event, later=False))
+            self._state["said"] = [what for what in self._state["said"] if what != "metrics"]
+            if in_hurry or time.monotonic() > self._artifacts_at:
+                self._send_artifacts(client)
+        except Exception:
+            if is_active(client, self.run_id):
+                raise
+            self._is_connected = False
+            self.send(in_hurry)
+
+    def end_as(self, status: str) -> None:
+        """Record how a run ended whose own process did not live to do so."""
+        events = [event for _, _, event in self._log.read(self._state.get("sent", {}))]
+        known = [self._state.get("status"), *(e["status"] for e in events if "status" in e)]
+        if known[-1] not in ENDED:
+            Writer(self._log).append({"status": status})
+
+    def warn(self, what: str, error: Exception) -> None:
+        """Say why something waits."""
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        kept = f"they are kept in {self._log.folder} and sent when it does"
+        self.say(what, f"does not take {what} ({reason}); {kept}")
+
+    def say(self, subject: str, text: str) -> None:
+        """A line about the server, which no later start repeats before all is sent."""
+        if subject not in self._state["said"]:
+            self._state["said"].append(subject)
+            where = shown_uri(self.tracking)
+            print(f"tracking: {where} {text}", file=sys.stderr, flush=True)
+            with suppress(StorageError):
+                self.save()
+
+    def save(self) -> None:
+        storage.write_json(self._log.path(SENT), self._state)
+
+    def close(self) -> None:
+        if self._also is not None:
+            self._also.close()
+
+    def _send_each(self, name: str, send: Callable[[Event], object]) -> None:
+        """Call `send` with each event that `name` has not got yet; how the run ended comes last."""
+        ends = self._state.setdefault(name, {})
+        new = self._log.read(ends)
+        try:
+            for file, end, event in sorted(new, key=lambda item: "status" in item[2]):
+                send(event)
+                ends[file] = max(end, ends.get(file, 0))
+        finally:
+            if new:
+                self.save()
+
+    def _send(self, client: Any, event: Event, later: bool) -> None:
+        """What the server never takes is left out with a line, and holds up nothing."""
+        from mlflow.exceptions import MlflowException
+
+        if bool(LATER & event.keys()) != later:
+            return
+        try:
+            old = self._state["instead_of"]
+            send_event(client, self.tracking, self.run_id, self._log.output, event, old)
+            self._state["status"] = event.get("status", self._state["status"])
+        except (MlflowException, LookupError) as error:
+            code = getattr(error, "error_code", REFUSED[0])
+            if code not in REFUSED or not is_active(client, self.run_id):
+                raise
+            reason = str(error).splitlines()[0][:200]
+            self.say(reason, f"refuses {next(iter(event))} of the run ({reason}); it is left out")
+
+    def _send_artifacts(self, client: Any) -> None:
+        """Whatever the artifact store raises, no metric waits for it."""
+        try:
+            self._send_each("sent_later", lambda event: self._send(client, event, later=True))
+        except Exception as error:
+            if not is_active(client, self.run_id):
+                raise
+            self._artifacts_at = time.monotonic() + RETRY_ARTIFACTS_S
+            self.warn("artifacts", error)
+        else:
+            self._state["said"] = []
+        self.save()
+
+    def _end_elsewhere(self) -> None:
+        """End the run where it was before, if that answers now: most often it was a wrong one."""
+        from mlflow import MlflowClient
+
+        if self._state.get("status") not in ENDED:
+            with suppress(Exception):
+                client = MlflowClient(tracking_uri=self._state["place"].rpartition(" ")[0])
+                client.set_terminated(self._state["run_id"], "KILLED")
+
+
+def send_rest(
+    tracking: TrackingConfig, output: str, ended: str = "KILLED", of_another: bool = False
+) -> None:
+    """Send what the logs in an output hold that the server has not got.
+
+    Args:
+        ended: the status of a run whose process did not live to give it one.
+        of_another: a stage reads the output: left alone are one with a live owner, one that this
+            user cannot write, and runs that are elsewhere.
+    """
+    with suppress(StorageError):
+        names = storage.list_folders(storage.join(output, FOLDER))
+        if of_another and names and has_live_owner(output):
+            return
+        for name in names:
+            uploader = Uploader(EventLog(output, name), tracking)
+            if of_another and uploader.is_elsewhere:
+                continue
+            uploader.save()  # or it is not for this user to send
+            uploader.end_as(ended)
+            try:
+                uploader.send(in_hurry=True)
+            except Exception as error:  # whatever a dead server raises, the stage continues
+                uploader.warn("metrics", error)
