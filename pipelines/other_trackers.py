@@ -51,39 +51,41 @@ def check_also(tracking: TrackingConfig) -> dict[str, str]:
 
 
 class Also:
-    """A run in the other places that its configuration names."""
+    """A run in the other trackers that its configuration names. One that fails is left out."""
 
     def __init__(self, tracking: TrackingConfig, stage: str, run_key: str, output: str) -> None:
         """Show the run of this key; the files that its events name are in `output`."""
-        self._output = output
-        self._places: dict[str, Place] = {}
         folder = Path(tracking.also_folder.removeprefix("file://")).expanduser()
-        for name in tracking.also:
-            try:
-                self._places[name] = KINDS[name](folder / name, tracking.experiment, stage, run_key)
-            except Exception as error:
-                _warn(name, error)
+        self._run, self._folder, self._output = (
+            (tracking.experiment, stage, run_key),
+            folder,
+            output,
+        )
+        self._names = list(tracking.also)
+        self._places: dict[str, Place] = {}
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Show what was logged."""
-        for name, place in list(self._places.items()):
-            try:
-                if "image" in event:
-                    file = io.BytesIO(storage.read_bytes(f"{self._output}/{event['file']}"))
-                    with Image.open(file) as picture:
-                        place.take(event["image"] | {"picture": picture.convert("RGB")})
-                else:
-                    place.take(event)
-            except Exception as error:  # whatever another place raises, the stage goes on
-                del self._places[name]
-                _warn(name, error)
+        if "image" in event:
+            file = io.BytesIO(storage.read_bytes(storage.join(self._output, event["file"])))
+            with Image.open(file) as picture:
+                event = event["image"] | {"picture": picture.convert("RGB")}
+        self._each(lambda place: place.take(event))
 
     def close(self) -> None:
-        for name, place in self._places.items():
+        self._each(lambda place: place.close())
+
+    def _each(self, call: Callable[[Place], None]) -> None:
+        for name in list(self._names):
             try:
-                place.close()
-            except Exception as error:
-                _warn(name, error)
+                if name not in self._places:
+                    self._places[name] = KINDS[name](self._folder / name, *self._run)
+                call(self._places[name])
+            except Exception as error:  # whatever another tracker raises, the stage continues
+                self._names.remove(name)
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                text = f"tracking: {name} is left out from here on ({reason})"
+                print(text, file=sys.stderr, flush=True)
 
 
 class Place(Protocol):
@@ -173,8 +175,3 @@ def _has_wandb_key() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _warn(name: str, error: Exception) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    print(f"tracking: {name} is left out from here on ({reason})", file=sys.stderr, flush=True)

@@ -89,11 +89,11 @@ def run(config: EvaluateConfig) -> None:
     ]
     runs = {e.checkpoint.series: run_id for e in evaluations if (run_id := e.known_run(config))}
     open_ones = [e for e in evaluations if not storage.exists(e.metrics)]
+    send_rest(config.tracking, output, "KILLED" if open_ones else "FINISHED")
     if open_ones:
         user_paths.check_space(output, REPORT_BYTES * len(open_ones))
         _evaluate(config, open_ones, benchmarks, runs)
     else:
-        send_rest(config.tracking, output, "FINISHED")
         print(f"evaluate: finished before: {output}", flush=True)
     results = [storage.read_json(e.metrics) for e in evaluations]
     if len(results) > 1:

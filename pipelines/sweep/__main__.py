@@ -30,7 +30,7 @@ from pipelines.sweep.results import PointConfig, collect, errors_of
 from pipelines.sweep.schedule import Scheduler, room_for
 from pipelines.sweep.state import Store
 from pipelines.sweep.tasks import all_tasks
-from pipelines.tracking import About, EventLog, Tracker
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.train.ingest import index_row_groups
 
 RUNS, RUN = "runs.csv", "run.json"
@@ -78,6 +78,7 @@ def run(config: SweepConfig) -> None:
         config.output,
         storage.join(_fits(config), "fit.html"),
     )
+    send_rest(config.tracking, config.output)  # of points
     log = EventLog(config.output, "sweep")
     with Tracker.start(config.tracking, about, config, log, earlier=_known(config)) as parent:
         storage.write_json(storage.join(config.output, RUN), {"run_id": parent.run_id})

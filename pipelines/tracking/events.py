@@ -25,37 +25,26 @@ Event = dict[str, Any]
 
 
 class EventLog:
-    """The log of one run below `output`.
-
-    Files end in `.jsonl`, an event a line, and their names sort by the time of their first event.
-    On a disk they grow. A bucket cannot append: there they are numbered pieces, the last of which
-    is written again until it has PIECE_BYTES.
-    """
+    """The log of one run below `output`: files of an event a line, whose names sort by time. On a
+    disk they grow; in a bucket, which cannot append, they are numbered pieces, the last of which is
+    written again until it has PIECE_BYTES."""
 
     def __init__(self, output: str, name: str) -> None:
         self.output, self.name = output.rstrip("/"), name
         self.folder = storage.join(self.output, FOLDER, name)
         self.is_local = storage.is_local(self.output)
 
-    def begin(self, title: str, earlier: str | None) -> bool:
-        """Make the log where there is none; whether it is new.
+    def begin(self, stage: str, name: str, earlier: str | None) -> None:
+        """Make the log where there is none; `earlier` is how a version without logs knew the run.
+        Raises StorageError where the output cannot be written."""
+        if not storage.exists(self.path(RUN)):
+            name = stage if name == stage else f"{stage} {name}"
+            about = {"key": earlier or uuid.uuid4().hex, "stage": stage, "name": name}
+            storage.write_json(self.path(RUN), about)
 
-        Args:
-            title: the run's name on a server.
-            earlier: how a version without logs knew the run.
-
-        Raises:
-            StorageError: the output cannot be written.
-        """
-        if storage.exists(self.path(RUN)):
-            return False
-        storage.write_json(self.path(RUN), {"key": earlier or uuid.uuid4().hex, "name": title})
-        return True
-
-    def identity(self) -> tuple[str, str]:
-        """The run's key, by which its client finds it on any server, and its name there."""
-        known = storage.read_json(self.path(RUN))
-        return known["key"], known["name"]
+    def about(self) -> dict[str, str]:
+        """The run's `key`, by which its client finds it on any server, `stage`, and `name`."""
+        return dict(storage.read_json(self.path(RUN)))
 
     def path(self, *names: str) -> str:
         return storage.join(self.folder, *names)
@@ -77,8 +66,8 @@ class EventLog:
     def last_step(self) -> int:
         """The last step whose metrics were logged."""
         events = [event for _, _, event in self.read({})]
-        steps = [e["step"] for e in events if PASSED in e.get("metrics", ())]
-        return max([*steps, *(e["known_step"] for e in events if "known_step" in e)], default=0)
+        passed = [e["step"] for e in events if PASSED in e.get("metrics", ())]
+        return max([0, *passed, *(e.get("known_step", 0) for e in events)])
 
 
 def _parsed(line: bytes, name: str) -> Event:
@@ -108,8 +97,8 @@ class Writer:
             self.write()
 
     def write(self, durably: bool = False) -> None:
-        """Bring what waits into the log; `durably`: so that a loss of power does not take it. Where
-        that fails the stage continues, and the next call tries again."""
+        """Bring what waits into the log, `durably`: so that it outlasts a loss of power. Where that
+        fails the stage continues, and the next call tries again."""
         with self._writing:
             with self._lock:
                 data = self._waiting

@@ -20,13 +20,11 @@ from caft.config import Config
 from caft.errors import ConfigError, StorageError
 from caft.secrets import without_secrets
 from pipelines import storage
-from pipelines.other_trackers import Also
-from pipelines.runs import open_client
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.about import About
-from pipelines.tracking.events import FILES, PASSED, Event, EventLog, Writer
+from pipelines.tracking.events import FILES, Event, EventLog, Writer
 from pipelines.tracking.lineage import LONGEST_DIGEST, DatasetUse, ModelMade
-from pipelines.tracking.upload import Uploader, send_rest
+from pipelines.tracking.upload import Uploader
 from pipelines.tracking_config import TrackingConfig
 
 EVERY_S, EVERY_REMOTE_S = 2.0, 10.0  # of an output on a disk, and in a bucket
@@ -45,20 +43,11 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        log: EventLog,
-        system_metrics: bool = False,
-        uploader: Uploader | None = None,
-        inputs: Sequence[str] = (),
+        self, log: EventLog, system_metrics: bool = False, uploader: Uploader | None = None
     ) -> None:
-        """Log to a run that the driver of this stage has started, perhaps on another machine.
-
-        Args:
-            system_metrics: whether the load of this machine is logged with every step's metrics.
-            uploader, inputs: the driver's, which `start` gives.
-        """
-        self._log, self._writer = log, Writer(log)
-        self._uploader, self._inputs = uploader, list(inputs)
+        """Log to a run that the driver of this stage has started, perhaps on another machine; with
+        `system_metrics` the load of this one too. The driver's has an `uploader`."""
+        self._log, self._writer, self._uploader = log, Writer(log), uploader
         self._system = SystemMetrics() if system_metrics else None
         self._step = 0
         self._closed = threading.Event()
@@ -79,8 +68,7 @@ class Tracker:
         """Start a run, or resume that of the log.
 
         Args:
-            links: runs this one builds on, stage -> run id; kept as tags `<stage>_run_id`, and as
-                links in the run's description.
+            links: runs this one builds on, stage -> run id, for tags and description.
             earlier: how a version without event logs knew the run that is resumed.
             inputs: outputs of other stages that this one reads, whose rest is sent too.
 
@@ -88,24 +76,17 @@ class Tracker:
             StorageError: the output cannot be written.
             ConfigError: the server would refuse the run at every time.
         """
-        title = about.stage if about.name == about.stage else f"{about.stage} {about.name}"
-        is_new = log.begin(title, earlier)
-        also = Also(tracking, about.stage, log.identity()[0], log.output)
-        uploader, known = Uploader(log, tracking, also), []
+        log.begin(about.stage, about.name, earlier)
+        uploader = Uploader(log, tracking, inputs)
         try:
             uploader.connect()
-            if is_new and earlier:
-                known = open_client(tracking).get_metric_history(uploader.run_id, PASSED)
         except ConfigError:
             raise
         except Exception as error:  # any failure of the server or of the way to it
             uploader.warn("metrics", error)
-        tracker = cls(log, uploader=uploader, inputs=inputs)
-        links = {stage: other for stage, other in (links or {}).items() if other}
-        if tracking.parent_run_id is not None:
-            links["parent"] = tracking.parent_run_id
-        if known:
-            tracker._record({"known_step": known[-1].step})
+        tracker = cls(log, uploader=uploader)
+        known = {**(links or {}), "parent": tracking.parent_run_id}
+        links = {stage: other for stage, other in known.items() if other}
         tracker._record({"status": "RUNNING"})
         tracker.set_tags(about.tags())
         tracker._record({"description": about.description(), "links": links})
@@ -125,12 +106,8 @@ class Tracker:
         model_of: str | None = None,
         dataset: DatasetUse | None = None,
     ) -> None:
-        """Log numbers at a step.
-
-        Args:
-            model_of: training run whose final model they are about; its page shows them too.
-            dataset: what they were measured on.
-        """
+        """Log numbers at a step: about the final model of the training run `model_of`, whose page
+        shows them too, and measured on `dataset`, where these are given."""
         self._step = max(self._step, step or 0)
         of: dict[str, Any] = {"run_id": model_of} if model_of else {}
         if dataset is not None:
@@ -158,8 +135,7 @@ class Tracker:
         self, rows: Sequence[Mapping[str, Any]], name: str, folder: str | None = None
     ) -> None:
         """Attach rows as `tables/[FOLDER/]NAME.json`, which MLflow's pages show as a table. One
-        that is there is replaced, where MLflow's own `log_table` adds to it: a stage that resumes
-        logs a table again."""
+        that is there is replaced: a stage that resumes logs a table again."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
         table = {"columns": columns, "data": [[row.get(key) for key in columns] for row in rows]}
         place = f"{TABLES}/{folder}" if folder else TABLES
@@ -179,9 +155,9 @@ class Tracker:
         self._attach(small.getvalue(), IMAGES, f"{name}+compressed.webp")
         self.set_tags({"mlflow.loggedImages": "True"})
 
-    def log_artifact(self, path: str, folder: str | None = None) -> None:
+    def log_artifact(self, path: str, folder: str | None = None, **more: Any) -> None:
         """Attach a file of the output, as it is when it is sent."""
-        self._record({"file": path.removeprefix(f"{self._log.output}/"), "folder": folder})
+        self._record({"file": path.removeprefix(f"{self._log.output}/"), "folder": folder, **more})
 
     def record_again(self, events: Sequence[str]) -> None:
         """Record what an earlier version kept in a checkpoint, having not sent it."""
@@ -189,12 +165,11 @@ class Tracker:
             self._record(json.loads(event))
 
     def flush(self) -> None:
-        """Return once what was logged is in the output's event log, where it outlives this process
-        and its machine."""
+        """Return once what was logged is in the log, where it outlives this machine."""
         self._writer.write(durably=True)
 
     def close(self, status: str | None = None) -> None:
-        """Write what is left, and in the driver send it, for at most half a minute; `status` ends
+        """Write what is left and, in the driver, send it for half a minute at most; `status` ends
         the run."""
         if status is not None:
             self._record({"status": status})
@@ -217,10 +192,11 @@ class Tracker:
             storage.write_bytes(path, data)
         except StorageError as error:
             print(f"tracking: {error}; it is not attached", file=sys.stderr, flush=True)
-            return
-        self._record({"file": path.removeprefix(f"{self._log.output}/"), "folder": folder, **more})
+        else:
+            self.log_artifact(path, folder, **more)
 
     def _work(self) -> None:
+        """Until `close`: sample, write, and in the driver send."""
         every_s = EVERY_S if self._log.is_local else EVERY_REMOTE_S
         logged, ends_at = 0, math.inf
         while True:
@@ -231,7 +207,7 @@ class Tracker:
                     logged = self._step
                     self.log_metrics(self._system.take(), logged)
             self._writer.write()
-            is_up = self._uploader is None or self._upload(self._uploader, closing)
+            is_up = self._uploader is None or self._uploader.try_to_send(closing)
             if closing:
                 ends_at = min(ends_at, time.monotonic() + SEND_WITHIN_S)
                 if is_up or time.monotonic() > ends_at:
@@ -240,18 +216,6 @@ class Tracker:
                 (time.sleep if closing else self._closed.wait)(RETRY_AFTER_S)
         if self._uploader is not None:
             self._uploader.close()
-
-    def _upload(self, uploader: Uploader, closing: bool) -> bool:
-        """Whether the server takes what it is sent."""
-        try:
-            uploader.send(in_hurry=closing)
-            while self._inputs:
-                send_rest(uploader.tracking, self._inputs[0], of_another=True)
-                del self._inputs[0]
-        except Exception as error:  # whatever a dead server raises, the stage continues
-            uploader.warn("metrics", error)
-            return False
-        return True
 
 
 def _now_ms() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipelines import storage
 from pipelines.other_trackers import Also
 from pipelines.ownership import has_live_owner
 from pipelines.runs import address_of, create_run, find_run, is_active, open_client, shown_uri
-from pipelines.tracking.events import FOLDER, Event, EventLog, Writer
+from pipelines.tracking.events import FOLDER, PASSED, Event, EventLog, Writer
 from pipelines.tracking.send import LATER, send_event
 from pipelines.tracking_config import TrackingConfig
 
@@ -29,10 +29,12 @@ class Uploader:
     """A log on its way to a server. Sending an event again changes nothing there, so a process may
     die between sending it and noting that."""
 
-    def __init__(self, log: EventLog, tracking: TrackingConfig, also: Also | None = None) -> None:
-        self.tracking = tracking
-        self._log, self._also = log, also
-        self._key, self._name = log.identity()
+    def __init__(self, log: EventLog, tracking: TrackingConfig, inputs: Sequence[str] = ()) -> None:
+        """Its stage reads `inputs`, outputs of others: the rest of their logs is sent, too."""
+        self.tracking, self._log, self._inputs = tracking, log, list(inputs)
+        self._about = log.about()
+        self._key = self._about["key"]
+        self._also = Also(tracking, self._about["stage"], self._key, log.output)
         self._place = f"{address_of(tracking)} {tracking.experiment}"
         self._state: dict[str, Any] = {"place": None, "run_id": None, "said": []}
         with suppress(StorageError, TypeError):  # none yet, or damaged: all is sent again
@@ -61,7 +63,7 @@ class Uploader:
         if self.is_elsewhere or not before or not is_active(open_client(self.tracking), before):
             run_id = find_run(self.tracking, self._key)
             if run_id is None:
-                run_id = create_run(self.tracking, self._name, self._key, before)
+                run_id = create_run(self.tracking, self._about["name"], self._key, before)
             if self.is_elsewhere:
                 self._end_elsewhere()
             elif before:
@@ -70,16 +72,25 @@ class Uploader:
             self._state |= {"place": self._place, "run_id": run_id, "instead_of": before}
             self._state |= {"status": None, "sent": {}, "sent_later": {}}
             self.save()
+            if run_id == self._key or self._key.startswith("pending-"):  # of an earlier version
+                steps = open_client(self.tracking).get_metric_history(run_id, PASSED)
+                self._record({"known_step": max((m.step for m in steps), default=0)})
         self._is_connected = True
 
-    def send(self, in_hurry: bool = False) -> None:
-        """Send what is new. Artifacts that could not be sent are tried again after a minute, or now
-        if `in_hurry`.
+    def try_to_send(self, in_hurry: bool) -> bool:
+        """Send what is new; whether the server takes it. Artifacts that it did not take are tried
+        again after a minute, or now if `in_hurry`."""
+        try:
+            self._send_all(in_hurry)
+            while self._inputs:
+                send_rest(self.tracking, self._inputs.pop(), of_another=True)
+        except Exception as error:  # whatever a dead server raises, the stage continues
+            self.warn("metrics", error)
+            return False
+        return True
 
-        Raises:
-            ConfigError, Exception: as `connect`.
-        """
-        if self._also is not None:
+    def _send_all(self, in_hurry: bool) -> None:
+        if self.tracking.also:
             self._send_each("shown", self._also.take)
         if not self.is_elsewhere and not self._log.read(self._state.get("sent_later", {})):
             return
@@ -95,14 +106,14 @@ class Uploader:
             if is_active(client, self.run_id):
                 raise
             self._is_connected = False
-            self.send(in_hurry)
+            self._send_all(in_hurry)
 
     def end_as(self, status: str) -> None:
         """Record how a run ended whose own process did not live to do so."""
         events = [event for _, _, event in self._log.read(self._state.get("sent", {}))]
         known = [self._state.get("status"), *(e["status"] for e in events if "status" in e)]
         if known[-1] not in ENDED:
-            Writer(self._log).append({"status": status})
+            self._record({"status": status})
 
     def warn(self, what: str, error: Exception) -> None:
         """Say why something waits."""
@@ -123,8 +134,12 @@ class Uploader:
         storage.write_json(self._log.path(SENT), self._state)
 
     def close(self) -> None:
-        if self._also is not None:
-            self._also.close()
+        self._also.close()
+
+    def _record(self, event: Event) -> None:
+        writer = Writer(self._log)
+        writer.append(event)
+        writer.write()
 
     def _send_each(self, name: str, send: Callable[[Event], object]) -> None:
         """Call `send` with each event that `name` has not got yet; how the run ended comes last."""
@@ -198,7 +213,5 @@ def send_rest(
                 continue
             uploader.save()  # or it is not for this user to send
             uploader.end_as(ended)
-            try:
-                uploader.send(in_hurry=True)
-            except Exception as error:  # whatever a dead server raises, the stage continues
-                uploader.warn("metrics", error)
+            if not uploader.try_to_send(in_hurry=True):
+                return
