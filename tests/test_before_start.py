@@ -297,13 +297,14 @@ def test_a_user_without_name_and_home(tmp_path):
 import pipelines, getpass
 from pathlib import Path
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker
 tracking = TrackingConfig()
 about = About("data", "x", "A test.")
-with Tracker.start(tracking, about, StageConfig(tracking=tracking)) as tracker:
+log = EventLog(OUTPUT, "data")
+with Tracker.start(tracking, about, StageConfig(tracking=tracking), log) as tracker:
     tracker.log_metrics({"rows": 1.0})
-print(getpass.getuser(), Path(tracking.spool).expanduser().parents[2].is_dir())
-"""
+print(getpass.getuser(), Path("~").expanduser().is_dir())
+""".replace("OUTPUT", repr(str(tmp_path / "out")))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     variables = {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(tmp_path)}
     assert unnamed(program, **variables).split() == ["uid-54321", "True"]
