@@ -124,6 +124,7 @@ class Writer:
     def _append(self, data: bytes, durably: bool) -> None:
         file = Path(storage.filesystem(self._log.path(f"{self._name}.jsonl"))[1])
         if data:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "ab") as stream:  # after a failure there may be half a line
                 stream.write(b"\n" + data if self._failed else data)
         if durably and file.exists():
