@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from caft import dropout as dropout
     from caft import durable as durable
     from caft import errors as errors
+    from caft import extras as extras
     from caft import flat_encoder as flat_encoder
     from caft import graph_pool as graph_pool
     from caft import heat_maps as heat_maps
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from caft import retrieval as retrieval
     from caft import scaling_law as scaling_law
     from caft import scoring as scoring
+    from caft import search as search
     from caft import secrets as secrets
     from caft import state_dicts as state_dicts
     from caft import superpixels as superpixels

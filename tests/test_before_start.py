@@ -21,12 +21,12 @@ from pipelines import storage, user_paths
 from pipelines.config import TrackingConfig
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.private import LONGEST_SOCKET, require_short_sockets
 from pipelines.runs import check_tracking, create_run
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.held_out import check_best_metric
 from pipelines.train.schedule import check_schedule
-from pipelines.workers import LONGEST_SOCKET, require_short_sockets
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TRAIN = CONFIGS / "train" / "demo.yaml"

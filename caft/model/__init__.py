@@ -278,6 +278,8 @@ class CAFT(nn.Module):
 
     def whole_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
         """Whole logits (N_images, N_texts) of a model with a whole loss."""
+        images.require("whole")
+        texts.require("whole")
         image, text = (F.normalize(_wide(side.whole), dim=-1) for side in (images, texts))
         logits = self.whole_log_scale.exp() * (image @ text.T)
         return logits + self.whole_bias if self.config.losses.whole == "sigmoid" else logits
@@ -285,6 +287,8 @@ class CAFT(nn.Module):
     def part_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
         """Part logits (N_images, N_texts), the mean over each text's chunks, of a model with part
         losses."""
+        images.require("fine")
+        texts.require("parts")
         parts = texts.parts[:, : self.config.text.chunks].to(self.dtype)  # (T, C, D)
         queries = self.attention_pool.scoring_queries(parts).flatten(0, 1)[None]  # (1, T*C, D)
         keys, values = self.attention_pool.keys_values(images.fine.to(self.dtype))

@@ -72,7 +72,7 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
     again = about(config, f"Tries {rows:,} rejected rows again ({', '.join(reasons)}).")
-    send_rest(config.tracking, layout.output, "FINISHED")
+    send_rest(config.tracking, layout.output)
     log = EventLog(layout.output, f"retry-{layout.generation}")
     with Tracker.start(
         config.tracking, again, config, log, earlier=layout.tracked_run()
