@@ -24,7 +24,7 @@ from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.about import About
 from pipelines.tracking.events import FILES, Event, EventLog, Writer
 from pipelines.tracking.lineage import LONGEST_DIGEST, DatasetUse, ModelMade
-from pipelines.tracking.upload import Uploader
+from pipelines.tracking.upload import NO_METRICS, Uploader
 from pipelines.tracking_config import TrackingConfig
 
 EVERY_S, EVERY_REMOTE_S = 2.0, 10.0  # of an output on a disk, and in a bucket
@@ -83,7 +83,7 @@ class Tracker:
         except ConfigError:
             raise
         except Exception as error:  # any failure of the server or of the way to it
-            uploader.warn("metrics", error)
+            uploader.warn(NO_METRICS, error)
         tracker = cls(log, uploader=uploader)
         known = {**(links or {}), "parent": tracking.parent_run_id}
         links = {stage: other for stage, other in known.items() if other}

@@ -19,6 +19,7 @@ from pipelines.tracking.send import LATER, send_event
 from pipelines.tracking_config import TrackingConfig
 
 SENT = "sent.json"  # in a log
+NO_METRICS, NO_ARTIFACTS = "does not take metrics", "does not take artifacts"
 RETRY_ARTIFACTS_S = 60.0
 # Error codes of MLflow for what it would not take at another time either.
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
@@ -85,21 +86,22 @@ class Uploader:
             while self._inputs:
                 send_rest(self.tracking, self._inputs.pop(), of_another=True)
         except Exception as error:  # whatever a dead server raises, the stage continues
-            self.warn("metrics", error)
+            self.warn(NO_METRICS, error)
             return False
         return True
 
     def _send_all(self, in_hurry: bool) -> None:
         if self.tracking.also:
             self._send_each("shown", self._also.take)
-        if not self.is_elsewhere and not self._log.read(self._state.get("sent_later", {})):
+        is_new = any(self._log.read(self._state.get(name, {})) for name in ("sent", "sent_later"))
+        if not (is_new or self.is_elsewhere):
             return
         if not self._is_connected:
             self.connect()
         client = open_client(self.tracking)
         try:
             self._send_each("sent", lambda event: self._send(client, event, later=False))
-            self._state["said"] = [what for what in self._state["said"] if what != "metrics"]
+            self._state["said"] = [what for what in self._state["said"] if what != NO_METRICS]
             if in_hurry or time.monotonic() > self._artifacts_at:
                 self._send_artifacts(client)
         except Exception:
@@ -116,10 +118,10 @@ class Uploader:
             self._record({"status": status})
 
     def warn(self, what: str, error: Exception) -> None:
-        """Say why something waits."""
+        """Say what waits, and why."""
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         kept = f"they are kept in {self._log.folder} and sent when it does"
-        self.say(what, f"does not take {what} ({reason}); {kept}")
+        self.say(what, f"{what} ({reason}); {kept}")
 
     def say(self, subject: str, text: str) -> None:
         """A line about the server, which no later start repeats before all is sent."""
@@ -178,7 +180,7 @@ class Uploader:
             if not is_active(client, self.run_id):
                 raise
             self._artifacts_at = time.monotonic() + RETRY_ARTIFACTS_S
-            self.warn("artifacts", error)
+            self.warn(NO_ARTIFACTS, error)
         else:
             self._state["said"] = []
         self.save()
