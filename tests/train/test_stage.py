@@ -261,7 +261,7 @@ def test_a_run_into_a_bucket(finished, make_config, tmp_path, bucket):
     assert "finished before, at step 12" in again.stdout
     with storage.opened(output) as fetched:
         assert {path.name for path in fetched.iterdir()} == {
-            "checkpoints", "final", "run.json", "train.json", "train.yaml",
+            "checkpoints", "final", "run.json", "tracking", "train.json", "train.yaml",
         }  # fmt: skip
         kept = sorted(path.name for path in (fetched / "checkpoints").iterdir())
         assert kept == ["step-00000008", "step-00000012"]
