@@ -4,6 +4,7 @@ Second half of the embed stage's work: actors that hold the model, on CPUs or GP
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -28,14 +29,22 @@ class PieceEncoder:
     """Ray Data actor: blocks of prepared images in, a line about each piece out."""
 
     def __init__(
-        self, checkpoint: str, layout: Layout, fine: bool, batch_size: int, use_gpu: bool
+        self,
+        checkpoint: str,
+        layout: Layout,
+        fine: bool,
+        batch_size: int,
+        use_gpu: bool,
+        threads: int,
     ) -> None:
         self._checkpoint, self._layout, self._fine = checkpoint, layout, fine
         self._batch_size = batch_size
+        self._threads = min(threads, len(os.sched_getaffinity(0)))
         self._device = torch.device("cuda" if use_gpu else "cpu")
 
     @cached_property  # Ray loses the exception of an actor that cannot be made
     def _adapter(self) -> Adapter:
+        torch.set_num_threads(self._threads)  # Ray's own number is one for a whole CPU
         adapter = open_adapter(self._checkpoint)
         adapter.to(self._device)
         return adapter

@@ -39,7 +39,7 @@ from pipelines.failures import one_voice
 from pipelines.identity import first_difference, require_same, require_same_config
 from pipelines.progress import Progress
 from pipelines.tracking import About, DatasetUse, Tracker
-from pipelines.workers import cluster_cpus, connect, run_tasks
+from pipelines.workers import cluster_cpus, run_tasks
 
 CONFIG_COPY = "embed.yaml"
 # What may differ when a run is resumed: it changes the speed, not the rows.
@@ -48,6 +48,7 @@ FREE_FIELDS = {
     *("num_gpus_per_actor", "piece_mb", "checkpoint"),  # which is known by its fingerprint
 }
 BYTES_PER_ROW = 2_000  # rough need of disk, to refuse work that cannot fit; with `whole` alone
+READER_CPUS = 0.5  # half of it waits for its source
 PASSES = 3  # over what a pass did not finish, because workers died
 
 
@@ -230,7 +231,6 @@ def _run_pass(
         }
         for chunk in todo
     ]
-    connect()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
@@ -240,17 +240,23 @@ def _run_pass(
         config.piece_mb * 2**20,
     )
     reader = Reader(data, layout, adapter.preprocess(), config.images, config.batch_size)
-    gpus = config.num_gpus_per_actor
+    gpus, cpus = config.num_gpus_per_actor, cluster_cpus()
+    threads = max(1, cpus // config.concurrency)
+    # Beside the actors there have to be resources for a reader; and never as many for an actor as
+    # for a reader, or Ray would run both in one process, one after the other.
+    actor_cpus = min(1.0, 0.99 * (cpus - READER_CPUS) / config.concurrency)
     embedded = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(reader, batch_size=1)
+        .map_batches(reader, batch_size=1, num_cpus=READER_CPUS)
         .map_batches(
             PieceEncoder,
             fn_constructor_args=(
-                *(config.checkpoint, layout, config.fine, config.batch_size, gpus > 0),
+                *(config.checkpoint, layout, config.fine, config.batch_size),
+                *(gpus > 0, threads),
             ),
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=config.concurrency),
+            num_cpus=round(actor_cpus, 4),
             num_gpus=gpus,
         )
     )

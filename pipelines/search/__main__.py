@@ -44,7 +44,7 @@ def search(args: argparse.Namespace) -> int:
     query = make_query(adapter, args.caption, args.image)
     _ = embedding.whole  # opened, and the first time written in one piece, before the clock starts
     started = time.monotonic()
-    hits = rank(embedding, adapter, query, args.count, rerank, args.alpha)
+    hits = rank(embedding, adapter, query, args.count, rerank, args.alpha, args.approximate)
     seconds = time.monotonic() - started
     for number, hit in enumerate(hits, 1):
         score = "" if hit.score is None else f"score {hit.score:7.2f}  "
@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--alpha", type=_share, default=0.3, help="weight of the parts; default 0.3"
     )
+    parser.add_argument(
+        "--approximate", action="store_true",
+        help="compare what a FAISS index proposes, for tens of millions of images",
+    )  # fmt: skip
     parser.add_argument("--checkpoint", help="where the embedding's model is now, if it was moved")
     parser.add_argument("--page", metavar="FILE", default="search.html", help="default search.html")
     return parser

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from caft.scoring import Features, Scorer
 from caft.search import nearest
 from pipelines.embed.embedding import Embedding
 from pipelines.evaluate.adapters import Adapter
+from pipelines.search.approximate import nearest_of_index
 from pipelines.search.model import Query, image_columns
 from pipelines.search.pictures import read_images
 
@@ -39,21 +41,33 @@ class Hit:
 
 @torch.inference_mode()
 def rank(
-    embedding: Embedding, adapter: Adapter, query: Query, count: int, rerank: int, alpha: float
+    embedding: Embedding,
+    adapter: Adapter,
+    query: Query,
+    count: int,
+    rerank: int,
+    alpha: float,
+    approximate: bool = False,
 ) -> list[Hit]:
     """The best images of an embedding for a query.
 
     Args:
         rerank: how many of the best by the whole are ranked again by `alpha` x the parts' logit +
             (1 - `alpha`) x the whole's; 0: none.
+        approximate: whether only rows that an index proposes are compared.
 
     An image whose fine embedding is not kept, and that cannot be read any more, stays behind those
     that are ranked again.
 
     Raises:
         DataError: a part of the embedding is missing or damaged.
+        ConfigError: an index is asked for, and FAISS is not installed.
     """
-    best = nearest(embedding.whole, query.whole, max(count, rerank))
+    most = max(count, rerank)
+    if approximate:
+        best = nearest_of_index(embedding, query.whole, most)
+    else:
+        best = nearest(embedding.whole, query.whole, most)
     rows, cosines = best.rows[0].tolist(), best.scores[0].tolist()
     about = embedding.take(rows, ["key", "url"])
     hits = [
@@ -81,16 +95,17 @@ def _scores(
     scorer = adapter.scorer()
     scores: dict[int, float] = {}
     if embedding.has_fine:
-        fine = [torch.from_numpy(found["fine"]) for found in embedding.take(rows, ["fine"])]
-        whole = torch.from_numpy(embedding.whole[list(rows)])
-        found = caption_scores(scorer, {"whole": whole, "fine": torch.stack(fine)}, texts, alpha)
+        fine = np.stack([one["fine"] for one in embedding.take(rows, ["fine"])])
+        images = {"whole": embedding.whole[list(rows)], "fine": fine}
+        features = {name: torch.from_numpy(np.array(array)) for name, array in images.items()}
+        found = caption_scores(scorer, features, texts, alpha)
         return dict(zip(rows, found.tolist(), strict=True))
     for start in range(0, len(rows), ENCODED_AT_ONCE):
         some = rows[start : start + ENCODED_AT_ONCE]
-        images = read_images(embedding, some)
-        readable = [n for n, one in enumerate(images) if one["image"] is not None]
+        pictures = read_images(embedding, some)
+        readable = [n for n, one in enumerate(pictures) if one["image"] is not None]
         if readable:
-            features = image_columns(adapter, [images[n] for n in readable])
+            features = image_columns(adapter, [pictures[n] for n in readable])
             found = caption_scores(scorer, features, texts, alpha)
             scores |= {some[n]: value for n, value in zip(readable, found.tolist(), strict=True)}
     return scores
