@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# uv where it is installed, pip else; uv reads none of pip's settings.
+UV := $(shell command -v uv 2>/dev/null)
+PIP := $(if $(UV),$(UV) pip,$(BIN)/python -m pip --disable-pip-version-check) -q
+FIND_LINKS := $(if $(UV),$(addprefix --find-links=,$(PIP_FIND_LINKS)))
 # Another build of torch than the index's own: make TORCH_INDEX=https://download.pytorch.org/whl/cu126
 TORCH_INDEX ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -41,11 +44,11 @@ clean:  ## stop what the demo started and remove what it wrote, the environment 
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipelines.demo clean; fi
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# torch first and alone, so that no other package's range picks another build of it. Last the
-# contrib build of OpenCV: img2dataset installs the plain one into the same folder.
+# torch first, with the torchvision of its build, so that no other package's range picks another.
+# Last the contrib build of OpenCV: img2dataset installs the plain one into the same folder.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) install -c constraints.txt -e .[docs,pipelines,test]
+	test -x $(BIN)/python || $(if $(UV),$(UV) venv -q --seed --python $(PYTHON),$(PYTHON) -m venv) $(VENV)
+	$(PIP) install -c constraints.txt $(FIND_LINKS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
+	$(PIP) install -c constraints.txt $(FIND_LINKS) -e .[docs,pipelines,test]
 	$(PIP) install -c constraints.txt --force-reinstall --no-deps opencv-contrib-python-headless
 	touch $@

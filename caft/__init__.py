@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from caft import dropout as dropout
     from caft import durable as durable
     from caft import errors as errors
+    from caft import extras as extras
     from caft import flat_encoder as flat_encoder
     from caft import graph_pool as graph_pool
     from caft import heat_maps as heat_maps

@@ -1,5 +1,5 @@
-"""Command line of checkpoints: released files become folders, and checkpoints model cards too.
-Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`, or `export`."""
+"""Command line of checkpoints: released files become folders, folders get model cards or are mixed.
+Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`, `export` or `mix`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from caft.checkpoint import convert
 from caft.checkpoint.export import export
+from caft.checkpoint.mix import mix
 from caft.documents import parse_json, read_text
 from caft.errors import CAFTError, ConfigError
 from caft.model import CAFT
@@ -65,6 +66,17 @@ def _parser() -> argparse.ArgumentParser:
         "--license", metavar="ID", help="of the weights, as the hub spells it, e.g. cc-by-4.0"
     )
     command.set_defaults(run=_export)
+    command = commands.add_parser(
+        "mix",
+        help="write weights between a start and what was fine-tuned from it",
+        description="Write a checkpoint folder whose weights are START_SHARE of the start's and "
+        "the rest of the fine-tuned ones, as WiSE-FT mixes them.",
+    )
+    command.add_argument("start", metavar="START", help="folder or file")
+    command.add_argument("tuned", metavar="TUNED", help="folder or file of the same architecture")
+    command.add_argument("folder", metavar="FOLDER", help="to write; must not exist, or be empty")
+    command.add_argument("--start-share", type=float, default=0.5, help="0 to 1; default 0.5")
+    command.set_defaults(run=_mix)
     return parser
 
 
@@ -75,6 +87,10 @@ def _convert(args: argparse.Namespace) -> CAFT:
 
 def _export(args: argparse.Namespace) -> CAFT:
     return export(args.source, args.folder, args.license)
+
+
+def _mix(args: argparse.Namespace) -> CAFT:
+    return mix(args.start, args.tuned, args.folder, args.start_share)
 
 
 def _read_json(path: str) -> dict[str, Any]:

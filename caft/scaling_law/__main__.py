@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 from caft.errors import CAFTError
-from caft.scaling_law.fit import REPLICATES
-from caft.scaling_law.forms import CHOSEN_FROM, FORMS
-from caft.scaling_law.report import table, write_report
-from caft.scaling_law.runs import INPUTS, Columns, Target, select_runs
-from caft.scaling_law.study import study_runs
-from caft.scaling_law.table import keep_rows, read_table
+from caft.extras import command_needs
+
+with command_needs("pipelines", "caft.scaling_law"):
+    from caft.scaling_law.fit import REPLICATES
+    from caft.scaling_law.forms import CHOSEN_FROM, FORMS
+    from caft.scaling_law.report import table, write_report
+    from caft.scaling_law.runs import INPUTS, Columns, Target, select_runs
+    from caft.scaling_law.study import study_runs
+    from caft.scaling_law.table import keep_rows, read_table
 
 
 def main(argv: list[str] | None = None) -> int:

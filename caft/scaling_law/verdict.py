@@ -40,6 +40,8 @@ def _quality(choice: Choice) -> str:
     miss = np.abs(held_out.prediction.value / held_out.error - 1)
     within = 100 * float(np.percentile(miss, SHARE, method="higher"))
     said = f"predicts a run of {held_out.reach.max():.3g} times the compute within {within:.2g}%"
+    if not held_out.with_interval:
+        return f"is fitted {over}, {said}, and too few runs to test intervals"
     return f"{'is doubtful' if held_out.problem else 'holds'} {over}, {said}"
 
 

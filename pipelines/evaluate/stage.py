@@ -3,18 +3,21 @@ Finished results are recognised by checkpoint, datasets and configuration, and k
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from caft.config import to_yaml
+from caft.errors import CAFTError
 from pipelines import storage, user_paths
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
@@ -29,6 +32,7 @@ from pipelines.evaluate.report.page import Evaluated, comparison_page, report_pa
 from pipelines.evaluate.results import own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
 from pipelines.evaluate.tracked import detail_tables, headlines
+from pipelines.failures import understood
 from pipelines.run_layout import FINAL
 from pipelines.tracking import About, Tracker
 from pipelines.workers import cluster_cpus
@@ -130,9 +134,14 @@ def _evaluate(
     runs: Mapping[str, str],
 ) -> None:
     """Evaluate checkpoints, several at a time. Those of one training run share an MLflow run, in
-    which each logs at its own step."""
+    which each logs at its own step. One that fails fails its run alone: the others are finished.
+
+    Raises:
+        CAFTError: what the first one failed with, after all the others.
+    """
     names = [benchmark.name for benchmark in benchmarks]
     by_series = {e.checkpoint.series: e for e in reversed(evaluations)}
+    failed: dict[str, CAFTError] = {}  # by label
     with ExitStack() as stack:
         trackers = {}
         for series, first in reversed(by_series.items()):
@@ -144,22 +153,66 @@ def _evaluate(
                 links,
                 runs.get(series),
             )
-            trackers[series] = stack.enter_context(tracker)
+            trackers[series] = tracker
+            labels = [e.checkpoint.label for e in evaluations if e.checkpoint.series == series]
+            stack.push(partial(_end_run, tracker, failed, labels))
             trackers[series].set_tags({"model": first.checkpoint.model})
             trackers[series].log_datasets(
                 list({(b.use.name, b.use.digest): b.use for b in benchmarks}.values())
             )
         with ThreadPoolExecutor(_side_by_side(config, len(evaluations))) as threads:
-            waiting = [
-                threads.submit(_evaluate_one, config, e, benchmarks, trackers[e.checkpoint.series])
+            waiting = {
+                e.checkpoint.label: threads.submit(
+                    _try_one, config, e, benchmarks, trackers[e.checkpoint.series]
+                )
                 for e in evaluations
-            ]
+            }
             try:
-                for future in waiting:
-                    future.result()
+                for label, future in waiting.items():
+                    if (error := future.result()) is not None:
+                        failed[label] = error
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
+    if failed and len(evaluations) > 1:
+        done = len(evaluations) - len(failed)
+        print(f"evaluate: {done} of {len(evaluations)} checkpoints are finished", flush=True)
+        for label, error in failed.items():
+            print(f"evaluate: {label} failed: {error}", flush=True)
+    for error in failed.values():
+        raise error
+
+
+def _end_run(
+    tracker: Tracker,
+    failed: Mapping[str, CAFTError],
+    labels: Sequence[str],
+    kind: type[BaseException] | None,
+    *_: object,
+) -> None:
+    """End the run of some checkpoints by what ended the stage, or else by their own failure."""
+    own = next((type(failed[label]) for label in labels if label in failed), None)
+    tracker.__exit__(kind or own)
+
+
+def _try_one(
+    config: EvaluateConfig,
+    evaluation: Evaluation,
+    benchmarks: Sequence[Benchmark],
+    tracker: Tracker,
+) -> CAFTError | None:
+    """Evaluate one checkpoint; returns what it failed with. The exception itself is let go of, as
+    its frames hold actors that the other evaluations wait for."""
+    try:
+        _evaluate_one(config, evaluation, benchmarks, tracker)
+    except Exception as error:
+        found = understood(error, f"evaluate: {evaluation.checkpoint.label}")
+        failure = found.with_traceback(None)
+        failure.__context__ = failure.__cause__ = None
+    else:
+        return None
+    gc.collect()
+    return failure
 
 
 def _evaluate_one(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -151,6 +152,7 @@ def run(steps: Sequence[Step]) -> int:
         label = f"{step.stage} ({number} of {len(steps)})"
         print(f"chain: {label}: {step.config}", flush=True)
         program = [sys.executable, "-m", f"pipelines.{step.stage}", *step.arguments]
+        started = time.monotonic()
         code = subprocess.run(program).returncode
         if code != 0:
             print(
@@ -159,6 +161,7 @@ def run(steps: Sequence[Step]) -> int:
                 flush=True,
             )
             return 128 - code if code < 0 else code
+        print(f"chain: {label} took {time.monotonic() - started:.0f} s", flush=True)
     print(f"chain: finished: {', '.join(step.stage for step in steps)}", flush=True)
     return 0
 

@@ -13,6 +13,8 @@ from manifests import KUBERAY, REPOSITORY, pods
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipelines.train.gpu import OLDEST_DRIVERS
+
 DOCKERFILE = REPOSITORY / "cluster" / "Dockerfile"
 TARGETS = ("cpu", "cuda")
 
@@ -90,6 +92,7 @@ def test_every_requirement_of_the_image_is_pinned_and_met():
     for text in [
         *project["dependencies"],
         *extras["cluster"],
+        *extras["gpu"],
         *extras["language"],
         *extras["pipelines"],
         *extras["test"],
@@ -136,3 +139,26 @@ def test_nothing_secret_is_written_into_it():
     assert not re.search(r"(?i)password|secret|token|access_key", text)
     assert "ADD " not in text
     assert (REPOSITORY / "cluster/Dockerfile.dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_the_launchers_image_has_a_driver_for_the_wheel_s_cuda():
+    cuda = 13  # that torch's default build of constraints.txt is for
+    text = (REPOSITORY / "cluster" / "gcp.yaml").read_text()
+    (driver,) = re.findall(r"images/family/\S+-nvidia-(\d+)\n", text)
+    assert int(driver) >= OLDEST_DRIVERS[cuda]
+    assert (
+        f"driver {OLDEST_DRIVERS[cuda]} or later" in (REPOSITORY / "cluster/aws.yaml").read_text()
+    )
+
+
+def test_the_image_for_gpus_finds_a_driver_that_gke_mounts():
+    variables = dict(
+        pair.split("=", 1)
+        for words in instructions("cuda")
+        if words[0] == "ENV"
+        for pair in words[1:]
+    )
+    assert "/usr/local/nvidia/lib64" in variables["LD_LIBRARY_PATH"].split(":")
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert any("ibverbs-providers" in words for words in commands("cuda"))
+    assert any("[cluster,gpu," in word for words in commands("cuda") for word in words)

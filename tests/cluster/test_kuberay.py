@@ -251,3 +251,31 @@ def test_the_tracking_server_starts_with_these_options():
     assert service["spec"]["ports"][0]["port"] == int(port)
     allowed = next(a for a in container["args"] if a.startswith("--allowed-hosts="))
     assert f"{host}:{port}" in allowed
+
+
+@pytest.mark.parametrize(
+    ("component", "resource"), [("efa", "vpc.amazonaws.com/efa"), ("infiniband", "rdma/hca_shared")]
+)
+def test_a_network_is_added_to_the_gpu_group_alone(component, resource):
+    """The patch of a component, applied as kustomize does."""
+    (patch,) = kustomization(KUBERAY / component)["patches"]
+    (cluster,) = of_kind("RayCluster")
+    assert patch["target"] == {"kind": "RayCluster", "name": cluster["metadata"]["name"]}
+    for step in yaml.safe_load(patch["patch"]):
+        *way, last = (word.replace("~1", "/") for word in step["path"].removeprefix("/").split("/"))
+        place = cluster
+        for word in way:
+            place = place[int(word)] if isinstance(place, list) else place[word]
+        if step["op"] == "test":
+            assert place[last] == step["value"]
+        else:
+            assert last not in place
+            place[last] = step["value"]
+    groups = {g["groupName"]: g["template"] for g in cluster["spec"]["workerGroupSpecs"]}
+    for name, pod in groups.items():
+        asked = pod["spec"]["containers"][0]["resources"]
+        assert (resource in asked["limits"]) == (name == "gpu")
+        assert asked["requests"].get(resource) == asked["limits"].get(resource)
+        whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}}
+        whole["spec"] = pod["spec"]
+        kubernetes_validate.validate(whole, VERSIONS[-1], strict=True)

@@ -48,6 +48,7 @@ class Checkout:
         for step in chain["stages"]:
             step["config"] = f"chain/{step['config']}"
             if step["stage"] == "train":
+                train["model"] = "chain/tiny.yaml"  # as seen from the checkout
                 kept = [key for key in step["set"] if key.split("=")[0] not in train]
                 step["set"] = [*kept, *(f"{key}={value}" for key, value in train.items())]
         (self.folder / "chain" / name).write_text(yaml.safe_dump(chain))

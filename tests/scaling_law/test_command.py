@@ -321,3 +321,38 @@ def test_too_few_runs_for_an_interval_still_make_a_report(
     assert "caft is better at 10²¹" in first
     assert any("no interval" in line for line in rest)
     assert (tmp_path / "out" / "fit.html").exists()
+
+
+def test_a_report_of_many_runs_stays_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, runs = np.random.default_rng(0), 400
+    size, samples = 10 ** rng.uniform(6, 9, runs), 10 ** rng.uniform(7, 10, runs)
+    error = STUDIES["size_samples"].law({"parameters": size, "samples": samples})
+    rows = [
+        ["caft", n, 256, 6 * size[n] * samples[n], size[n], samples[n], 1, error[n]]
+        for n in range(runs)
+    ]
+    table = write_runs(tmp_path / "runs.csv", rows)
+    more = ["--parameters", "n", "--samples", "d", "--error", "whole_loss"]
+    assert main([str(table), *NAMED, *more, "--output", str(tmp_path)]) == 0
+    with (tmp_path / "fit.csv").open(newline="") as file:
+        every = [row for row in csv.DictReader(file) if row["kind"] == "held out" and row["at"]]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "measured" in line]
+    assert len(printed) < 130 < len(every)
+    page = (tmp_path / "fit.html").read_text()
+    assert page.count(" parameters</text>") <= 24
+    assert len(page) < 1_000_000
+
+
+def test_held_out_runs_without_an_interval_are_not_counted_as_inside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compute = np.geomspace(1e18, 1e21, 6)
+    rows = [["caft", 0, 256, c, 1e6, 1e6, 1 - 30 * c**-0.1, 0.1] for c in compute]
+    table = write_runs(tmp_path / "runs.csv", rows)
+    more = ["--score", "t2i_r1", "--forms", "power", "--output", str(tmp_path)]
+    assert main([str(table), *NAMED, *more]) == 0
+    out = capsys.readouterr().out
+    assert "too few runs to test intervals" in out.splitlines()[0]
+    assert re.search("held out: error in %.*no intervals", out)

@@ -229,9 +229,10 @@ def test_a_start_that_does_not_serve_is_refused(finished, make_config, tmp_path)
         check(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"model\.embed_dim=16, this run has 32"):
         check(step_8, model=tiny_config(embed_dim=32))
+    check(step_8, dataset="another")
     with pytest.raises(CheckpointError, match=r"another dataset .*accept_other_dataset=true"):
-        check(step_8, dataset="another")
-    check(step_8, "start_from.accept_other_dataset=true", dataset="another")
+        check(step_8, state, dataset="another")
+    check(step_8, state, "start_from.accept_other_dataset=true", dataset="another")
     with pytest.raises(CheckpointError, match="final has no training_state"):
         check(finished / "final", state)
     with pytest.raises(CheckpointError, match="global_batch 8, this run has 16"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from caft.checkpoint import save_weights, write_manifest
 from caft.model import CAFT
@@ -27,6 +28,7 @@ class Saver:
         step: of the checkpoint that the run begins with, which is not saved again; 0 for none.
         unsent: on the first worker, what the tracking server has not got of the run before a
             checkpoint counts, which is kept in it.
+        final_weights: of the finished model, from the last ones or their average.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class Saver:
         info: Mapping[str, Any],
         step: int = 0,
         unsent: Callable[[], list[str]] | None = None,
+        final_weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
     ) -> None:
         self._store, self._config = store, config
         self._engine, self._model, self._average = engine, model, average
         self._info, self._step = dict(info), step
-        self._unsent = unsent
+        self._unsent, self._final_weights = unsent, final_weights
         self._copies = HostCopies()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[float] | None = None
@@ -110,7 +113,7 @@ class Saver:
         info["averaged"] = bool(snapshot.average)
 
         def write(folder: Path) -> None:
-            save_weights(self._model, folder, snapshot.final)
+            save_weights(self._model, folder, self._final_weights(snapshot.final))
             write_manifest(folder, info)
 
         return write
