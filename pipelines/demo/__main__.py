@@ -133,6 +133,7 @@ def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     """Each stage's overrides: the paths of this demo."""
     sample, regions = root / "sample", root / "sample" / REGIONS
     tracking = _tracking(root).as_arguments()
+    tracking.append(argument("tracking.page", f"http://{LOOPBACK}:{args.mlflow_port}"))
     data, train = root / "data", root / "train"
     return {
         "data": [

@@ -43,6 +43,7 @@ PICTURES = {  # how they were shown, by what `protocol` calls it
     "squash": "the whole picture, resized to a square (preprocess: squash)",
     "": "by the model's own preprocessing",
 }
+FEW_IMAGES = 100  # fewer say little of a model: intervals of some ten points
 MOST_LINES = 8  # of a chart that compares; more cannot be told apart
 
 
@@ -66,6 +67,8 @@ def report_page(evaluated: Evaluated) -> str:
             results=results,
             examples=evaluated.examples,
             facts=_facts(results),
+            pages=results.get("run_pages", {}),  # not in results of earlier versions
+            few=FEW_IMAGES,
             retrieval=retrieval_rows(results),
             published_models=models,
             published=beside,
