@@ -1,4 +1,4 @@
-"""Progress lines: with a share and a time left where the total is known, without where it is not."""
+"""Progress lines: with share and time left where the total is known, without them elsewhere."""
 
 from pipelines.progress import Progress
 
