@@ -17,6 +17,7 @@ import ray
 
 from caft.config import to_yaml
 from caft.errors import CAFTError
+from caft.secrets import masked
 from pipelines import storage, user_paths
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
@@ -32,7 +33,8 @@ from pipelines.evaluate.results import own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
 from pipelines.evaluate.tracked import detail_tables, headlines
 from pipelines.failures import understood
-from pipelines.run_layout import CHECKPOINTS, FINAL
+from pipelines.run_layout import FINAL
+from pipelines.runs import run_page
 from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.workers import cluster_cpus
 
@@ -146,6 +148,7 @@ def _evaluate(
         trackers = {}
         for series, first in reversed(by_series.items()):
             links = _links(first.checkpoint, benchmarks)
+            datasets = {b.dataset.path for b in benchmarks if b.dataset}
             digest = hashlib.sha256(series.encode()).hexdigest()[:12]
             tracker = Tracker.start(
                 config.tracking,
@@ -154,7 +157,7 @@ def _evaluate(
                 EventLog(config.output, f"evaluate-{digest}"),
                 links,
                 runs.get(series),
-                _inputs(first.checkpoint, benchmarks),
+                [*first.checkpoint.trained_in, *sorted(datasets)],
             )
             trackers[series] = tracker
             labels = [e.checkpoint.label for e in evaluations if e.checkpoint.series == series]
@@ -252,6 +255,7 @@ def _evaluate_one(
         "recipe": adapter.training.get("recipe", ""),
         "mlflow_run_id": tracker.run_id,
         "links": {stage: run for stage, run in _links(checkpoint, benchmarks).items() if run},
+        "run_pages": _run_pages(config, [tracker.run_id, *_links(checkpoint, benchmarks).values()]),
         "datasets": {
             benchmark.name: {
                 "path": benchmark.rows.place,
@@ -310,13 +314,10 @@ def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str,
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
 
 
-def _inputs(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> list[str]:
-    """Outputs of the stages that an evaluation builds on."""
-    inputs = [b.dataset.path for b in benchmarks if b.dataset]
-    if checkpoint.run_id:
-        folder = checkpoint.place.rstrip("/").rpartition("/")[0]
-        inputs.append(folder.removesuffix(f"/{CHECKPOINTS}"))
-    return list(dict.fromkeys(inputs))
+def _run_pages(config: EvaluateConfig, runs: Sequence[str]) -> dict[str, str]:
+    """Where a browser finds runs, of those that it does."""
+    pages = {run: run_page(config.tracking, run) for run in runs if run}
+    return {run: masked(page) for run, page in pages.items() if page is not None}
 
 
 def _about(

@@ -140,10 +140,10 @@ def caption_columns(
     """Caption column -> kind, of those that are there; none where captions are joined.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, and the source needs some.
     """
     found = caption_kinds(source, names)
-    if found or source.captions_from is not None:
+    if found or not source.needs_captions:
         return found
     if source.caption_columns is None:
         raise DataError(
