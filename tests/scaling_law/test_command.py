@@ -356,3 +356,19 @@ def test_held_out_runs_without_an_interval_are_not_counted_as_inside(
     out = capsys.readouterr().out
     assert "too few runs to test intervals" in out.splitlines()[0]
     assert re.search("held out: error in %.*no intervals", out)
+
+
+def test_runs_that_are_all_near_chance_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near = [["caft", n, 256, 10.0 ** (18 + n), 1e6 * 2**n, 1e6, 0.01, 4.0] for n in range(5)]
+    more = ["--parameters", "n", "--samples", "d", "--score", "t2i_r1", "--output", str(tmp_path)]
+    table = write_runs(tmp_path / "runs.csv", near)
+    assert main([str(table), *NAMED, *more]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "5 of 5 runs are near chance" in error
+    # Of two families, the other one has its laws.
+    write_runs(table, [*near, *front_rows("other")])
+    assert main([str(table), *NAMED, *more]) == 0
+    assert "caft: no law" in capsys.readouterr().out.splitlines()[0]
