@@ -9,6 +9,8 @@ PIP := $(if $(UV),$(UV) pip,$(BIN)/python -m pip --disable-pip-version-check) -q
 FIND_LINKS := $(if $(UV),$(addprefix --find-links=,$(PIP_FIND_LINKS)))
 # Another build of torch than the index's own: make TORCH_INDEX=https://download.pytorch.org/whl/cu126
 TORCH_INDEX ?=
+# More options of the demo: make demo DEMO="--scenes 1000 --mlflow-port 5051"
+DEMO ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
 # Stages and tests start many processes, and each would compile every module of ours anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,7 +22,7 @@ help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
 
 demo: $(STAMP)  ## data -> train -> evaluate on a local Ray cluster, with a report
-	$(BIN)/python -m pipelines.demo up
+	$(BIN)/python -m pipelines.demo up $(DEMO)
 
 test: lint  ## linter, types and the tests of every day
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
