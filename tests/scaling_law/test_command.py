@@ -140,7 +140,7 @@ def change(row: int, column: str, value: object) -> list[list[object]]:
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        (change(3, "t2i_r1", "high"), ["--score", "t2i_r1"], "line 5: t2i_r1 is 'high', not a numb"),
+        (change(3, "t2i_r1", "high"), ["--score", "t2i_r1"], "line 5: t2i_r1 is 'high', not a n"),
         (change(3, "t2i_r1", 61.2), ["--score", "t2i_r1"], "line 5: t2i_r1 is 61.2.*not in per ce"),
         (change(0, "flops", -1), ["--score", "t2i_r1"], "line 2: flops is -1"),
         (
