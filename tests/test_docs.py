@@ -65,6 +65,7 @@ RUN_BY = {
     "caft.checkpoint convert": "test_checkpoint.py::test_a_converted_file_gives_the_same_numbers",
     "caft.checkpoint export": "test_export.py::test_an_export_loads_and_computes_as_its_checkpoint",
     "caft.checkpoint push": "test_hub.py::test_a_model_goes_to_the_hub_and_comes_back",
+    "caft.checkpoint towers": "test_towers.py::test_clip_keeps_its_numbers",
     "caft.checkpoint mix": "test_fine_tuning.py::test_a_mixed_checkpoint_keeps_its_training",
     "caft.model describe": DESCRIBE,
     "caft.scaling_law": "scaling_law/test_command.py::test_the_table_is_printed",
