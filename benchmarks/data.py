@@ -129,7 +129,7 @@ def with_ours(listing: Path, output: Path, everything: bool) -> int:
         "image": {"max_side_px": MAX_SIDE_PX},
         "filters": filters,
         "duplicates": duplicates,
-        "tracking": {"uri": f"sqlite:///{output.parent}/mlflow.db", "spool": f"{output}-spool"},
+        "tracking": {"uri": f"sqlite:///{output.parent}/mlflow.db"},
     }
     run(validate(DataConfig, config, source="benchmark"))
     counts = json.loads((output / "manifest.json").read_text())["counts"]
@@ -256,7 +256,6 @@ def memory(folder: Path, base_url: str) -> None:
             "download.retries=0",
             "filters.min_contrast=null",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
-            f"tracking.spool={folder}/spool",
             "progress_every_s=60",
         ]
         started = time.perf_counter()

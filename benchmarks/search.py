@@ -6,7 +6,7 @@ take turns, and all have to find the same rows. Embedding: the stage on drawn sc
 of random weights, beside a plain loop of `model.encode_image` over the same files.
 
     python benchmarks/search.py --rows 1000000
-    python benchmarks/search.py --images 400 --model caft_b
+    python benchmarks/search.py --images 96 --model caft_b
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def measure_embedding(images: int, model_name: str, concurrency: int) -> None:
             for start in range(0, images, 64):
                 model.encode_image([str(file) for file in files[start : start + 64]])
         plain = time.perf_counter() - started
-        tracking = {"uri": f"sqlite:///{root}/mlflow.db", "spool": str(root / "spool")}
+        tracking = {"uri": f"sqlite:///{root}/mlflow.db"}
         settings = {
             "source": {"path": str(root / "images")},
             "checkpoint": str(root / "checkpoint"),
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0, help="to search; 0: none")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=8, help="the first is to warm up")
     parser.add_argument("--images", type=int, default=0, help="to embed; 0: none")
     parser.add_argument("--model", default="caft_b")
     parser.add_argument("--concurrency", type=int, default=1)

@@ -18,6 +18,7 @@ from caft.config import to_yaml
 from caft.errors import ClusterError, ConfigError, DataError
 from caft.scoring import CAFTScorer
 from pipelines import storage, user_paths
+from pipelines.behaviours import numbers
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import REJECT_SCHEMA
 from pipelines.data.files import await_temporaries, delete_temporaries, group_chunks
@@ -36,9 +37,14 @@ from pipelines.evaluate.adapters import Adapter
 from pipelines.evaluate.adapters.own import CAFTAdapter
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
 from pipelines.failures import one_voice
-from pipelines.identity import first_difference, require_same, require_same_config
+from pipelines.identity import (
+    first_difference,
+    require_same,
+    require_same_behaviour,
+    require_same_config,
+)
 from pipelines.progress import Progress
-from pipelines.tracking import About, DatasetUse, Tracker
+from pipelines.tracking import About, DatasetUse, EventLog, Tracker, send_rest
 from pipelines.workers import cluster_cpus, run_tasks
 
 CONFIG_COPY = "embed.yaml"
@@ -47,6 +53,7 @@ FREE_FIELDS = {
     *("tracking", "progress_every_s", "output", "batch_size", "concurrency"),
     *("num_gpus_per_actor", "piece_mb", "checkpoint"),  # which is known by its fingerprint
 }
+BEHAVIOURS = ("pictures",)  # that decide rows though no key does
 BYTES_PER_ROW = 2_000  # rough need of disk, to refuse work that cannot fit; with `whole` alone
 READER_CPUS = 0.5  # half of it waits for its source
 PASSES = 3  # over what a pass did not finish, because workers died
@@ -81,6 +88,7 @@ def run(config: EmbedConfig) -> None:
     if storage.exists(storage.join(output, MANIFEST)):
         manifest = storage.read_json(storage.join(output, MANIFEST))
         _delete_work(layout)  # a run may have ended between manifest and this
+        send_rest(config.tracking, output, "FINISHED")
         print(f"embed: finished before: {output}\n{summary(manifest['counts'])}", flush=True)
         return
     delete_temporaries(layout)
@@ -126,9 +134,13 @@ def _claim(config: EmbedConfig, data: DataConfig, checkpoint: Checkpoint) -> Non
         is_finished = storage.exists(storage.join(output, MANIFEST))
         holds = "an embedding" if is_finished else "an unfinished embedding"
         require_same_config(output, holds, copy, config, FREE_FIELDS)
-        require_same(output, holds, first_difference(storage.read_json(path), now))
+        then = storage.read_json(path)
+        behaviours = then.pop("behaviours", {})
+        require_same(output, holds, first_difference(then, now))
+        if not is_finished:  # a finished one is read as what it was
+            require_same_behaviour(output, holds, behaviours, BEHAVIOURS)
         return
-    storage.write_json(path, now)
+    storage.write_json(path, now | {"behaviours": numbers(BEHAVIOURS)})
     storage.write_bytes(copy, to_yaml(config).encode())  # last: it says that the output was begun
 
 
@@ -146,8 +158,8 @@ def _make(
         config.output,
     )
     links = {"train": checkpoint.run_id}
-    with Tracker.start(config.tracking, about, config, links, layout.tracked_run()) as tracker:
-        layout.keep_tracked_run(tracker.run_id)
+    log, inputs = EventLog(config.output, "embed"), checkpoint.trained_in
+    with Tracker.start(config.tracking, about, config, log, links, inputs=inputs) as tracker:
         started = time.monotonic()
         before = sum(p.rows for pieces in pieces_of(layout).values() for p in pieces)
         receipts = _embed(config, data, layout, plan, adapter)

@@ -1,5 +1,6 @@
 """The embed stage: every row counted, the model's own features, killed and resumed, bad input."""
 
+import json
 import os
 import shutil
 import signal
@@ -80,7 +81,7 @@ def test_a_killed_run_continues_without_making_its_pieces_again(settings, scenes
     words = [
         *("source.path=" + str(tmp_path / "list.csv"), f"checkpoint={settings['checkpoint']}"),
         *(f"output={settings['output']}", "chunk_rows=4", "fine=true"),
-        *(f"tracking.{key}={settings['tracking'][key]}" for key in ("uri", "spool")),
+        f"tracking.uri={settings['tracking']['uri']}",
     ]
     program = [sys.executable, "-m", "pipelines.embed", *words]
     work = tmp_path / "embedding" / "work"
@@ -152,6 +153,12 @@ def test_an_output_of_another_model_or_source_is_refused(settings, scenes, tmp_p
         run(config_of(settings, checkpoint=str(other)))
     with pytest.raises(ConfigError, match=r"fine: .* made with False, here it is True"):
         run(config_of(settings, fine=True))
+    identity = tmp_path / "embedding" / "identity.json"
+    then = json.loads(identity.read_text())
+    identity.write_text(json.dumps(then | {"behaviours": {"pictures": 1}}))
+    with pytest.raises(ConfigError, match=r"of another version: pictures"):
+        run(config_of(settings))
+    identity.write_text(json.dumps(then))
     moved = tmp_path / "moved"
     shutil.copytree(settings["checkpoint"], moved)
     run(config_of(settings, checkpoint=str(moved)))  # the same model elsewhere is the same

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ CAPTIONS = [render_scene(number, SceneConfig()).caption for number in range(40)]
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracking")
-    return {"uri": f"sqlite:///{folder / 'mlflow.db'}", "spool": str(folder / "spool")}
+    return {"uri": f"sqlite:///{folder / 'mlflow.db'}"}
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +134,12 @@ def test_an_image_finds_itself(embedded, scenes, tmp_path, capsys):
     first = capsys.readouterr().out.splitlines()[0]
     assert first.endswith("/013.png")
     assert "cosine 1.000" in first
-    both = [embedded, CAPTION, "--image", str(scenes / "013.png"), "--page", page]
+    hostile = f"{CAPTION} <script>alert(1)</script>"
+    both = [embedded, hostile, "--image", str(scenes / "013.png"), "--page", page]
     assert main(both) == 0
+    text = Path(page).read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
 
 
 def test_a_moved_source_costs_its_pictures_alone(make, scenes, tmp_path, capsys):
