@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 STEP = Path(__file__).parent / "gpu_free" / "step.py"
+PREDICTED = Path(__file__).parent / "data" / "gpu_predicted.json"
 GIGA, TERA, MS = 1e9, 1e12, 1e3
 
 # An H100 SXM. Assumed, from data sheets and what good kernels are known to reach of them.
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--maps", choices=["all", "some", "none"], default="none")
     parser.add_argument("--counts", type=Path, help="what gpu_free/step.py wrote; None: run it")
+    parser.add_argument("--keep", action="store_true", help=f"write it into {PREDICTED.name}")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     counts = json.loads(args.counts.read_text()) if args.counts else counted(args)
@@ -71,6 +73,16 @@ def main() -> None:
     )
     print(f"{rate:,.0f} images/s, {rate * useful_flop(args.images) / PEAK:.0%} MFU, predicted")
     print(f"predicted step: {step_s * MS:.1f} ms")
+    if args.keep:
+        kept = {
+            "workers": args.workers,
+            "images": args.images,
+            "step_ms": step_s * MS,
+            "peak_gb": max(counts["peak_bytes"].values()) / GIGA,
+            "parts_ms": {name: part.seconds * MS for name, part in parts.items()},
+            "kinds_ms": by_kind(counts["counts"]) | {"collectives": network_s * MS},
+        }
+        keep(kept)
 
 
 def counted(args: argparse.Namespace) -> dict[str, Any]:
@@ -92,6 +104,32 @@ def by_phase(counts: list[dict[str, Any]]) -> dict[str, Part]:
         part.flop += count["flop"]
         part.seconds += seconds(count)
     return parts
+
+
+def by_kind(counts: list[dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds by what a kernel is, as gpu_acceptance.py tells them apart."""
+    found: dict[str, float] = defaultdict(float)
+    for count in counts:
+        op = count["op"]
+        kind = "all else"
+        if "attention" in op or "attn" in op:
+            kind = "attention"
+        elif op.startswith("convolution"):
+            kind = "convolutions"
+        elif op in ("mm", "addmm", "bmm", "baddbmm"):
+            kind = "products"
+        elif count["phase"] == "optimiser":
+            kind = "optimiser"
+        found[kind] += seconds(count) * MS
+    return found
+
+
+def keep(step: dict[str, Any]) -> None:
+    """Beside those of other numbers of workers, which gpu_acceptance.py prints."""
+    known = json.loads(PREDICTED.read_text())
+    others = [other for other in known["steps"] if other["workers"] != step["workers"]]
+    known["steps"] = sorted([*others, step], key=lambda other: other["workers"])
+    PREDICTED.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def seconds(count: dict[str, Any]) -> float:

@@ -35,10 +35,14 @@ class BlockBatchNorm(nn.BatchNorm2d):
     """
 
     blocks: NormBlocks | None = None
+    frozen = False  # keeps its running statistics in training, and normalises by them
     statistics: Tensor  # (2, C): mean over the blocks of the last forward's mean and variance
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
+        if self.frozen:
+            weights = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(features, *weights, eps=self.eps)
         if self.blocks is None or not self.training:
             return super().forward(features)
         if len(features) % self.blocks.images:
@@ -135,6 +139,7 @@ def update_running_statistics_(
 
 
 def _norms(model: nn.Module) -> list[BlockBatchNorm]:
-    """The norms that train on blocks; others follow what they meet by themselves."""
+    """The norms that train on blocks; others follow what they meet by themselves, or are frozen."""
     modules = model.modules()
-    return [m for m in modules if isinstance(m, BlockBatchNorm) and m.blocks is not None]
+    norms = (m for m in modules if isinstance(m, BlockBatchNorm))
+    return [norm for norm in norms if norm.blocks is not None and not norm.frozen]

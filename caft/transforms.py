@@ -36,7 +36,7 @@ def decode_image(data: bytes) -> np.ndarray:
     except cv2.error:  # no bytes at all, or too many pixels
         image = None
     if image is None:
-        raise DataError(f"image of {len(data)} bytes cannot be decoded; re-run the data stage")
+        raise DataError(f"image of {len(data)} bytes cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

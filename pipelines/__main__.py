@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from caft import __version__
+from caft.extras import command_needs
 
 
 class Command(NamedTuple):
@@ -24,14 +25,16 @@ COMMANDS = {
     "data": Command("pipelines.data", (), "lists of URLs or images to a dataset"),
     "train": Command("pipelines.train", (), "a dataset to a model"),
     "evaluate": Command("pipelines.evaluate", (), "a model to scores and a report"),
+    "embed": Command("pipelines.embed", (), "images to embeddings, for search"),
     "sweep": Command("pipelines.sweep", (), "a scaling study: plan, run, fit"),
     "submit": Command("pipelines.submit", (), "any of these, or a chain of them, as a Ray job"),
+    "search": Command("pipelines.search", (), "embedded images by a caption or an image"),
     "export": Command("caft.checkpoint", ("export",), "a checkpoint as a folder to publish"),
     "describe": Command("caft.model", ("describe",), "what a model costs"),
     "recipes": Command("", (), "the recipes that stages know by name"),
-    "demo": Command("pipelines.demo", ("up",), "the first three on this machine, with a sample"),
+    "demo": Command("pipelines.demo.page", (), "a page: where sentences of yours look in an image"),
 }
-STAGES = ("data", "train", "evaluate", "sweep")
+STAGES = ("data", "train", "evaluate", "embed", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,20 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(list_recipes(STAGES))
         return 0
     command = COMMANDS[name]
-    words = () if rest and command.module == "pipelines.demo" else command.words
-    sys.argv = [f"caft {name}", *words, *rest]
+    sys.argv = [f"caft {name}", *command.words, *rest]
     # As `python -m` runs it, so that what is sent to other processes is found there alike.
-    try:
+    with command_needs("pipelines", f"caft {name}"):
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("", "caft", "pipelines"):
-            raise
-        print(
-            f"caft {name}: the package {error.name} is not installed; "
-            "pip install -e '.[pipelines]' -c constraints.txt",
-            file=sys.stderr,
-        )
-        return 2
     return 0
 
 

@@ -28,12 +28,13 @@ class TrackingConfig(Config):
         description="by default MLFLOW_TRACKING_URI, or sqlite:///runs/mlflow.db",
     )
     experiment: str = "caft"
+    page: str | None = Field(
+        None,
+        description="address at which a browser shows the runs, for links in reports; None: the "
+        "uri, where that is http",
+    )
     artifact_root: str | None = Field(
         None, description="new experiments keep artifacts here; None: the server's default"
-    )
-    spool: str = Field(
-        "~/.local/state/caft/mlflow-spool",
-        description="each machine keeps here what it could not send yet",
     )
     parent_run_id: str | None = Field(None, description="run that a new one is shown below")
 

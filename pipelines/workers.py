@@ -5,24 +5,22 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
 import ray
-from ray._common.utils import get_default_system_temp_dir
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from caft.errors import ClusterError
 from pipelines.failures import attempt, first_words, one_voice, root_cause, value_of
+from pipelines.private import ray_folder, require_token
 
 # Ray Data's own limit is none, with which an item that ends every process would never be given up.
 RETRIES = 4
 MOST_OF_A_NAME = 200  # characters of an item in a message
 ANSWER_WITHIN_S = 15.0
-LONGEST_SOCKET = "session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 
 
 def run_tasks(
@@ -100,25 +98,16 @@ def connect(worker_environment: dict[str, str] | None = None) -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {}
     if address == "local":
-        require_short_sockets(os.path.join(get_default_system_temp_dir(), "ray"))
+        options = {"_temp_dir": ray_folder()}
+        require_token()
     else:
         _require_answer(address)
     try:
-        ray.init(address=address, runtime_env={"env_vars": worker_environment or {}})
+        ray.init(address=address, runtime_env={"env_vars": worker_environment or {}}, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"RAY_ADDRESS {address}: {first_words(error)}") from None
-
-
-def require_short_sockets(folder: str) -> None:
-    """Raises ClusterError where the sockets that Ray makes below `folder` get too long a path."""
-    longest = os.path.join(os.path.abspath(folder), LONGEST_SOCKET)
-    most = 107 if sys.platform == "linux" else 103
-    if (size := len(os.fsencode(longest))) > most:
-        raise ClusterError(
-            f"{folder}: Ray's sockets below it have paths of {size} bytes, the system takes "
-            f"{most}; set RAY_TMPDIR to a folder with a shorter path, such as /tmp"
-        )
 
 
 def _require_answer(address: str) -> None:

@@ -26,3 +26,16 @@ class Colours(Adapter):
 
 def make_colours():
     return Colours()
+
+
+class Broken(Colours):
+    """It opens, and fails at the first text."""
+
+    name, fingerprint = "broken", "2"
+
+    def encode_texts(self, captions):
+        raise ValueError("no text can be read")
+
+
+def make_broken():
+    return Broken()

@@ -10,6 +10,7 @@ import pytest
 
 from caft.config import RECIPES
 from caft.errors import ConfigError
+from caft.extras import how_to_install
 from pipelines.__main__ import COMMANDS, STAGES, main
 from pipelines.data.config import DataConfig
 from pipelines.recipes import load_recipe, recipe_names
@@ -29,7 +30,7 @@ def test_help_shows_the_stages_in_their_order(capsys):
         assert main(argv) == 0
         shown = re.findall(r"^  (\w+) ", capsys.readouterr().out, re.MULTILINE)
         assert shown == list(COMMANDS)
-        assert tuple(shown[:4]) == STAGES
+        assert tuple(shown[: len(STAGES)]) == STAGES
     assert main(["evalute"]) == 2
     assert "no command 'evalute'; the nearest one is 'evaluate'" in capsys.readouterr().err
 
@@ -81,11 +82,41 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
         raise ModuleNotFoundError("No module named 'ray'", name="ray")
 
     monkeypatch.setattr("runpy.run_module", missing)
-    assert main(["data", "demo"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "demo"])
+    assert ended.value.code == 2
     assert capsys.readouterr().err == (
         "caft data: the package ray is not installed; "
         "pip install -e '.[pipelines]' -c constraints.txt\n"
     )
+
+
+@pytest.mark.parametrize(
+    "command", ["caft.scaling_law runs.csv --error loss", "caft.superpixels fit photographs"]
+)
+def test_tools_of_the_library_say_what_they_lack(command):
+    """A library without the stages' packages: one line and no traceback."""
+    module, *arguments = command.split()
+    program = (
+        "import runpy, sys\n"
+        "for name in ('jinja2', 'pyarrow'): sys.modules[name] = None\n"
+        f"sys.argv = {[module, *arguments]!r}\n"
+        f"runpy.run_module({module!r}, run_name='__main__')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert re.fullmatch(
+        rf"{module}: the package \w+ is not installed; pip install -e '\.\[pipelines\]' "
+        r"-c constraints\.txt\n",
+        run.stderr,
+    )
+
+
+def test_an_installed_wheel_names_the_distribution(monkeypatch, tmp_path):
+    monkeypatch.setattr("caft.extras.CHECKOUT", tmp_path)
+    assert how_to_install("language") == "pip install 'caft-image-text[language]'"
 
 
 IMPORT = """
@@ -111,7 +142,7 @@ def test_a_wheel_has_recipes_inside_and_imports_with_a_dozen_packages(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = ["wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*pip, *build], check=True)
-    (wheel,) = tmp_path.glob("caft-*.whl")
+    (wheel,) = tmp_path.glob("caft_image_text-*.whl")
     target = tmp_path / "target"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     placed = {path.name for path in target.iterdir() if not path.name.endswith(".dist-info")}

@@ -64,43 +64,10 @@ def _counted(function: Any, **options: Any) -> Any:
 
 torch.compile = _counted  # type: ignore[assignment]
 
-import numpy as np
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 RECIPE = ROOT / "configs" / "train" / "caft_b_30m.yaml"
-MEAN_TOKENS, SPREAD, SHORTEST, LONGEST, END = 33, 12, 6, 77, 49407
-PARTS = 8
-
-
-def make_batch(images: int, maps: str, side: int) -> Any:
-    """Random images, and token lengths as the captions of DreamLIP have them.
-
-    Args:
-        maps: superpixels stored with the images: 'all', 'some' or 'none' of them.
-    """
-    from pipelines.train.ingest import Batch
-
-    rng = np.random.default_rng(0)
-    lengths = rng.normal(MEAN_TOKENS, SPREAD, images * PARTS).astype(int).clip(SHORTEST, LONGEST)
-    tokens = np.zeros((images * PARTS, LONGEST), dtype=np.int64)
-    for row, length in zip(tokens, lengths, strict=True):
-        row[: length - 1] = rng.integers(1, END - 1, length - 1)
-        row[length - 1] = END
-    stored = None
-    if maps != "none":
-        cells = rng.integers(0, (side // 16) ** 2, (images, side, side)).astype(np.int16)
-        if maps == "some":
-            cells[::7] = -1
-        stored = torch.from_numpy(cells)
-    pixels = torch.from_numpy(rng.integers(0, 256, (images, 3, side, side), dtype=np.uint8))
-    width = int(lengths.max())
-    return Batch(
-        pixels,
-        stored,
-        torch.from_numpy(tokens[:, :width]).view(images, PARTS, width),
-        tuple(map(str, range(images))),
-    )
 
 
 class Run:
@@ -112,6 +79,7 @@ class Run:
         dist.init_process_group("fake", rank=0, world_size=workers, store=FakeStore())
         from caft.config import load_config, load_model_config
         from caft.model import create_model
+        from gpu_free.batch import make_batch
         from pipelines.train.config import TrainConfig
         from pipelines.train.deepspeed.engine import start_engine
         from pipelines.train.distributed import TrainingModel
@@ -138,8 +106,10 @@ class Run:
         # Its timer waits for the device from the second step on.
         self.engine.tput_timer.global_step_count = 5
         self._watch()
-        one = make_batch(images, maps, self.model.config.image.image_size_px)
-        sender = Sender(self.model, config, torch.device("cuda", 0))
+        one = make_batch(images, maps, self.model.config)
+        sender = Sender(self.model, config, torch.device("cpu"))
+        sender.prepare(one)  # which reads values, that a fake device has not
+        sender._device = torch.device("cuda", 0)
         # Fake tensors are not for two threads at once: the next batch is made when it is due.
         self.due = threading.Semaphore(0)
         on_host = (one for _ in iter(self.due.acquire, False))

@@ -10,7 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from caft.errors import CAFTError
-from caft.superpixels.fit import FitConfig, fit, load_images, save_network
+from caft.extras import command_needs
+
+with command_needs("pipelines", "caft.superpixels"):
+    from caft.superpixels.fit import FitConfig, fit, load_images, save_network
 
 REPORT_EVERY_STEPS = 50
 

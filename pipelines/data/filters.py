@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from caft.captions import JOINER
 from caft.errors import ConfigError
+from caft.extras import how_to_install
 from pipelines.data.config import ColumnFilter, FilterConfig
 
 Row = dict[str, Any]
@@ -182,7 +183,7 @@ def _language_identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier  # optional
     except ImportError:
         raise ConfigError(
-            "filters.languages: needs the package py3langid; pip install -e '.[language]'"
+            f"filters.languages: needs the package py3langid; {how_to_install('language')}"
         ) from None
     return LanguageIdentifier.from_model_file(
         MODEL_FILE, norm_probs=True, min_confidence=LANGUAGE_CONFIDENCE

@@ -1,4 +1,4 @@
-"""The demo: sample, local cluster, then data -> train -> evaluate as Ray jobs, and where to look.
+"""The demo: sample, local cluster, then data -> train -> evaluate as a Ray job, and where to look.
 Run by `make demo` and `make clean`; a second run reuses whatever is finished."""
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import signal
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from caft.config import RECIPES
 from caft.errors import CAFTError, ClusterError
@@ -19,6 +21,7 @@ from caft.overrides import argument
 from pipelines.config import TrackingConfig
 from pipelines.demo.sample import LISTS, REGIONS, write_sample
 from pipelines.runs import experiment_page
+from pipelines.submit.chain import Step, chain_arguments
 from pipelines.submit.local_cluster import (
     LOOPBACK,
     LocalCluster,
@@ -67,35 +70,40 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
     sample = root / "sample"
     started = time.monotonic()
     made_of = {"base_url": base_url, "scenes": args.scenes, "test_scenes": args.test_scenes}
-    done = sample / "done.json"
-    if not done.exists() or json.loads(done.read_text()) != made_of:
+    stages = _stages(root, args)
+    identity = {"sample": made_of, "stages": stages, "recipes": _recipes(stages)}
+    finished = root / "finished.json"
+    if _is_in(finished, identity) and (root / "evaluate" / "report.html").exists():
+        _start_mlflow(args.mlflow_port, root, processes, cluster)
+        _wait_for_mlflow(args.mlflow_port, root)
+        print("demo: finished before; `make clean` removes it")
+        _say_where_to_look(root, args.mlflow_port)
+        return
+    if not _is_in(sample / "done.json", made_of):
         print(f"demo: writing {args.scenes:,} scenes and the photographs to {sample}", flush=True)
         write_sample(sample, base_url, args.scenes, args.test_scenes)
-        done.write_text(json.dumps(made_of))
-    times = {"sample": time.monotonic() - started}
+        (sample / "done.json").write_text(json.dumps(made_of))
     try:
         if not processes.alive("sample"):
             server = ["-m", "pipelines.demo.server", str(sample), "--port", str(args.sample_port)]
             processes.start(
                 "sample", [sys.executable, *server], root / "sample.log", cluster.environment
             )
-        started = time.monotonic()
         _start_mlflow(args.mlflow_port, root, processes, cluster)
         cluster.start()
         _wait_for_mlflow(args.mlflow_port, root)
-        times["cluster and MLflow"] = time.monotonic() - started
-        for stage, overrides in _stages(root, args).items():
-            print(f"\ndemo: ray job submit -- python -m pipelines.{stage}", flush=True)
-            started = time.monotonic()
-            config = str(RECIPES / stage / "demo.yaml")
-            code = cluster.submit(["-m", f"pipelines.{stage}", config, *overrides])
-            if code != 0:
-                raise ClusterError(f"the {stage} job ended with code {code}; its log is above")
-            times[stage] = time.monotonic() - started
+        # One job for all: each job costs what it takes to submit, start and follow it.
+        print("demo: python -m pipelines.submit.chain data ..., as a job of Ray", flush=True)
+        steps = [Step(stage, _recipe(stage), tuple(given)) for stage, given in stages.items()]
+        code = cluster.submit(["-m", *chain_arguments(steps)])
+        if code != 0:
+            raise ClusterError(f"the job ended with code {code}; its log is above")
     finally:
         cluster.stop()
         processes.stop("sample")
-    _say_where_to_look(root, args.mlflow_port, times)
+    finished.write_text(json.dumps(identity))
+    print(f"\ndemo: finished in {time.monotonic() - started:.0f} s")
+    _say_where_to_look(root, args.mlflow_port)
 
 
 def clean(root: Path, processes: Processes) -> None:
@@ -109,10 +117,23 @@ def clean(root: Path, processes: Processes) -> None:
     print(f"demo: stopped, and removed {root}")
 
 
+def _is_in(file: Path, identity: dict[str, Any]) -> bool:
+    return file.exists() and json.loads(file.read_text()) == identity
+
+
+def _recipe(stage: str) -> str:
+    return str(RECIPES / stage / "demo.yaml")
+
+
+def _recipes(stages: Iterable[str]) -> dict[str, str]:
+    return {stage: Path(_recipe(stage)).read_text(encoding="utf-8") for stage in stages}
+
+
 def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     """Each stage's overrides: the paths of this demo."""
     sample, regions = root / "sample", root / "sample" / REGIONS
     tracking = _tracking(root).as_arguments()
+    tracking.append(argument("tracking.page", f"http://{LOOPBACK}:{args.mlflow_port}"))
     data, train = root / "data", root / "train"
     return {
         "data": [
@@ -143,7 +164,6 @@ def _tracking(root: Path) -> TrackingConfig:
     return TrackingConfig(
         uri=f"sqlite:///{root / 'mlflow.db'}",
         experiment="caft-demo",
-        spool=str(root / "mlflow-spool"),
     )
 
 
@@ -173,14 +193,15 @@ def _mlflow_command(port: int, root: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _say_where_to_look(root: Path, mlflow_port: int, times: dict[str, float]) -> None:
-    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items())
-    print(f"\ndemo: finished ({spent}; {sum(times.values()):.0f} s in all)")
-    print(f"report:  {root / 'evaluate' / 'report.html'}")
+def _say_where_to_look(root: Path, mlflow_port: int) -> None:
     page = experiment_page(f"http://{LOOPBACK}:{mlflow_port}", _tracking(root))
+    print(f"report:  {root / 'evaluate' / 'report.html'}")
     print(f"MLflow:  {page}  (running; `make clean` stops it)")
     print(f"         start it again: {' '.join(_mlflow_command(mlflow_port, root))}")
-    print("next:    name your own list of images and captions: README.md, Bring your own images")
+    print("what to do next:")
+    print("- look at sentences of your own on an image:  .venv/bin/caft demo")
+    print("- see what the model can do from Python:      docs/tour.ipynb")
+    print("- train on your own images and captions:      README.md, Bring your own images")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,8 +43,17 @@ def seen_in_training(training: Mapping[str, Any], benchmark: Benchmark) -> dict[
     on, as the manifests tell.
 
     Returns:
-        `checked`: true, false, or None where nothing is known; `how`: the same in words.
+        `checked`: true, false, or None where nothing is known; `how`: the same in words. Of a model
+        that was fine-tuned, the training of its start counts too.
     """
+    start = training.get("start")
+    if start:
+        own = seen_in_training({**training, "start": None}, benchmark)
+        before = seen_in_training(start, benchmark)
+        both = (own["checked"], before["checked"])
+        checked = True if all(both) else False if False in both else None
+        how = f"{own['how']}; before fine-tuning: {before['how']}"
+        return _answer(checked, how)
     if not training.get("dataset"):
         return _answer(None, "unknown: no manifest says what the model was trained on")
     of_data = benchmark.dataset

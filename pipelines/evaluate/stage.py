@@ -3,18 +3,21 @@ Finished results are recognised by checkpoint, datasets and configuration, and k
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
 
 from caft.config import to_yaml
+from caft.errors import CAFTError
+from caft.secrets import masked
 from pipelines import storage, user_paths
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
@@ -29,8 +32,10 @@ from pipelines.evaluate.report.page import Evaluated, comparison_page, report_pa
 from pipelines.evaluate.results import own_score, score_benchmark, table, to_csv
 from pipelines.evaluate.scoring import Ranker
 from pipelines.evaluate.tracked import detail_tables, headlines
+from pipelines.failures import understood
 from pipelines.run_layout import FINAL
-from pipelines.tracking import About, Tracker
+from pipelines.runs import run_page
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.workers import cluster_cpus
 
 TABLE, REPORT = "metrics.csv", "report.html"
@@ -90,6 +95,7 @@ def run(config: EvaluateConfig) -> None:
     ]
     runs = {e.checkpoint.series: run_id for e in evaluations if (run_id := e.known_run(config))}
     open_ones = [e for e in evaluations if not storage.exists(e.metrics)]
+    send_rest(config.tracking, output, "KILLED" if open_ones else "FINISHED")
     if open_ones:
         user_paths.check_space(output, REPORT_BYTES * len(open_ones))
         _evaluate(config, open_ones, benchmarks, runs)
@@ -130,36 +136,89 @@ def _evaluate(
     runs: Mapping[str, str],
 ) -> None:
     """Evaluate checkpoints, several at a time. Those of one training run share an MLflow run, in
-    which each logs at its own step."""
+    which each logs at its own step. One that fails fails its run alone: the others are finished.
+
+    Raises:
+        CAFTError: what the first one failed with, after all the others.
+    """
     names = [benchmark.name for benchmark in benchmarks]
     by_series = {e.checkpoint.series: e for e in reversed(evaluations)}
+    failed: dict[str, CAFTError] = {}  # by label
     with ExitStack() as stack:
         trackers = {}
         for series, first in reversed(by_series.items()):
             links = _links(first.checkpoint, benchmarks)
+            datasets = {b.dataset.path for b in benchmarks if b.dataset}
+            digest = hashlib.sha256(series.encode()).hexdigest()[:12]
             tracker = Tracker.start(
                 config.tracking,
                 _about(config, [e for e in evaluations if e.checkpoint.series == series], names),
                 config,
+                EventLog(config.output, f"evaluate-{digest}"),
                 links,
                 runs.get(series),
+                [*first.checkpoint.trained_in, *sorted(datasets)],
             )
-            trackers[series] = stack.enter_context(tracker)
+            trackers[series] = tracker
+            labels = [e.checkpoint.label for e in evaluations if e.checkpoint.series == series]
+            stack.push(partial(_end_run, tracker, failed, labels))
             trackers[series].set_tags({"model": first.checkpoint.model})
             trackers[series].log_datasets(
                 list({(b.use.name, b.use.digest): b.use for b in benchmarks}.values())
             )
         with ThreadPoolExecutor(_side_by_side(config, len(evaluations))) as threads:
-            waiting = [
-                threads.submit(_evaluate_one, config, e, benchmarks, trackers[e.checkpoint.series])
+            waiting = {
+                e.checkpoint.label: threads.submit(
+                    _try_one, config, e, benchmarks, trackers[e.checkpoint.series]
+                )
                 for e in evaluations
-            ]
+            }
             try:
-                for future in waiting:
-                    future.result()
+                for label, future in waiting.items():
+                    if (error := future.result()) is not None:
+                        failed[label] = error
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
+    if failed and len(evaluations) > 1:
+        done = len(evaluations) - len(failed)
+        print(f"evaluate: {done} of {len(evaluations)} checkpoints are finished", flush=True)
+        for label, error in failed.items():
+            print(f"evaluate: {label} failed: {error}", flush=True)
+    for error in failed.values():
+        raise error
+
+
+def _end_run(
+    tracker: Tracker,
+    failed: Mapping[str, CAFTError],
+    labels: Sequence[str],
+    kind: type[BaseException] | None,
+    *_: object,
+) -> None:
+    """End the run of some checkpoints by what ended the stage, or else by their own failure."""
+    own = next((type(failed[label]) for label in labels if label in failed), None)
+    tracker.__exit__(kind or own)
+
+
+def _try_one(
+    config: EvaluateConfig,
+    evaluation: Evaluation,
+    benchmarks: Sequence[Benchmark],
+    tracker: Tracker,
+) -> CAFTError | None:
+    """Evaluate one checkpoint; returns what it failed with. The exception itself is let go of, as
+    its frames hold actors that the other evaluations wait for."""
+    try:
+        _evaluate_one(config, evaluation, benchmarks, tracker)
+    except Exception as error:
+        found = understood(error, f"evaluate: {evaluation.checkpoint.label}")
+        failure = found.with_traceback(None)
+        failure.__context__ = failure.__cause__ = None
+    else:
+        return None
+    gc.collect()
+    return failure
 
 
 def _evaluate_one(
@@ -196,6 +255,7 @@ def _evaluate_one(
         "recipe": adapter.training.get("recipe", ""),
         "mlflow_run_id": tracker.run_id,
         "links": {stage: run for stage, run in _links(checkpoint, benchmarks).items() if run},
+        "run_pages": _run_pages(config, [tracker.run_id, *_links(checkpoint, benchmarks).values()]),
         "datasets": {
             benchmark.name: {
                 "path": benchmark.rows.place,
@@ -217,19 +277,18 @@ def _evaluate_one(
         TABLE: to_csv([results]),
         EXAMPLES: json.dumps(examples),
         REPORT: report_page(Evaluated(results, examples)),
-        METRICS: json.dumps(results, indent=2),
     }
     files = {name: text.encode() for name, text in texts.items()}
     for each in scored:
         files |= item_files(each.benchmark.name, each.results.items)
     folder = None if output == config.output else checkpoint.label
-    _attach(tracker, files, folder)
+    for name, data in files.items():
+        storage.write_bytes(path := storage.join(output, name), data)
+        tracker.log_artifact(path, folder)
     for name, rows in detail_tables(results["benchmarks"], results["score"]).items():
         tracker.log_table(rows, name, folder)
-    for name, data in files.items():
-        if name != METRICS:
-            storage.write_bytes(storage.join(output, name), data)
     storage.write_json(evaluation.metrics, results)  # last: with it the evaluation is finished
+    tracker.log_artifact(evaluation.metrics, folder)
 
 
 def _side_by_side(config: EvaluateConfig, count: int) -> int:
@@ -255,6 +314,12 @@ def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str,
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
 
 
+def _run_pages(config: EvaluateConfig, runs: Sequence[str]) -> dict[str, str]:
+    """Where a browser finds runs, of those that it does."""
+    pages = {run: run_page(config.tracking, run) for run in runs if run}
+    return {run: masked(page) for run, page in pages.items() if page is not None}
+
+
 def _about(
     config: EvaluateConfig, evaluations: Sequence[Evaluation], benchmarks: Sequence[str]
 ) -> About:
@@ -271,13 +336,6 @@ def _about(
         config.output,
         storage.join(first.output, REPORT) if is_alone else None,
     )
-
-
-def _attach(tracker: Tracker, files: Mapping[str, bytes], folder: str | None) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, data in files.items():
-            (Path(temporary) / name).write_bytes(data)
-            tracker.log_artifact(str(Path(temporary) / name), folder)
 
 
 def _print_results(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -20,8 +19,8 @@ from pathlib import Path
 import psutil
 
 from caft.errors import ClusterError
+from pipelines.private import RAYS, make_token, require_short_sockets
 from pipelines.processes import start_time
-from pipelines.workers import require_short_sockets
 
 START_WITHIN_S = 90.0
 STOP_WITHIN_S = 20.0
@@ -170,10 +169,10 @@ class LocalCluster:
         for what, port in self._ports.all.items():
             require_free(port, what, "--ray-ports")
         self._root.mkdir(parents=True, exist_ok=True)
-        self._write_token()
+        make_token(self._token)
         # Ray puts sockets below this folder, and a socket's path has at most 107 characters.
         temporary = Path(tempfile.mkdtemp(prefix="caft-ray-", dir=os.environ.get("RAY_TMPDIR")))
-        require_short_sockets(str(temporary))
+        require_short_sockets(str(temporary / RAYS))
         self._temporary.write_text(str(temporary))
         environment = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
         log = self._root / "ray.log"
@@ -183,7 +182,7 @@ class LocalCluster:
             f"--dashboard-host={LOOPBACK}", f"--dashboard-port={self._ports.dashboard}",
             f"--dashboard-agent-listen-port={self._ports.agent}",
             f"--ray-client-server-port={self._ports.client}", f"--num-cpus={self._cpus}",
-            f"--temp-dir={temporary}", "--disable-usage-stats",
+            f"--temp-dir={temporary / RAYS}", "--disable-usage-stats",
         ]  # fmt: skip
         head = self._processes.start("ray", command, log, environment)
         deadline = time.monotonic() + START_WITHIN_S
@@ -200,13 +199,9 @@ class LocalCluster:
             self._temporary.unlink()
 
     def submit(self, arguments: list[str]) -> int:
-        """`ray job submit -- python ...`, its log on our output; returns the job's exit code."""
-        command = [
-            str(Path(sys.executable).parent / "ray"), "job", "submit", f"--address={self.address}",
-            "--log-style=record", "--", "env", f"PYTHONPATH={REPOSITORY}", sys.executable,
-            *arguments,
-        ]  # fmt: skip
-        return subprocess.run(command, env=self.environment, cwd=self._root, check=False).returncode
+        """`python ARGUMENTS` as a job, its log on our output; returns the job's exit code."""
+        command = [sys.executable, "-m", "pipelines.submit.attached", *arguments]
+        return subprocess.run(command, env=self.environment, cwd=REPOSITORY, check=False).returncode
 
     def _answers(self) -> bool:
         """Whether the job server takes requests."""
@@ -219,9 +214,3 @@ class LocalCluster:
         listing = [ray, "job", "list", f"--address={self.address}"]
         result = subprocess.run(listing, env=self.environment, capture_output=True, check=False)
         return result.returncode == 0
-
-    def _write_token(self) -> None:
-        if not self._token.exists():
-            descriptor = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(secrets.token_hex(32))

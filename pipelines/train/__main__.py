@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from caft.checkpoint import MANIFEST
-from caft.config import ModelConfig, load_model_config, to_yaml
+from caft.config import ModelConfig, to_yaml
 from caft.errors import DataError
 from caft.model import CAFT
 from caft.superpixels.network import open_sfcn
@@ -18,7 +18,7 @@ from pipelines import storage, user_paths
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset, read_manifest, use_of
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.tracking.about import last_part
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.checkpoints.store import CheckpointStore
@@ -32,7 +32,7 @@ from pipelines.train.ingest import index_row_groups
 from pipelines.train.loop import TrainJob
 from pipelines.train.plan import EpochPlan, open_subset
 from pipelines.train.schedule import check_schedule
-from pipelines.train.start import check_start, reading_as
+from pipelines.train.start import check_fine_tuning, check_start, reading_as, resolve_model
 from pipelines.workers import connect
 
 # Ray Train would print what workers print a second time.
@@ -55,26 +55,27 @@ def run(config: TrainConfig) -> None:
     config = resolve_deepspeed(config)
     if config.deepspeed.file is not None:
         check_settings(config)
-    model = load_model_config(config.model)
+    output = user_paths.usable_path(config.output, "output", folder=True).rstrip("/")
+    config = config.model_copy(update={"output": output})
+    if config.start_from is not None:
+        start = user_paths.usable_path(config.start_from.checkpoint, "start_from.checkpoint")
+        update = {"start_from": config.start_from.model_copy(update={"checkpoint": start})}
+        config = config.model_copy(update=update)
+    model = resolve_model(config)
     if model.image.superpixels.method == "sfcn":
         open_sfcn(model.image.superpixels)  # weights that do not serve are known before Ray starts
     require_vocabulary(model.text)
     dataset = open_dataset(config.dataset)
     model = reading_as(dataset, model)
-    output = user_paths.usable_path(config.output, "output", folder=True).rstrip("/")
-    config = config.model_copy(update={"output": output})
     final = storage.join(output, FINAL)
-    if config.start_from is not None:
-        start = user_paths.usable_path(config.start_from.checkpoint, "start_from.checkpoint")
-        update = {"start_from": config.start_from.model_copy(update={"checkpoint": start})}
-        config = config.model_copy(update=update)
     finished = storage.exists(storage.join(output, RESULT))
     if not finished:
         require_same_training(output, finished)
     require_same_run(output, config, model, dataset.fingerprint)
     if finished:
         step = storage.read_json(storage.join(output, RESULT))["step"]
-        restore_final(output, step)
+        restore_final(config, step)
+        send_rest(config.tracking, output, "FINISHED")
         print(f"train: finished before, at step {step:,}: {final}", flush=True)
         return
     groups = index_row_groups(dataset, config.split)
@@ -97,7 +98,8 @@ def run(config: TrainConfig) -> None:
     total_steps = max(1, round(config.epochs * plan.steps_per_epoch))
     check_schedule(total_steps, config.optimizer)
     check_best_metric(config, model)
-    check_start(config, model, dataset.fingerprint, total_steps)
+    start_from = check_start(config, model, dataset.fingerprint, total_steps)
+    check_fine_tuning(config, model)
     user_paths.check_space(output, 2 * _checkpoint_bytes(model, config))
     links = {"data": dataset.manifest.get("mlflow_run_id", "")}
     rows = f"{plan.rows:,} rows of split '{config.split}'"
@@ -108,8 +110,12 @@ def run(config: TrainConfig) -> None:
         f"{config.global_batch:,} images, {config.epochs:g} epochs.",
         output,
     )
-    with Tracker.start(config.tracking, about, config, links, known_run_id(output)) as tracker:
-        known = begun(model, dataset.fingerprint, tracker.run_id)
+    log, store = EventLog(output, "train"), CheckpointStore(output)
+    with Tracker.start(
+        config.tracking, about, config, log, links, known_run_id(output), [config.dataset]
+    ) as tracker:
+        tracker.record_again(store.unsent(store.newest_step()))
+        known = begun(model, dataset.fingerprint, tracker.run_id, start_from)
         storage.write_json(storage.join(output, RUN), known)
         storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
         used = [use_of(dataset, "training")]
@@ -133,15 +139,11 @@ def run(config: TrainConfig) -> None:
             tracker.run_id,
             held_out,
             subset,
+            start_from,
         )
-        store = CheckpointStore(output)
         train_to_the_end(job, store.newest_step)
         manifest = storage.read_json(storage.join(final, MANIFEST))
-        tracker.record_again(store.unsent(manifest["step"]))
-        result = {"step": manifest["step"], "metrics": manifest["metrics"]}
-        storage.write_json(storage.join(output, RESULT), result)
-        with storage.opened(storage.join(final, MANIFEST)) as local:
-            tracker.log_artifact(str(local), "checkpoint")
+        tracker.log_artifact(storage.join(final, MANIFEST), "checkpoint")
         tracker.log_model(
             f"{model.name} {last_part(output)}",
             manifest["step"],
@@ -155,6 +157,9 @@ def run(config: TrainConfig) -> None:
                 "seed": config.seed,
             },
         )
+        tracker.flush()
+        result = {"step": manifest["step"], "metrics": manifest["metrics"]}
+        storage.write_json(storage.join(output, RESULT), result)  # last: with it, it is finished
         print(f"train: finished at step {manifest['step']:,}: {final}", flush=True)
 
 

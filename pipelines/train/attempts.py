@@ -23,7 +23,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from caft.errors import ClusterError, UnexpectedError
 from pipelines.failures import shortened, understood
+from pipelines.train.gpu_health import Quarantine
 from pipelines.train.loop import TrainJob, train_worker
+from pipelines.train.rendezvous import SharedInterface
 from pipelines.train.resources import Growth, find_room, room_given_back, worker_resources
 from pipelines.train.signal_board import Notice, NoticeBoard
 
@@ -49,8 +51,11 @@ def train_to_the_end(job: TrainJob, newest_step: Callable[[], int]) -> None:
     """
     scaling = job.config.scaling
     failures, reached = 0, newest_step()
+    quarantine = Quarantine() if scaling.use_gpu else None
     with _stop_signals() as stop:
         while True:
+            if quarantine is not None:
+                quarantine.update()
             workers = find_room(job.config.worker_counts, scaling)
             try:
                 with room_given_back():
@@ -91,6 +96,7 @@ def _run_group(job: TrainJob, workers: int, stop: _Stop) -> Notice:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "notices": board},
+        torch_config=SharedInterface(),
         scaling_config=RayScalingConfig(
             num_workers=workers,
             use_gpu=job.config.scaling.use_gpu,

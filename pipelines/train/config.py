@@ -22,6 +22,7 @@ def _in_order(workers: int | tuple[int, int]) -> int | tuple[int, int]:
 
 
 WorkerCount = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
+MODEL_OF_START = "start_from"
 MOST_BATCH_NORM_IMAGES = 32  # of the default: enough for statistics, small enough to stay local
 
 
@@ -199,6 +200,23 @@ class AverageConfig(Config):
     every_steps: int = Field(1, gt=0, description="steps between updates")
 
 
+class FineTuneConfig(Config):
+    """How a run that begins with trained weights changes them, beside a smaller learning rate."""
+
+    freeze: tuple[str, ...] = Field(
+        (), description="names of parameters that are not trained, such as image_encoder.*"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the learning rate for each layer that is above a layer in its tower",
+    )
+    start_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the start's weights in the final ones (WiSE-FT)"
+    )
+
+
 class StartConfig(Config):
     """A checkpoint that a new run begins with, of any other run or a released file."""
 
@@ -208,7 +226,9 @@ class StartConfig(Config):
         description="go on from its step with its optimiser, as a cool-down does from a run at a "
         "constant rate; else from step 0 with its weights alone",
     )
-    accept_other_dataset: bool = Field(False, description="though it was trained on another one")
+    accept_other_dataset: bool = Field(
+        False, description="of `state`: continue on another dataset than it was trained on"
+    )
 
 
 class SubsetConfig(Config):
@@ -246,7 +266,9 @@ class TrainConfig(StageConfig):
     output: str
     split: str = "train"
     subset: SubsetConfig | None = Field(None, description="None: every row of the split")
-    model: ModelChoice = "caft_b"
+    model: ModelChoice = Field(
+        "caft_b", description=f"{MODEL_OF_START}: that of start_from.checkpoint"
+    )
     epochs: float = Field(32, gt=0)
     global_batch: int = Field(2048, gt=1)
     block_size: int = Field(256, gt=1, description="images per logical block of the loss")
@@ -265,6 +287,7 @@ class TrainConfig(StageConfig):
     checkpoint: CheckpointConfig = CheckpointConfig()
     average: AverageConfig | None = Field(None, description="None: the final weights are the last")
     start_from: StartConfig | None = Field(None, description="None: from random weights")
+    fine_tune: FineTuneConfig | None = Field(None, description="None: all weights alike")
     guard: GuardConfig = GuardConfig()
     profile: ProfileConfig = ProfileConfig()
     evaluation: EvaluationConfig | None = Field(None, description="None: only afterwards")
@@ -284,6 +307,11 @@ class TrainConfig(StageConfig):
                 f"global_batch {self.global_batch} is not a multiple of batch_norm_images "
                 f"{self.batch_norm_images}"
             )
+        for key, asked in (("model", self.model == MODEL_OF_START), ("fine_tune", self.fine_tune)):
+            if asked and self.start_from is None:
+                raise ValueError(f"{key}: set start_from.checkpoint to the model to fine-tune")
+        if self.fine_tune and self.start_from and self.start_from.state:
+            raise ValueError("fine_tune begins at step 0: set start_from.state to false")
         held_out = self.evaluation
         if held_out and held_out.split == self.split and held_out.dataset in (None, self.dataset):
             raise ValueError(

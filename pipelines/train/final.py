@@ -11,15 +11,17 @@ from caft.errors import CheckpointError
 from pipelines import storage
 from pipelines.run_layout import AVERAGE, FINAL
 from pipelines.train.checkpoints.store import CheckpointStore, publish
+from pipelines.train.config import TrainConfig
+from pipelines.train.start import final_weights
 
 
-def restore_final(output: str, step: int) -> None:
+def restore_final(config: TrainConfig, step: int) -> None:
     """Make sure that a finished run's model is there and whole.
 
     Raises:
         CheckpointError: it is not, and the checkpoint of the last step is not either.
     """
-    final = storage.join(output, FINAL)
+    output, final = config.output, storage.join(config.output, FINAL)
     try:
         with storage.opened(final) as local:
             read_manifest(local, verify=True)
@@ -32,7 +34,7 @@ def restore_final(output: str, step: int) -> None:
     try:
         with storage.opened(path) as local:
             manifest = read_manifest(local, verify=True)
-            publish(final, lambda folder: _write(local, manifest, folder))
+            publish(final, lambda folder: _write(config, local, manifest, folder))
     except (CheckpointError, caft.errors.StorageError) as error:
         raise CheckpointError(
             f"{lost}; it cannot be published again from {path}: {error}; train again, into "
@@ -41,13 +43,14 @@ def restore_final(output: str, step: int) -> None:
     print(f"train: {lost}; published again from {path}", flush=True)
 
 
-def _write(checkpoint: Path, manifest: dict, folder: Path) -> None:
+def _write(config: TrainConfig, checkpoint: Path, manifest: dict, folder: Path) -> None:
     from safetensors.torch import load_file
 
     model = caft.load_model(checkpoint)
     average = checkpoint / TRAINING_STATE / AVERAGE
     averaged = load_file(average) if average.exists() else {}
-    save_weights(model, folder, {**model.state_dict(), **averaged})
+    weights = final_weights(config)({**model.state_dict(), **averaged})
+    save_weights(model, folder, weights)
     info = {key: value for key, value in manifest.items() if key not in ("format", "version")}
     info.pop("files")
     write_manifest(folder, {**info, "averaged": bool(averaged)})

@@ -11,6 +11,7 @@ import torch
 from caft.errors import ConfigError
 
 DRIVER = Path("/proc/driver/nvidia/version")
+RDMA_DEVICES = Path("/dev/infiniband")  # of InfiniBand, RoCE and EFA alike
 OLDEST_DRIVERS = {13: 580, 12: 525}  # that run a wheel of this CUDA, by NVIDIA's release notes
 
 
@@ -21,6 +22,21 @@ def require_gpu() -> None:
         raise ConfigError(
             f"scaling.use_gpu: {cuda_problem(torch.__version__, torch.version.cuda, driver)}"
         )
+
+
+def network_problem(workers: int, workers_here: int, devices: Path = RDMA_DEVICES) -> str | None:
+    """What makes workers on several machines slow: no fast network between them; None: it is there,
+    or not needed.
+
+    Args:
+        workers: of the run, `workers_here` of them on this machine.
+    """
+    if workers == workers_here or devices.is_dir():
+        return None
+    return (
+        f"workers sit on several machines, and this one has no {devices}: NCCL sends gradients "
+        "over TCP; cluster/README.md says how to add EFA or InfiniBand"
+    )
 
 
 def cuda_problem(wheel: str, cuda: str | None, driver: str | None) -> str:
@@ -42,8 +58,8 @@ def cuda_problem(wheel: str, cuda: str | None, driver: str | None) -> str:
     if oldest is not None and major < oldest:
         return (
             f"driver {version} of this node is too old for {named}, which needs {oldest} or later; "
-            "use a machine image with that driver, or torch from "
-            "https://download.pytorch.org/whl/cu128"
+            "use a machine image with that driver, or torch for CUDA 12: make TORCH_INDEX="
+            "https://download.pytorch.org/whl/cu126"
         )
     return (
         f"{named} does not start with driver {version}; give the container the GPU, and on GKE "

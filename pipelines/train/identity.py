@@ -39,12 +39,22 @@ FREE_FIELDS: dict[str, Any] = {
 HOLDS = "a training"
 
 
-def begun(model: ModelConfig, dataset_fingerprint: str, run_id: str) -> dict[str, Any]:
-    """What a run's output says of itself from its first second on, in run.json."""
+def begun(
+    model: ModelConfig,
+    dataset_fingerprint: str,
+    run_id: str,
+    start: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a run's output says of itself from its first second on, in run.json.
+
+    Args:
+        start: what `check_start` found; None without `start_from`.
+    """
     return {
         "run_id": run_id,
         "model": model.model_dump(mode="json"),
         "dataset_fingerprint": dataset_fingerprint,
+        "start": start,
         "behaviours": numbers(BEHAVIOURS),
     }
 
@@ -98,6 +108,11 @@ def require_same_training(output: str, finished: bool) -> None:
     holds = HOLDS if finished else "an unfinished training"
     matters = AFTER_A_STEP if step else BEHAVIOURS
     require_same_behaviour(output, holds, known.get("behaviours", {}), matters)
+
+
+def begun_model(output: str) -> ModelConfig | None:
+    """The model that the run in `output` was begun with; None where none was begun."""
+    return _inputs(output).get("model") if storage.exists(storage.join(output, RUN)) else None
 
 
 def known_run_id(output: str) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from caft.model import CAFT
@@ -19,7 +20,8 @@ from pipelines.superpixel_columns import missing_rows
 from pipelines.train.config import TrainConfig
 from pipelines.train.ingest import Batch
 
-SPARE_ROWS = 1 / 32  # of packed text: four standard deviations of a batch of 2,048 texts
+SPREADS = 6.0  # standard deviations of a batch's tokens that rows have room for beyond the mean
+GAPS = 1 / 128  # of packed rows at most: the longest texts are laid first
 PUT_EVERY_S = 1.0  # a thread that hands over a batch looks so often whether anyone still wants it
 
 
@@ -51,8 +53,8 @@ class DeviceBatch:
 class Sender:
     """Brings batches to a worker's device, without waiting for it.
 
-    A compiled model is given texts in one number of rows as long as they fit into it, because
-    another number is another graph: that of the first batch and `SPARE_ROWS` more.
+    A compiled model is given texts in one number of rows, because another number is another graph,
+    and all workers would wait for the one that compiles it. `prepare` chooses it.
     """
 
     def __init__(self, model: CAFT, config: TrainConfig, device: torch.device) -> None:
@@ -72,16 +74,38 @@ class Sender:
             None if batch.superpixels is None else self._sent(batch.superpixels),
             None if missing is None else self._sent(missing),
             tuple(text.each(self._sent) for text in packed),
-            int((batch.tokens.argmax(dim=-1) + 1).sum()),  # the end token is the largest id
+            int(_lengths(batch.tokens).sum()),
         )
+
+    def prepare(self, batch: Batch) -> None:
+        """Choose the rows of a compiled model's texts, the same on every worker, from how long the
+        texts of each worker's first batch are; every worker calls it, before the first `send`.
+
+        The tokens of a batch are a sum over images that are drawn at random, so that one in some
+        hundred million batches is more than `SPREADS` from the mean.
+        """
+        if not self._compiled:
+            return
+        of_images = _lengths(batch.tokens).sum(dim=1).double()  # (B,)
+        count = torch.ones_like(of_images)
+        sums = torch.stack([count, of_images, of_images.square()]).sum(dim=1)
+        if dist.is_initialized():
+            sums = sums.to(self._device)
+            dist.all_reduce(sums)
+        images, tokens, squares = sums.tolist()
+        mean = tokens / images
+        spread = math.sqrt(max(0.0, squares / images - mean**2))
+        size = self._micro_batch or len(batch.images)
+        due = (size * mean + SPREADS * math.sqrt(size) * spread) * (1 + GAPS)
+        length = self._model.part_text_encoder.row_length
+        self._rows = _rounded_up(math.ceil(due / length))
 
     def _packed(self, tokens: Tensor) -> PackedTexts:
         if not self._compiled:
             return self._model.pack_texts(tokens)
         packed = self._model.pack_texts(tokens, least_rows=self._rows)
         if len(packed.tokens) > self._rows:
-            due = len(packed.tokens) * (1 + SPARE_ROWS)
-            self._rows = math.ceil(due / COMPILED_ROW_MULTIPLE) * COMPILED_ROW_MULTIPLE
+            self._rows = _rounded_up(len(packed.tokens))
             packed = self._model.pack_texts(tokens, least_rows=self._rows)
         return packed
 
@@ -89,6 +113,15 @@ class Sender:
         if self._device.type != "cuda":
             return tensor.to(self._device)
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _lengths(tokens: Tensor) -> Tensor:
+    """Tokens of each text, (B, K), of ids (B, K, T): the end token is the largest id."""
+    return tokens.argmax(dim=-1) + 1
+
+
+def _rounded_up(rows: int) -> int:
+    return -(-rows // COMPILED_ROW_MULTIPLE) * COMPILED_ROW_MULTIPLE
 
 
 def sent_ahead(

@@ -3,27 +3,32 @@ The loop alone: a step is in step.py, DeepSpeed in engine.py, what a run saves i
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+import ray.train
 import torch
 import torch.distributed as dist
 
 from caft.config import ModelConfig
+from caft.fine_tuning import freeze_
 from caft.model import create_model
 from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.failures import one_voice
 from pipelines.run_layout import FINAL
-from pipelines.tracking import Tracker
+from pipelines.tracking import EventLog, Tracker
 from pipelines.train.checkpoints.store import CheckpointStore
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed.engine import start_engine
 from pipelines.train.distributed import TrainingModel
 from pipelines.train.evaluations import Evaluations
-from pipelines.train.gpu import require_gpu
+from pipelines.train.gpu import network_problem, require_gpu
+from pipelines.train.gpu_health import watch_xids
 from pipelines.train.held_out import HeldOutSet
 from pipelines.train.identity import BEHAVIOURS, recipe
 from pipelines.train.ingest import Loader, iter_batches
@@ -34,7 +39,7 @@ from pipelines.train.profiling import Profiler
 from pipelines.train.schedule import learning_rate
 from pipelines.train.signal_board import Notice
 from pipelines.train.signals import Notices
-from pipelines.train.start import find_start, load_start
+from pipelines.train.start import final_weights, find_start, load_start
 from pipelines.train.telemetry import Telemetry, losses_of
 
 
@@ -51,6 +56,7 @@ class TrainJob:
     run_id: str
     held_out: HeldOutSet | None = None
     subset: Subset | None = None
+    start: Mapping[str, Any] | None = None  # what `check_start` found
 
     @property
     def name(self) -> str:
@@ -67,6 +73,7 @@ class TrainJob:
             "mlflow_run_id": self.run_id,
             "global_batch": self.config.global_batch,
             "behaviours": numbers(BEHAVIOURS),
+            **({"start": dict(self.start)} if self.start else {}),
         }
 
 
@@ -78,6 +85,11 @@ def train_worker(settings: dict[str, Any]) -> int:
     config = job.config
     if config.scaling.use_gpu:
         require_gpu()
+        watch_xids(int(ray.get_gpu_ids()[0]))
+        here = ray.train.get_context().get_local_world_size()
+        problem = network_problem(dist.get_world_size(), here)
+        if problem is not None and dist.get_rank() == 0:
+            print(f"train: {problem}", flush=True)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed reads the environment when it is imported.
@@ -97,6 +109,8 @@ def train_worker(settings: dict[str, Any]) -> int:
     with start.opened() as checkpoint:
         if checkpoint is not None:
             load_start(model, checkpoint)
+        if config.fine_tune is not None:
+            freeze_(model, config.fine_tune.freeze)
         model.recompute_activations(config.scaling.recompute_activations)
         model.low_residuals(config.deepspeed.residuals == "as_products")
         trained = TrainingModel(
@@ -114,9 +128,8 @@ def train_worker(settings: dict[str, Any]) -> int:
     log: RunLog | None = None
     evaluations: Evaluations | None = None
     if rank == 0:
-        log = RunLog(config, job.name, job.run_id, job.total_steps, done=step)
+        log = RunLog(config, job.name, job.total_steps, done=step)
         log.describe(workers, telemetry.peak)
-        log.tracker.record_again(store.unsent(step))
         if config.evaluation is not None and job.held_out is not None:
             evaluations = Evaluations(
                 config.evaluation,
@@ -142,7 +155,10 @@ def train_worker(settings: dict[str, Any]) -> int:
     evaluate()  # a group that ended may have saved this step and not scored it
     loader = Loader(config.dataset, config.split, job.model, config.ingest, job.subset)
     on_host = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
-    batches = telemetry.watch(sent_ahead(on_host, Sender(model, config, device), device))
+    sender = Sender(model, config, device)
+    if first := list(itertools.islice(on_host, 1)):
+        sender.prepare(first[0])
+    batches = telemetry.watch(sent_ahead(itertools.chain(first, on_host), sender, device))
     notices = Notices(settings["notices"], device, config.output)
     guard = Guard(config, engine, trained, step)
     profiler = Profiler(
@@ -150,11 +166,14 @@ def train_worker(settings: dict[str, Any]) -> int:
         config.output,
         rank,
         device,
-        lambda: Tracker(config.tracking, "train", job.run_id),
+        lambda: Tracker(EventLog(config.output, "train")),
     )
-    # A run that goes on from a checkpoint logs no step before it again: it finds them in there.
-    unsent = log.tracker.flush if log is not None else None
-    saver = Saver(store, config.checkpoint, engine, model, average, job.manifest, step, unsent)
+    # A run that goes on from a checkpoint logs no step before it again.
+    before = log.tracker.flush if log is not None else None
+    published = final_weights(config) if rank == 0 else dict
+    saver = Saver(
+        store, config.checkpoint, engine, model, average, job.manifest, step, before, published
+    )
     notice = Notice.NONE
     metrics: dict[str, float] = {}
     while step < job.total_steps and notice == Notice.NONE:

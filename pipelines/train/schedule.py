@@ -4,6 +4,7 @@ Pure functions of the configuration: nothing to save or restore."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -62,11 +63,23 @@ def check_schedule(total_steps: int, config: OptimizerConfig) -> None:
         cooldown_steps(total_steps, config)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices are decayed; biases, norms, scales and other 1-D parameters are not."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+) -> list[dict]:
+    """The trained parameters of `model` for an optimiser. Matrices are decayed; biases, norms,
+    scales and other 1-D parameters are not.
+
+    Args:
+        lr_scales: by parameter, what each group's learning rate is to be multiplied with, which
+            stands in the groups as `lr_scale`; None: 1 for all.
+    """
+    groups: dict[tuple[float, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = lr_scales[name] if lr_scales is not None else 1.0
+        is_plain = parameter.ndim < 2
+        decay = 0.0 if is_plain else weight_decay
+        group = {"params": [], "weight_decay": decay, "lr_scale": scale}
+        groups.setdefault((scale, is_plain), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]

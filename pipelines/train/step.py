@@ -86,7 +86,7 @@ def apply_gradients(engine: Any, trained: TrainingModel, lr: float) -> Tensor:
         optimisers ask the device themselves, and on the device at stage 0.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     engine.step()
     if engine.zero_optimization():
         skipped = torch.tensor(engine.optimizer.overflow)

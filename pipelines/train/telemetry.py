@@ -42,7 +42,8 @@ METRICS = {
     "train/tokens_per_s": "of all workers, without padding",
     "train/tokens_per_step": "of all workers, without padding",
     "train/mfu": "useful FLOP (`python -m caft.model describe`) over the peak of all devices; the "
-    "tag `mfu_peak` says which peak, and whether it is published or was measured",
+    "tag `mfu_peak` says which peak, and whether it is published or was measured. Not known where "
+    "parameters are frozen",
     "train/input_wait_fraction": "share of the time spent waiting for data, mean of the workers",
     "train/input_wait_fraction_max": "the same, of the worker that waited most",
     "train/worker_skew": "largest less smallest time that workers compute on their own before "
@@ -216,7 +217,7 @@ class Telemetry:
         if self._device.type == "cuda":
             rates["train/device_memory_gib"] = float(workers["device_bytes"].max()) / GIB
         peaks = workers["peak_flop_per_s"]
-        if peaks.all():
+        if peaks.all() and all(p.requires_grad for p in self._model.parameters()):
             flop = self._flop_of_a_sample(tokens / texts) * float(workers["images"].sum())
             rates["train/mfu"] = flop / seconds / float(peaks.sum())
         return rates

@@ -187,6 +187,43 @@ def test_nothing_passes_unless_a_policy_says_so():
                     assert {"10.0.0.0/8", "169.254.0.0/16"} <= set(peer["ipBlock"]["except"])
 
 
+@pytest.mark.parametrize(
+    ("cloud", "servers"),
+    [
+        ("gke", {("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}),
+        ("eks", {("169.254.170.23/32", 80)}),
+    ],
+)
+def test_a_component_lets_identities_in_and_nothing_else(cloud, servers):
+    (policy,) = read(KUBERAY / "identity" / cloud)
+    for version in VERSIONS:
+        kubernetes_validate.validate(policy, version, strict=True)
+    opened = {
+        (peer["ipBlock"]["cidr"], port["port"])
+        for rule in policy["spec"]["egress"] for peer in rule["to"] for port in rule["ports"]
+    }  # fmt: skip
+    assert opened == servers
+    (names,) = policy["spec"]["podSelector"]["matchExpressions"]
+    with_account = {
+        pod["metadata"]["labels"][names["key"]]
+        for _, pod in pods() if pod["spec"].get("serviceAccountName", "").startswith("caft")
+    }  # fmt: skip
+    assert set(names["values"]) == with_account
+
+
+def test_mlflows_administrator_is_in_no_pod_but_its_own():
+    for name, pod in pods():
+        for container in containers(pod):
+            sources = [source.get("secretRef", {}) for source in container.get("envFrom", [])]
+            assert "caft-mlflow" not in {source.get("name") for source in sources}
+            for variable in container.get("env", []):
+                key = variable.get("valueFrom", {}).get("secretKeyRef", {})
+                if key.get("key") == "admin-password":
+                    assert (name, container["name"]) == ("Deployment/mlflow", "mlflow")
+                if variable["name"].startswith("MLFLOW_AUTH_ADMIN"):
+                    assert key.get("name") != "caft-tracking"
+
+
 def test_jobs_run_recipes_that_are_there_on_the_cluster_that_is_there():
     (cluster,) = of_kind("RayCluster")
     assert {job["metadata"]["name"] for job in of_kind("RayJob")} == set(SCHEMAS)
@@ -251,3 +288,31 @@ def test_the_tracking_server_starts_with_these_options():
     assert service["spec"]["ports"][0]["port"] == int(port)
     allowed = next(a for a in container["args"] if a.startswith("--allowed-hosts="))
     assert f"{host}:{port}" in allowed
+
+
+@pytest.mark.parametrize(
+    ("component", "resource"), [("efa", "vpc.amazonaws.com/efa"), ("infiniband", "rdma/hca_shared")]
+)
+def test_a_network_is_added_to_the_gpu_group_alone(component, resource):
+    """The patch of a component, applied as kustomize does."""
+    (patch,) = kustomization(KUBERAY / component)["patches"]
+    (cluster,) = of_kind("RayCluster")
+    assert patch["target"] == {"kind": "RayCluster", "name": cluster["metadata"]["name"]}
+    for step in yaml.safe_load(patch["patch"]):
+        *way, last = (word.replace("~1", "/") for word in step["path"].removeprefix("/").split("/"))
+        place = cluster
+        for word in way:
+            place = place[int(word)] if isinstance(place, list) else place[word]
+        if step["op"] == "test":
+            assert place[last] == step["value"]
+        else:
+            assert last not in place
+            place[last] = step["value"]
+    groups = {g["groupName"]: g["template"] for g in cluster["spec"]["workerGroupSpecs"]}
+    for name, pod in groups.items():
+        asked = pod["spec"]["containers"][0]["resources"]
+        assert (resource in asked["limits"]) == (name == "gpu")
+        assert asked["requests"].get(resource) == asked["limits"].get(resource)
+        whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}}
+        whole["spec"] = pod["spec"]
+        kubernetes_validate.validate(whole, VERSIONS[-1], strict=True)

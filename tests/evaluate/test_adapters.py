@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision_operators  # noqa: F401  (before open_clip)
 from tests_support import tiny_config
 
 import caft
@@ -82,7 +83,7 @@ def test_what_cannot_be_opened_is_one_line(name, error, said):
     ("name", "module", "extra"),
     [
         ("hf:some/model", "transformers", "transformers"),
-        ("open_clip:B:x", "open_clip", "open_clip"),
+        ("open_clip:B:x", "open_clip", "open-clip"),
     ],
 )
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, name, module, extra):

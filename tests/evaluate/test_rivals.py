@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision_operators  # noqa: F401  (before transformers)
 from safetensors.torch import save_file
 
 from caft.errors import CheckpointError, ConfigError

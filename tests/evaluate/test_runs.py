@@ -5,6 +5,7 @@ import json
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ import caft
 from caft.captions import even_chunks
 from caft.checkpoint import write_manifest
 from caft.config import validate
+from caft.errors import CAFTError
 from caft.metrics import retrieval_recall
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.opening import open_benchmark
@@ -151,6 +153,25 @@ def test_a_series_and_another_model_side_by_side(settings, make_checkpoint, tmp_
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == time_ns
     assert len(mlflow_runs(settings)[1]) == 2
+
+
+def test_one_bad_checkpoint_of_three_fails_its_own_run_alone(settings, capsys):
+    """The others are scored, their runs are finished, and a second try does the bad one alone."""
+    settings["benchmarks"] = settings["benchmarks"][1:]
+    settings["report"] = {"images": 0, "retrievals": 0}
+    good = [settings["checkpoint"], "python:colours_adapter:make_colours"]
+    settings["checkpoint"] = [good[0], "python:colours_adapter:make_broken", good[1]]
+    for _ in range(2):
+        with pytest.raises(CAFTError, match=r"make_broken.*no text can be read") as caught:
+            start(settings)
+        assert "\n" not in str(caught.value)
+        assert "make_broken failed: " in capsys.readouterr().out
+        output = Path(settings["output"])
+        assert len(list(output.glob("*/metrics.json"))) == 2
+        _, runs = mlflow_runs(settings)
+        states = {run.data.tags["model"]: run.info.status for run in runs}
+        assert states == {"caft_xs": "FINISHED", "colours": "FINISHED", "broken": "FAILED"}
+        assert len(runs) == 3
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision_operators  # noqa: F401  (before torchmetrics)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipelines.train.gpu import cuda_problem
+from pipelines.train.gpu import cuda_problem, network_problem
 
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build\nGCC 12\n"
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:20:51 UTC 2025\n"
@@ -26,3 +26,10 @@ CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 
 )
 def test_the_line_names_driver_wheel_and_fix(cuda, driver, says):
     assert re.search(says, cuda_problem("2.13.0", cuda, driver))
+
+
+def test_workers_on_several_machines_without_a_fast_network_are_named(tmp_path):
+    nothing = tmp_path / "infiniband"
+    assert network_problem(8, 8, nothing) is None
+    assert network_problem(16, 8, tmp_path) is None
+    assert "over TCP; cluster/README.md says how" in network_problem(16, 8, nothing)

@@ -16,6 +16,7 @@ from torch import Tensor
 from caft.captions import Rule
 from caft.config import PictureRule
 from caft.errors import CheckpointError, ConfigError, DataError
+from caft.extras import how_to_install
 from caft.preprocessing import decode_as_published, squared
 from caft.scoring import FunctionScorer, Scorer, cosine_scores
 
@@ -75,9 +76,9 @@ def needs(extra: str, error: Exception) -> ConfigError:
     if not isinstance(error, ImportError):
         return ConfigError(
             f"checkpoint: {extra} cannot be imported: {reason}; install torch and torchvision of "
-            f"the same build: pip install -e '.[{extra}]' -c constraints.txt, with torch's index"
+            f"the same build: {how_to_install(extra)}, with torch's index"
         )
-    return ConfigError(f"checkpoint: {reason}; to score such models, pip install -e '.[{extra}]'")
+    return ConfigError(f"checkpoint: {reason}; to score such models, {how_to_install(extra)}")
 
 
 class PixelPreprocess:

@@ -36,7 +36,7 @@ class OpenCLIPAdapter(Adapter):
         try:
             import open_clip
         except Exception as error:  # a torchvision of another build fails as a RuntimeError
-            raise needs("open_clip", error) from None
+            raise needs("open-clip", error) from None
         model, _, pretrained = name.partition(":")
         if not pretrained:
             raise CheckpointError(f"open_clip:{name}: no weights named; write MODEL:PRETRAINED")

@@ -20,7 +20,13 @@ from pipelines.evaluate.adapters.base import Adapter
 from pipelines.evaluation_input import CAFTPreprocess
 from pipelines.superpixel_columns import complete_superpixels, unpack_superpixels
 
-TRAINING = ("dataset", "dataset_fingerprint", "decontamination", "recipe")  # of the manifest
+TRAINING = (
+    "dataset",
+    "dataset_fingerprint",
+    "decontamination",
+    "start",
+    "recipe",
+)  # of the manifest
 
 
 class CAFTAdapter(Adapter):

@@ -91,6 +91,8 @@ def _require_known(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: no model of FAMILIES, whatever its type says.
     """
+    if not config:
+        raise CheckpointError(f"hf:{name}: cannot be loaded: it has no config.json")
     kind = config.get("model_type")
     if kind == "siglip2":
         raise CheckpointError(

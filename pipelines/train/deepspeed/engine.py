@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from caft.errors import ConfigError
+from caft.fine_tuning import layer_scales
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed.buckets import GradientBuckets
 from pipelines.train.deepspeed.config import loss_scale_section, with_own_settings
@@ -105,8 +106,11 @@ def check_settings(config: TrainConfig) -> None:
 
 
 def _optimizer(model: TrainingModel, config: TrainConfig) -> torch.optim.Optimizer:
-    ours = config.optimizer
-    groups = parameter_groups(model, ours.weight_decay)
+    ours, scales = config.optimizer, None
+    if config.fine_tune is not None:
+        of_layers = layer_scales(model.model, config.fine_tune.layer_decay)
+        scales = {f"model.{name}": scale for name, scale in of_layers.items()}
+    groups = parameter_groups(model, ours.weight_decay, scales)
     rest: dict[str, Any] = {"lr": 0.0, "betas": ours.betas, "eps": ours.eps}  # lr: at every step
     if config.deepspeed.zero_stage:
         return torch.optim.AdamW(groups, fused=True, **rest)

@@ -1,0 +1,1 @@
+"""What gpu_acceptance.py asks of a machine with GPUs, a section in each module."""
