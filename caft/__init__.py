@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from caft import durable as durable
     from caft import errors as errors
     from caft import extras as extras
+    from caft import factory as factory
+    from caft import fine_tuning as fine_tuning
     from caft import flat_encoder as flat_encoder
     from caft import graph_pool as graph_pool
     from caft import heat_maps as heat_maps
+    from caft import hub as hub
     from caft import image_encoder as image_encoder
     from caft import inputs as inputs
     from caft import layers as layers
@@ -47,7 +50,9 @@ if TYPE_CHECKING:
     from caft import torch_files as torch_files
     from caft import transforms as transforms
     from caft.checkpoint import load_model
+    from caft.factory import create_model_and_transforms, get_tokenizer
     from caft.heat_maps import hierarchy, localize
+    from caft.hub.repository import from_pretrained, push_to_hub
     from caft.model import CAFT, ImageFeatures, TextFeatures, create_model
     from caft.pictures import draw_panel
     from caft.reference import from_reference
@@ -59,11 +64,15 @@ __all__ = [
     "ImageFeatures",
     "TextFeatures",
     "create_model",
+    "create_model_and_transforms",
     "draw_panel",
+    "from_pretrained",
     "from_reference",
+    "get_tokenizer",
     "hierarchy",
     "load_model",
     "localize",
+    "push_to_hub",
 ]
 
 _MODULES = {
@@ -71,11 +80,15 @@ _MODULES = {
     "ImageFeatures": "model",
     "TextFeatures": "model",
     "create_model": "model",
+    "create_model_and_transforms": "factory",
     "draw_panel": "pictures",
+    "from_pretrained": "hub.repository",
     "from_reference": "reference",
+    "get_tokenizer": "factory",
     "hierarchy": "heat_maps",
     "load_model": "checkpoint",
     "localize": "heat_maps",
+    "push_to_hub": "hub.repository",
 }
 
 

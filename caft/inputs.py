@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from caft.captions import Rule, caption_sentences, even_chunks
 from caft.config import PictureRule
 from caft.errors import DataError
 from caft.preprocessing import Picture, read_picture
@@ -119,6 +120,27 @@ def caption_list(captions: str | Sequence[str | Sequence[str]]) -> list[str | li
             text_list(c) if isinstance(c, list | tuple) else text_list([c])[0] for c in captions
         ]
     return [*text_list(captions)]  # type: ignore[arg-type]
+
+
+def caption_chunks(
+    captions: str | Sequence[str | Sequence[str]], chunks: int, rule: Rule
+) -> list[str]:
+    """The chunks of B captions in a row, B * chunks texts: each caption is split into sentences by
+    `rule` and joined to chunks as evaluation does; see `caft.captions.even_chunks`.
+
+    Args:
+        captions: texts, or lists of sentences, such as a dataset holds.
+
+    Raises:
+        DataError: a caption without a sentence, or as `text_list`.
+    """
+    pieces: list[str] = []
+    for number, caption in enumerate(caption_list(captions)):
+        sentences = caption_sentences(caption, rule)
+        if not sentences:
+            raise DataError(f"caption {number}: no sentence in {caption!r:.60}; leave it out")
+        pieces += even_chunks(sentences, chunks)
+    return pieces
 
 
 def token_ids(tokens: Tensor, vocab_size: int, context_length: int, chunks: int) -> Tensor:

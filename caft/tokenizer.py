@@ -77,11 +77,16 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises:
         ConfigError: no such tokenizer is shipped.
     """
+    return BPETokenizer(tokenizer_file(name))
+
+
+def tokenizer_file(name: str) -> Path:
+    """The tokenizer.json of a tokenizer; raises as `load_tokenizer`."""
     path = ASSET_DIR / f"{name}.json"
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in ASSET_DIR.glob("*.json")))
         raise ConfigError(f"text.tokenizer: '{name}' is not shipped; known: {known}")
-    return BPETokenizer(path)
+    return path
 
 
 def require_vocabulary(text: TextConfig) -> None:

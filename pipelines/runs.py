@@ -263,6 +263,20 @@ def experiment_page(server: str, tracking: TrackingConfig) -> str:
     return f"{server}/#/experiments/{experiment.experiment_id}/runs?{TRAINING_PAGES}"
 
 
+def run_page(tracking: TrackingConfig, run_id: str) -> str | None:
+    """Where a browser finds a run; None where no server shows `tracking`, or it has no such run."""
+    from mlflow.exceptions import MlflowException
+
+    server = tracking.page or tracking.uri
+    if not server.startswith(("http://", "https://")):
+        return None
+    try:
+        number = open_client(tracking).get_run(run_id).info.experiment_id
+    except MlflowException:
+        return None
+    return f"{server.rstrip('/')}/#/experiments/{number}/runs/{run_id}?{TRAINING_PAGES}"
+
+
 def _create(
     tracking: TrackingConfig, stage: str, name: str, tags: dict[str, str] | None = None
 ) -> str:

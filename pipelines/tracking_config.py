@@ -28,6 +28,11 @@ class TrackingConfig(Config):
         description="by default MLFLOW_TRACKING_URI, or sqlite:///runs/mlflow.db",
     )
     experiment: str = "caft"
+    page: str | None = Field(
+        None,
+        description="address at which a browser shows the runs, for links in reports; None: the "
+        "uri, where that is http",
+    )
     artifact_root: str | None = Field(
         None, description="new experiments keep artifacts here; None: the server's default"
     )

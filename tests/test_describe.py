@@ -70,7 +70,7 @@ def counted(run):
 RECIPES = ["caft_xs", "caft_s", "caft_b", "caft_l", "caft_b_mean_text", "clip_xs", "clip_b16"]
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "flair_b16"])
+@pytest.mark.parametrize("name", [*RECIPES, "flair_b16", "flair_xs"])
 def test_formulas_are_what_torch_counts(name):
     """On the model's own modules, each given tokens as the table says it sees them."""
     config = load_model_config(name)

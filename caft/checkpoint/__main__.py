@@ -1,5 +1,5 @@
 """Command line of checkpoints: released files become folders, folders get model cards or are mixed.
-Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`, `export` or `mix`."""
+Run as `python -m caft.checkpoint convert CAFT-30M.pt out/`, `export`, `push` or `mix`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from caft.checkpoint import convert
+from caft.checkpoint import convert, load_model
 from caft.checkpoint.export import export
 from caft.checkpoint.mix import mix
+from caft.checkpoint.towers import write_towers
 from caft.documents import parse_json, read_text
 from caft.errors import CAFTError, ConfigError
+from caft.hub.repository import push_to_hub
 from caft.model import CAFT
 
 
@@ -67,6 +69,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_export)
     command = commands.add_parser(
+        "towers",
+        help="write a control whose towers are those of OpenAI's CLIP or of SigLIP",
+        description="Write a checkpoint folder of a control with a flat image encoder whose towers "
+        "have the weights of CLIP (both) or SigLIP (the image tower's patches and blocks), to "
+        "start a training from. Prints what begins at random.",
+    )
+    command.add_argument("source", metavar="FILE", help=".safetensors, .pt or .bin")
+    command.add_argument("folder", metavar="FOLDER", help="to write; must not exist, or be empty")
+    command.add_argument("--model", default="clip_b16", help="clip_b16 (default) or flair_b16")
+    command.set_defaults(run=_towers)
+    command = commands.add_parser(
+        "push",
+        help="export a checkpoint and upload it to Hugging Face's hub",
+        description="Write a checkpoint as `export` does and upload the folder to a repository of "
+        "Hugging Face's hub, as one commit. The token is that of `hf auth login` or HF_TOKEN.",
+    )
+    command.add_argument("source", metavar="CHECKPOINT", help="folder or file, e.g. run1/final")
+    command.add_argument("folder", metavar="ORG/NAME", help="repository; made if it is not there")
+    command.add_argument("--license", metavar="ID", help="of the weights, e.g. cc-by-4.0")
+    command.add_argument("--private", action="store_true", help="of a repository that is made")
+    command.set_defaults(run=_push)
+    command = commands.add_parser(
         "mix",
         help="write weights between a start and what was fine-tuned from it",
         description="Write a checkpoint folder whose weights are START_SHARE of the start's and "
@@ -87,6 +111,17 @@ def _convert(args: argparse.Namespace) -> CAFT:
 
 def _export(args: argparse.Namespace) -> CAFT:
     return export(args.source, args.folder, args.license)
+
+
+def _towers(args: argparse.Namespace) -> CAFT:
+    model, fresh = write_towers(args.source, args.folder, args.model)
+    print(f"begin at random: {', '.join(fresh) or 'none'}")
+    return model
+
+
+def _push(args: argparse.Namespace) -> CAFT:
+    print(push_to_hub(args.source, args.folder, license_id=args.license, private=args.private))
+    return load_model(args.source)
 
 
 def _mix(args: argparse.Namespace) -> CAFT:

@@ -102,7 +102,16 @@ images = model.encode_image(["photo.jpg"])  # files, Pillow images, uint8 arrays
 texts = model.encode_text(["A dog sleeps on a red sofa. A lamp stands behind it."])
 scores = model.score(images, texts)  # (images, texts)"""
     note = "The weights are safetensors: nothing in this folder is run when it is loaded."
-    return f"## How to load it\n\n{fenced(code, 'python')}\n\n{note}"
+    other = """\
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("path/to/this/folder", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("path/to/this/folder", trust_remote_code=True)
+inputs = processor(images=["photo.jpg"], text=["A dog sleeps on a red sofa."])
+scores = model(**inputs).logits_per_image  # (images, texts)"""
+    without = "Without that package, `transformers` runs the model's code, which is in this folder:"
+    blocks = [fenced(code, "python"), note, without, fenced(other, "python")]
+    return "\n\n".join(["## How to load it", *blocks])
 
 
 def _training(card: Card) -> str:

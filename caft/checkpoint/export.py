@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,10 +26,14 @@ from caft.checkpoint import (
 from caft.checkpoint.card import Card, model_card
 from caft.documents import MAX_MANIFEST_BYTES, parse_json, parse_yaml, read_text
 from caft.errors import CheckpointError, ConfigError, StorageError
+from caft.hub.sources import AUTO_MAP, write_sources
 from caft.model import CAFT
+from caft.tokenizer import tokenizer_file
 
 CONFIG_JSON, CARD, RECIPE = "config.json", "README.md", "recipe.yaml"
-SEALED = (WEIGHTS, CONFIG, CONFIG_JSON)  # the manifest's files; a card is there to be edited
+TOKENIZER = "tokenizer.json"
+# The manifest's files, beside the sources; a card is there to be edited.
+SEALED = (WEIGHTS, CONFIG, CONFIG_JSON, TOKENIZER)
 PUBLISHED = ("step", "dataset_fingerprint", "metrics")  # entries that an export keeps
 REPOSITORY_FILES = {".git", ".gitattributes", ".gitignore"}  # of a fresh clone
 TRAIN_CONFIG = "train.yaml"  # what the train stage calls its resolved configuration
@@ -61,7 +66,9 @@ def export(path: str | Path, folder: str | Path, license_id: str | None = None) 
     model = load_model(path)
     recipe = _recipe(path)
     card = Card(model, manifest, recipe, _data_licences(manifest), license_id)
-    config = {"model_type": "caft", "architectures": ["CAFT"], **model.config.model_dump()}
+    settings = model.config.model_dump(mode="json")
+    classes = {"architectures": ["CAFTModel"], "auto_map": AUTO_MAP}
+    config = {"model_type": "caft", **classes, "caft": settings}
     published = {key: manifest[key] for key in PUBLISHED if key in manifest}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,10 +76,12 @@ def export(path: str | Path, folder: str | Path, license_id: str | None = None) 
         (folder / RECIPE).unlink(missing_ok=True)
         save_weights(model, folder)
         (folder / CONFIG_JSON).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sources = write_sources(folder)
+        shutil.copyfile(tokenizer_file(model.config.text.tokenizer), folder / TOKENIZER)
         if recipe is not None:
             (folder / RECIPE).write_text(recipe, encoding="utf-8")
         (folder / CARD).write_text(model_card(card), encoding="utf-8")
-        write_manifest(folder, {EXPORTED_FROM: path.name, **published}, SEALED)
+        write_manifest(folder, {EXPORTED_FROM: path.name, **published}, (*SEALED, *sources))
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from None
     return model

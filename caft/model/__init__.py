@@ -15,15 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caft import inputs
 from caft.attention_pool import AttentionPool
-from caft.captions import caption_sentences, even_chunks
 from caft.config import FlatImageConfig, ModelConfig, load_model_config
 from caft.dropout import Draws
-from caft.errors import DataError
 from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
-from caft.inputs import Pictures
+from caft.inputs import (
+    Pictures,
+    caption_chunks,
+    image_batch,
+    in_graph,
+    label_maps,
+    text_list,
+    token_ids,
+)
 from caft.layers import Blocks, projection
 from caft.model.features import FeaturesT, ImageFeatures, TextFeatures
 from caft.packing import PackedTexts
@@ -50,7 +55,7 @@ class CAFT(nn.Module):
         self.config = config
         losses = config.losses
         self.image_encoder = _image_encoder(config)
-        self.part_text_encoder = PartTextEncoder(config.text)
+        self.part_text_encoder = PartTextEncoder(config.text, config.activation)
         # Parameters have shape (1,): DeepSpeed cannot broadcast those without a dimension.
         if losses.parts:
             self.fine_projection = projection(config.image.width, config.embed_dim)
@@ -94,7 +99,7 @@ class CAFT(nn.Module):
         Raises:
             DataError: something that is no text.
         """
-        return self.tokenizer(inputs.text_list(texts), self.config.text.context_length)
+        return self.tokenizer(text_list(texts), self.config.text.context_length)
 
     def preprocess(self, picture: Picture) -> Tensor:
         """One picture as this model is to see it: uint8 (3, S, S), for `encode_image`.
@@ -141,13 +146,13 @@ class CAFT(nn.Module):
                 normalised pixels, such as those of 0 .. 1; labels of another shape; or fewer
                 superpixels than the model makes segments of them.
         """
-        if not isinstance(images, Tensor) or not inputs.in_graph():
+        if not isinstance(images, Tensor) or not in_graph():
             size_px = self.config.image.image_size_px
-            images = inputs.image_batch(images, self.preprocess, size_px).to(self.device)
+            images = image_batch(images, self.preprocess, size_px).to(self.device)
             if superpixels is not None and not isinstance(self.image_encoder, FlatImageEncoder):
                 height, width = images.shape[2:]
                 rows, columns = cell_grid(height, width, self.config.image.superpixels.cell_px)
-                superpixels = inputs.label_maps(superpixels, images, rows * columns)
+                superpixels = label_maps(superpixels, images, rows * columns)
             if not len(images):
                 return self._without_rows(
                     self._encode_image, images.new_zeros(1, *images.shape[1:])
@@ -189,8 +194,7 @@ class CAFT(nn.Module):
         return self.part_text_encoder.pack(tokens, row_multiple, least_rows)
 
     def tokenize_captions(self, captions: str | Sequence[str | Sequence[str]]) -> Tensor:
-        """Token ids (B, chunks, T) of B captions, split into sentences by the rule that the model
-        was trained with and joined to chunks as evaluation does; see `even_chunks`.
+        """Token ids (B, chunks, T) of B captions, split as those that the model was trained on.
 
         Args:
             captions: texts, or lists of sentences, such as a dataset holds.
@@ -199,14 +203,9 @@ class CAFT(nn.Module):
             DataError: a caption without a sentence.
         """
         text = self.config.text
-        captions, pieces = inputs.caption_list(captions), list[str]()
-        for number, caption in enumerate(captions):
-            sentences = caption_sentences(caption, text.sentences)
-            if not sentences:
-                raise DataError(f"caption {number}: no sentence in {caption!r:.60}; leave it out")
-            pieces += even_chunks(sentences, text.chunks)
+        pieces = caption_chunks(captions, text.chunks, text.sentences)
         tokens = self.tokenize(pieces)
-        return tokens.view(len(captions), text.chunks, tokens.shape[-1])
+        return tokens.view(len(pieces) // text.chunks, text.chunks, tokens.shape[-1])
 
     def encode_text(self, tokens: Tensor | PackedTexts | str | Sequence[str]) -> TextFeatures:
         """Encode captions of K sub-captions each, K >= configured chunks.
@@ -222,14 +221,14 @@ class CAFT(nn.Module):
         """
         if isinstance(tokens, PackedTexts):
             return self._encode_texts(self.part_text_encoder(tokens), tokens.captions)
-        if isinstance(tokens, Tensor) and inputs.in_graph():
+        if isinstance(tokens, Tensor) and in_graph():
             return self._encode_texts(self.part_text_encoder.padded(tokens), len(tokens))
         text = self.config.text
         if isinstance(tokens, np.ndarray) and tokens.dtype.kind not in "OUS":
             tokens = torch.from_numpy(tokens)
         if not isinstance(tokens, Tensor):
             tokens = self.tokenize_captions(tokens)
-        ids = inputs.token_ids(tokens, text.vocab_size, text.context_length, text.chunks)
+        ids = token_ids(tokens, text.vocab_size, text.context_length, text.chunks)
         if not len(ids):
             parts = max(text.chunks, ids.shape[1])
             return self._without_rows(self.encode_text, ids.new_zeros(1, parts, 1))
@@ -272,7 +271,7 @@ class CAFT(nn.Module):
     def forward(
         self, images: Tensor, tokens: Tensor | PackedTexts, superpixels: Tensor | None = None
     ) -> tuple[ImageFeatures, TextFeatures]:
-        if isinstance(tokens, Tensor) and not inputs.in_graph():
+        if isinstance(tokens, Tensor) and not in_graph():
             tokens = self.pack_texts(tokens).to(self.device)
         return self._encode_image(images, superpixels), self.encode_text(tokens)
 
@@ -381,10 +380,9 @@ def create_model(name_or_config: str | Path | Mapping[str, Any] | ModelConfig) -
         ConfigError: no such recipe, a configuration that does not fit the schema, or no weights
             for the superpixel network.
     """
-    config = load_model_config(name_or_config)
-    model = CAFT(config)
+    model = CAFT(load_model_config(name_or_config))
     if model.superpixel_network is not None:
-        superpixels = config.image.superpixels
+        superpixels = model.config.image.superpixels
         source = f"superpixels.weights: {superpixels.weights}"
         load_sfcn_weights(model.superpixel_network, read_sfcn_weights(superpixels), source)
     return model
@@ -396,6 +394,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:
-    if isinstance(config.image, FlatImageConfig):
-        return FlatImageEncoder(config.image)
-    return ImageEncoder(config.image, config.mask_dead_superpixels, with_fine=config.losses.parts)
+    image, activation = config.image, config.activation
+    if isinstance(image, FlatImageConfig):
+        return FlatImageEncoder(image, activation)
+    return ImageEncoder(image, config.mask_dead_superpixels, config.losses.parts, activation)

@@ -74,20 +74,29 @@ class HeldOut:
         return float(np.sqrt((np.log(self.prediction.value / self.error) ** 2).mean()))
 
     @property
+    def with_interval(self) -> int:
+        """How many of the m were given an interval: what few runs predict has none."""
+        return int(np.isfinite(self.prediction.high).sum())
+
+    @property
     def inside(self) -> int:
-        """How many of the m lie inside their intervals."""
+        """How many of those lie inside it."""
         band = self.prediction
-        return int(((band.low <= self.error) & (self.error <= band.high)).sum())
+        within = (band.low <= self.error) & (self.error <= band.high)
+        return int((within & np.isfinite(band.high)).sum())
 
     @property
     def problem(self) -> str | None:
         """Why the intervals are not to be trusted; None where they hold as often as they say."""
-        outside = len(self.error) - self.inside
-        chance = binomtest(outside, len(self.error), 1 - CONFIDENCE, alternative="greater").pvalue
+        runs = self.with_interval
+        if not runs:
+            return None
+        outside = runs - self.inside
+        chance = binomtest(outside, runs, 1 - CONFIDENCE, alternative="greater").pvalue
         if chance >= 1 - CONFIDENCE:
             return None
         return (
-            f"{outside} of {len(self.error)} held-out runs lie outside their 95% intervals "
+            f"{outside} of {runs} held-out runs lie outside their 95% intervals "
             f"(binomial test, p = {chance:.1g}): take the intervals for too narrow"
         )
 

@@ -21,6 +21,7 @@ HEIGHT = TOP + MAIN + GAP + RESIDUALS + BOTTOM
 LEGEND_LINE, LETTER = 18.0, 7.5
 MARGIN = 1.08  # of the ranges, as a factor
 CURVE_POINTS = 80
+MOST_SIZES = 24  # of a figure; a legend of more cannot be read
 COLOURS = ("#2f6fb5", "#c2572b", "#2c8a5b", "#8a4fb0", "#a67c1a", "#4a8f9c", "#b0437a", "#6b7280")
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif'
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -49,7 +50,8 @@ def compute_figure(study: Study) -> str | None:
 
 
 def size_figure(study: Study, family: FamilyStudy) -> str | None:
-    """Error against samples on log axes, one curve a size; None where there is no such law."""
+    """Error against samples on log axes, one curve a size, of many sizes some; None where there is
+    no such law."""
     if IN_SIZE not in family.laws:
         return None
     series = _in_size(family.laws[IN_SIZE].fit)
@@ -78,11 +80,14 @@ def _in_compute(family: FamilyStudy, study: Study) -> Series:
 def _in_size(fit: Fit) -> list[Series]:
     keys = [key for key in ("parameters", "unique_samples") if key in fit.inputs]
     table = np.stack([fit.inputs[key] for key in keys], axis=1)
-    series = []
-    for values in np.unique(table, axis=0):
+    sizes = np.unique(table, axis=0)
+    sizes = sizes[np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_SIZES)).astype(int)]
+    samples, series = fit.inputs["samples"], []
+    for values in sizes:
         mine = (table == values).all(axis=1)
-        x = fit.inputs["samples"][mine]
-        curve_x = np.geomspace(x.min(), x.max(), CURVE_POINTS)
+        x = samples[mine]
+        ends = x if np.ptp(x) else samples  # of a size with one run, over all that were measured
+        curve_x = np.geomspace(ends.min(), ends.max(), CURVE_POINTS)
         fixed = {key: np.full(CURVE_POINTS, v) for key, v in zip(keys, values, strict=True)}
         label = f"{number(values[0])} parameters"
         band = _drawn(fit.law_band({**fixed, "samples": curve_x}))

@@ -17,6 +17,8 @@ from caft.scaling_law.solve import INTERVAL, NOT_ABOVE_ZERO
 
 Array = NDArray[np.float64]
 
+FARTHEST = 1e300
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -180,8 +182,13 @@ class Fit:
         laws = self.replicate_laws(inputs)
         if self.draws is None:
             return laws
+        # What is unlimited is as far from the runs as anything, and has to have a distance.
+        finite = {
+            name: np.minimum(column, FARTHEST)
+            for name, column in new_inputs(self.form, inputs).items()
+        }
         # A repetition is the runs less what they deviate by, so what it misses is taken away too.
-        return laws * _factor(-self.draws.misfit(self.form.places(new_inputs(self.form, inputs))))
+        return laws * _factor(-self.draws.misfit(self.form.places(finite)))
 
 
 def _factor(logs: Array) -> Array:

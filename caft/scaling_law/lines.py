@@ -20,6 +20,7 @@ from caft.scaling_law.study import IN_COMPUTE, IN_SIZE, FamilyStudy, Rivals, Stu
 EXTRAPOLATED = "outside the runs"
 FARTHEST = 10.0  # times less than any error measured: no prediction through the loss
 PLACES = 5  # computes at which families are compared in pairs
+MOST_SHOWN = 40  # held-out runs of a form that a reader is shown
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,28 @@ def lines(study: Study) -> list[Line]:
     return found
 
 
+def shown(found: Sequence[Line]) -> list[Line]:
+    """What a reader is shown of all lines: of each form's held-out runs some, evenly chosen."""
+    runs: dict[tuple[str, str], list[Line]] = {}
+    for line in found:
+        if line.kind == "held out" and line.at is not None:
+            runs.setdefault((line.family, line.law), []).append(line)
+    kept = {
+        id(of[place])
+        for of in runs.values()
+        for place in np.linspace(0, len(of) - 1, min(len(of), MOST_SHOWN)).astype(int)
+    }
+    left_out = {id(line) for of in runs.values() for line in of} - kept
+    result = []
+    for line in found:
+        count = len(runs.get((line.family, line.law), ()))
+        if line.kind == "held out" and line.at is None and count > MOST_SHOWN:
+            line = replace(line, note=f"{line.note}; {MOST_SHOWN} of {count:,} below")
+        if id(line) not in left_out:
+            result.append(line)
+    return result
+
+
 def _of_law(study: Study, family: FamilyStudy, choice: Choice) -> Iterator[Line]:
     fit = choice.fit
     about = (study.target, family.runs.family, fit.form.name)
@@ -78,8 +101,8 @@ def _of_law(study: Study, family: FamilyStudy, choice: Choice) -> Iterator[Line]
     yield from _of_scatter(about, fit.scatter)
     for name, held_out in choice.held_out.items():
         about = (study.target, family.runs.family, name)
-        points, error = len(held_out.error), 100 * math.expm1(held_out.log_error)
-        note = f"{held_out.inside} of {points} inside their intervals"
+        points, error = held_out.with_interval, 100 * math.expm1(held_out.log_error)
+        note = f"{held_out.inside} of {points} inside their intervals" if points else "no intervals"
         yield Line(*about, "held out", "error in %", None, error, None, None, None, note)
         if "compute" not in held_out.inputs:
             continue

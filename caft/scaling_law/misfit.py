@@ -26,6 +26,7 @@ OUTLYING = 4.0  # normalised median absolute deviations beyond which a run is an
 LEAST_FREEDOM_FOR_MAD = 10  # fewer residuals have no deviation that could be gone by
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 EXACT = 1e-6  # log error below which runs without noise differ by rounding
+LEAST_CHANCE = 5e-5  # of a run, in log error: none is measured or printed more exactly
 # Share of the groups' variance that a fit must leave for it to be told. A law of size absorbs all
 # but a trace of three trunks of three sizes: scaled up, that would be many times all residuals.
 LEFT_LEAST = 0.05
@@ -193,7 +194,7 @@ def weigh(
             white = np.linalg.solve(root, np.column_stack([target, span]))
             basis, triangle = np.linalg.qr(white[:, 1:])
             left = white[:, 0] - basis @ (basis.T @ white[:, 0])
-            square = float(left @ left) + len(used) * EXACT**2
+            square = float(left @ left) + len(used) * LEAST_CHANCE**2
             logarithms = np.log(np.diag(root)).sum() + np.log(np.abs(np.diag(triangle))).sum()
             candidates.append(Candidate(misfit, lengths, group))
             prior = -np.log(misfit)  # as likely at any scale, so that few runs tell of little

@@ -16,7 +16,7 @@ import numpy as np
 from caft.errors import StorageError
 from caft.scaling_law.figures import compute_figure, number, size_figure
 from caft.scaling_law.figures_isoflop import isoflop_figure
-from caft.scaling_law.lines import Line, lines
+from caft.scaling_law.lines import Line, lines, shown
 from caft.scaling_law.study import Study
 from caft.scaling_law.verdict import verdict
 
@@ -57,7 +57,7 @@ def write_report(
 def table(study: Study) -> str:
     """The study's numbers as text, with what is wrong with it below."""
     cells = [("family", "law", "what", "at compute", "value", "95% interval", "note")]
-    for line in lines(study):
+    for line in shown(lines(study)):
         what = line.name if line.kind == "parameter" else f"{line.kind}: {line.name}"
         value = "" if line.value is None else number(line.value)
         measured = "" if line.measured is None else f"measured {number(line.measured)}"
@@ -149,7 +149,7 @@ def _page(
             {
                 "target": study.target,
                 "verdict": verdict(study),
-                "lines": every[study.target],
+                "lines": shown(every[study.target]),
                 "laws": [
                     (family.runs.family, choice)
                     for family in study.families

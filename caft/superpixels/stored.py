@@ -15,14 +15,15 @@ from torch import Tensor
 
 from caft.config import FlatImageConfig, ImageConfig, SuperpixelConfig
 from caft.errors import ConfigError, DataError
-from caft.superpixels import borders
+from caft.superpixels.borders import HEADER as OLDER_HEADER
+from caft.superpixels.borders import decode_borders
 from caft.superpixels.labels import cell_grid, superpixel_labels
 from caft.superpixels.network import SFCN
 
 MAGIC, OLDER_MAGIC = b"SPX2", b"SPX1"
 CHECKSUM = struct.Struct("<I")  # CRC-32 of all that follows it
 HEADER = struct.Struct("<HHH")  # height, width, count
-LAYOUTS = {MAGIC: HEADER, OLDER_MAGIC: borders.HEADER}
+LAYOUTS = {MAGIC: HEADER, OLDER_MAGIC: OLDER_HEADER}
 MAX_SIDE_PX = 2048  # no header can ask for more memory than such a map takes
 
 
@@ -133,7 +134,7 @@ def decode_label_map(data: bytes) -> np.ndarray:
     """
     magic, header, sealed = _open(data)
     if magic == OLDER_MAGIC:
-        return borders.decode_borders(sealed)
+        return decode_borders(sealed)
     labels = np.frombuffer(sealed, _label_type(header.count), offset=HEADER.size)
     if labels.size != header.height * header.width or labels.max() >= header.count:
         raise DataError(f"label map of {len(data)} bytes: damaged; write the column again")

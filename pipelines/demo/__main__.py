@@ -93,7 +93,7 @@ def up(args: argparse.Namespace, root: Path, processes: Processes) -> None:
         cluster.start()
         _wait_for_mlflow(args.mlflow_port, root)
         # One job for all: each job costs what it takes to submit, start and follow it.
-        print("demo: ray job submit -- python -m pipelines.submit.chain data ...", flush=True)
+        print("demo: python -m pipelines.submit.chain data ..., as a job of Ray", flush=True)
         steps = [Step(stage, _recipe(stage), tuple(given)) for stage, given in stages.items()]
         code = cluster.submit(["-m", *chain_arguments(steps)])
         if code != 0:
@@ -133,6 +133,7 @@ def _stages(root: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     """Each stage's overrides: the paths of this demo."""
     sample, regions = root / "sample", root / "sample" / REGIONS
     tracking = _tracking(root).as_arguments()
+    tracking.append(argument("tracking.page", f"http://{LOOPBACK}:{args.mlflow_port}"))
     data, train = root / "data", root / "train"
     return {
         "data": [

@@ -18,6 +18,7 @@ import ray
 
 from caft.config import to_yaml
 from caft.errors import CAFTError
+from caft.secrets import masked
 from pipelines import storage, user_paths
 from pipelines.evaluate.benchmark import Benchmark
 from pipelines.evaluate.checkpoints import Checkpoint, open_checkpoints
@@ -34,6 +35,7 @@ from pipelines.evaluate.scoring import Ranker
 from pipelines.evaluate.tracked import detail_tables, headlines
 from pipelines.failures import understood
 from pipelines.run_layout import FINAL
+from pipelines.runs import run_page
 from pipelines.tracking import About, Tracker
 from pipelines.workers import cluster_cpus
 
@@ -249,6 +251,7 @@ def _evaluate_one(
         "recipe": adapter.training.get("recipe", ""),
         "mlflow_run_id": tracker.run_id,
         "links": {stage: run for stage, run in _links(checkpoint, benchmarks).items() if run},
+        "run_pages": _run_pages(config, [tracker.run_id, *_links(checkpoint, benchmarks).values()]),
         "datasets": {
             benchmark.name: {
                 "path": benchmark.rows.place,
@@ -306,6 +309,12 @@ def _links(checkpoint: Checkpoint, benchmarks: Sequence[Benchmark]) -> dict[str,
     if len(set(runs.values())) < 2:
         return {"train": checkpoint.run_id, "data": next(iter(runs.values()), "")}
     return {"train": checkpoint.run_id, **{f"data_{name}": run for name, run in runs.items()}}
+
+
+def _run_pages(config: EvaluateConfig, runs: Sequence[str]) -> dict[str, str]:
+    """Where a browser finds runs, of those that it does."""
+    pages = {run: run_page(config.tracking, run) for run in runs if run}
+    return {run: masked(page) for run, page in pages.items() if page is not None}
 
 
 def _about(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import shlex
@@ -95,6 +96,9 @@ class Jobs:
         self._patience_s = patience_s
         self._address = os.environ.get("RAY_ADDRESS") or "local"
         self._has_answered = False
+
+        # It tells of each connection that ends as it should.
+        logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)
 
         def client() -> JobSubmissionClient:
             _require_listener(self._address)

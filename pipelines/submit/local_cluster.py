@@ -199,13 +199,9 @@ class LocalCluster:
             self._temporary.unlink()
 
     def submit(self, arguments: list[str]) -> int:
-        """`ray job submit -- python ...`, its log on our output; returns the job's exit code."""
-        command = [
-            str(Path(sys.executable).parent / "ray"), "job", "submit", f"--address={self.address}",
-            "--log-style=record", "--", "env", f"PYTHONPATH={REPOSITORY}", sys.executable,
-            *arguments,
-        ]  # fmt: skip
-        return subprocess.run(command, env=self.environment, cwd=self._root, check=False).returncode
+        """`python ARGUMENTS` as a job, its log on our output; returns the job's exit code."""
+        command = [sys.executable, "-m", "pipelines.submit.attached", *arguments]
+        return subprocess.run(command, env=self.environment, cwd=REPOSITORY, check=False).returncode
 
     def _answers(self) -> bool:
         """Whether the job server takes requests."""

@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 
 import pytest
 from manifests import KUBERAY, REPOSITORY, pods
@@ -17,6 +20,11 @@ from pipelines.train.gpu import OLDEST_DRIVERS
 
 DOCKERFILE = REPOSITORY / "cluster" / "Dockerfile"
 TARGETS = ("cpu", "cuda")
+SETS = {
+    "make": ("docs", "pipelines", "test"),
+    "image": ("cluster", "language", "open-clip", "pipelines", "transformers"),
+    "image-cuda": ("cluster", "gpu", "language", "open-clip", "pipelines", "transformers"),
+}
 
 
 def stages() -> dict[str, tuple[str, list[list[str]]]]:
@@ -27,7 +35,7 @@ def stages() -> dict[str, tuple[str, list[list[str]]]]:
         if line.startswith("FROM"):
             _, parent, _, name = line.split()
             found[name] = (parent, [])
-        elif line.strip():
+        elif line.strip() and found:  # before the first one stand arguments of FROM
             found[name][1].append(shlex.split(line))
     return found
 
@@ -55,7 +63,8 @@ def copies(target: str) -> list[str]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_starts_from_a_pinned_image_and_does_not_run_as_root(target):
     bases = {parent for parent, _ in stages().values() if parent not in stages()}
-    assert all(re.search(r":\d+\.\d+\.\d+", base) for base in bases)
+    assert bases == {"$PYTHON_IMAGE"}  # of an argument, which takes a digest
+    assert re.search(r"^ARG PYTHON_IMAGE=\S+:\d+\.\d+\.\d+", DOCKERFILE.read_text(), re.M)
     users = [words[1] for words in instructions(target) if words[0] == "USER"]
     assert users[-1] == "1000:1000"
     assert ["useradd", "--uid", "1000", "--gid", "1000", "--create-home", "caft"] in commands(
@@ -65,22 +74,40 @@ def test_it_starts_from_a_pinned_image_and_does_not_run_as_root(target):
     assert {pod["spec"]["securityContext"]["runAsUser"] for pod in ours} == {1000}
 
 
+TORCH = {"torch", "torchvision"}  # by version alone
+HASHED = ["--no-deps", "--require-hashes"]
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_install_heeds_the_constraints(target):
-    installs = [words for words in commands(target) if words[:2] == ["pip", "install"]]
-    assert len(installs) == 3
-    assert all(words[2:4] == ["-c", "constraints.txt"] for words in installs)
+def test_every_install_is_pinned_and_all_but_torch_by_hashes(target):
+    installs = [words[2:] for words in commands(target) if words[:2] == ["pip", "install"]]
     makefile = (REPOSITORY / "Makefile").read_text()
-    theirs = re.findall(r"\$\(PIP\) install (.*)", makefile)
-    assert [words[-1].split("[")[0] for words in installs] == [
-        line.split()[-1].split("[")[0] for line in theirs
-    ]
+    theirs = [line.split() for line in re.findall(r"\$\(PIP\) install (.*)", makefile)]
+    for torch, rest, last, own in (
+        installs,
+        [theirs[0], theirs[1], theirs[3], theirs[2]],
+    ):
+        assert torch[:2] == ["-c", "constraints.txt"]
+        assert torch[-2:] == ["torch", "torchvision"]
+        assert rest[:2] == HASHED
+        assert last[:2] == HASHED
+        assert "--force-reinstall" in last
+        assert last[-1].endswith("opencv.txt")
+        assert own == ["--no-deps", "--no-build-isolation", "-e", "."]
     for words in commands(target):
         if words[:2] == ["apt-get", "install"]:
             assert "--no-install-recommends" in words
 
 
-def test_every_requirement_of_the_image_is_pinned_and_met():
+def locked(name: str) -> dict[str, str]:
+    """Package -> version of a file of locks/, each with a hash at least."""
+    entries = re.split(r"\n(?=\w)", (REPOSITORY / "locks" / f"{name}.txt").read_text())[1:]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    pairs = [re.match(r"([\w.-]+)==([^ ;\\]+)", entry).groups() for entry in entries]
+    return {canonicalize_name(package): version for package, version in pairs}
+
+
+def test_every_requirement_is_pinned_met_and_locked():
     pins = dict(
         line.split("==")
         for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
@@ -89,17 +116,22 @@ def test_every_requirement_of_the_image_is_pinned_and_met():
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for text in [
-        *project["dependencies"],
-        *extras["cluster"],
-        *extras["gpu"],
-        *extras["language"],
-        *extras["pipelines"],
-        *extras["test"],
-    ]:
-        requirement = Requirement(text)
-        pinned = pins[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(pinned), f"{text}, pinned {pinned}"
+    files = {name: locked(name) for name in SETS}
+    for name, packages in files.items():
+        assert not TORCH & set(packages)
+        assert "hatchling" in packages
+        assert all(pins.get(package, version) == version for package, version in packages.items())
+        texts = [*project["dependencies"], *(text for e in SETS[name] for text in extras[e])]
+        for requirement in map(Requirement, texts):
+            package = canonicalize_name(requirement.name)
+            assert package in packages or package in TORCH
+            assert requirement.specifier.contains(pins[package])
+
+
+def test_what_is_installed_here_is_what_is_locked():
+    for package, version in locked("make").items():
+        with suppress(PackageNotFoundError):  # of another system
+            assert installed_version(package) == version
 
 
 def test_what_it_copies_is_enough_to_run(tmp_path):
@@ -161,4 +193,4 @@ def test_the_image_for_gpus_finds_a_driver_that_gke_mounts():
     assert "/usr/local/nvidia/lib64" in variables["LD_LIBRARY_PATH"].split(":")
     assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
     assert any("ibverbs-providers" in words for words in commands("cuda"))
-    assert any("[cluster,gpu," in word for words in commands("cuda") for word in words)
+    assert "gpu" in SETS["image-cuda"]  # the extras that its lock has

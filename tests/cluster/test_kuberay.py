@@ -187,6 +187,43 @@ def test_nothing_passes_unless_a_policy_says_so():
                     assert {"10.0.0.0/8", "169.254.0.0/16"} <= set(peer["ipBlock"]["except"])
 
 
+@pytest.mark.parametrize(
+    ("cloud", "servers"),
+    [
+        ("gke", {("169.254.169.254/32", 80), ("169.254.169.252/32", 988)}),
+        ("eks", {("169.254.170.23/32", 80)}),
+    ],
+)
+def test_a_component_lets_identities_in_and_nothing_else(cloud, servers):
+    (policy,) = read(KUBERAY / "identity" / cloud)
+    for version in VERSIONS:
+        kubernetes_validate.validate(policy, version, strict=True)
+    opened = {
+        (peer["ipBlock"]["cidr"], port["port"])
+        for rule in policy["spec"]["egress"] for peer in rule["to"] for port in rule["ports"]
+    }  # fmt: skip
+    assert opened == servers
+    (names,) = policy["spec"]["podSelector"]["matchExpressions"]
+    with_account = {
+        pod["metadata"]["labels"][names["key"]]
+        for _, pod in pods() if pod["spec"].get("serviceAccountName", "").startswith("caft")
+    }  # fmt: skip
+    assert set(names["values"]) == with_account
+
+
+def test_mlflows_administrator_is_in_no_pod_but_its_own():
+    for name, pod in pods():
+        for container in containers(pod):
+            sources = [source.get("secretRef", {}) for source in container.get("envFrom", [])]
+            assert "caft-mlflow" not in {source.get("name") for source in sources}
+            for variable in container.get("env", []):
+                key = variable.get("valueFrom", {}).get("secretKeyRef", {})
+                if key.get("key") == "admin-password":
+                    assert (name, container["name"]) == ("Deployment/mlflow", "mlflow")
+                if variable["name"].startswith("MLFLOW_AUTH_ADMIN"):
+                    assert key.get("name") != "caft-tracking"
+
+
 def test_jobs_run_recipes_that_are_there_on_the_cluster_that_is_there():
     (cluster,) = of_kind("RayCluster")
     assert {job["metadata"]["name"] for job in of_kind("RayJob")} == set(SCHEMAS)

@@ -59,7 +59,7 @@ def test_files_are_there():
 
 
 def test_every_command_is_of_a_kind_that_is_checked_or_known():
-    known = {"python", "ray", "docker", "kubectl", "helm", "export", "ssh"}
+    known = {"python", "ray", "docker", "kubectl", "kustomize", "helm", "export", "ssh", "umask"}
     assert {command[0] for command in commands()} == known
 
 

@@ -148,6 +148,8 @@ def test_a_job_killed_at_its_limit_and_stopped_ends_as_if_undisturbed(
         minutes = re.findall(r"(\d+):\d+$", slurm("squeue", "--noheader", "--format=%M"), re.M)[0]
         slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={int(minutes) + 3}")
         checkout.until(job, lambda log: "the time limit is near" in log)
+        # The next start has the limit that this one was given, which may leave it no time at all.
+        slurm("scontrol", "update", f"JobId={job}", "TimeLimit=50")
         store = CheckpointStore(str(checkout.outputs / "train"))
         checkout.until(job, lambda log: f"job {job}, start 2" in log)
         (saved,) = store.steps()

@@ -229,6 +229,27 @@ def test_captions_urls_and_names_are_text_and_nothing_is_loaded(report, small_ev
     assert all("<b onclick" in url for url in urls)
 
 
+def test_runs_are_links_where_a_browser_finds_them(report):
+    evaluated, _ = report
+    run = evaluated.results["mlflow_run_id"]
+    address = f"https://mlflow.invalid/#/experiments/1/runs/{run}"
+    for page, expected in ((address, [address]), ("javascript:alert(1)", [])):
+        results = evaluated.results | {"run_pages": {run: page}}
+        written = Page(report_page(Evaluated(results, evaluated.examples)))
+        links = [value for tag, name, value in written.attributes if (tag, name) == ("a", "href")]
+        assert [link for link in links if not link.startswith("#")] == expected
+        assert run in written.text
+
+
+def test_few_images_are_said_to_be_few_and_the_page_says_what_to_do_next(report):
+    evaluated, written = report
+    images = evaluated.results["benchmarks"]["dci"]["images"]
+    assert images < 100
+    text = Page(written).text
+    assert f"dci has {images} images, too few to tell how good a model is" in text
+    assert f"caft export {evaluated.results['checkpoint']}" in text
+
+
 def test_another_model_has_a_report_without_segments(small_evaluation):
     folder = small_evaluation.output / small_evaluation.labels[2]
     page = Page((folder / "report.html").read_text())

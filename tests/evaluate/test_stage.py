@@ -128,16 +128,7 @@ def test_a_run_and_all_that_may_follow_it(settings, split_rows, tmp_path, capsys
         assert region.text in page
 
 
-FLAIR_XS = {
-    "base": "clip_xs",
-    "name": "flair_xs",
-    "text": {"chunks": 4},
-    "losses": {"parts": True, "whole": "none"},
-    "pool_heads": 4,
-}
-
-
-@pytest.mark.parametrize(("model", "score"), [("clip_xs", "whole"), (FLAIR_XS, "part")])
+@pytest.mark.parametrize(("model", "score"), [("clip_xs", "whole"), ("flair_xs", "part")])
 def test_a_flat_control_is_scored_localised_and_shown(
     settings, make_checkpoint, tmp_path, capsys, model, score
 ):

@@ -310,3 +310,26 @@ def test_errors_that_level_off_at_one_are_taken_for_rates_and_said_to_be() -> No
     losses = noisy("size_samples", 1)
     losses *= 0.99 / losses.max()
     assert fit_form("size_samples", inputs, losses, FEW).ceiling == np.inf
+
+
+def test_an_exact_run_beyond_exact_runs_lies_in_its_interval() -> None:
+    size, samples = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 5e8, 4), [2e9, 5e9, 1e10]))
+    error = 5 * size**-0.08 + 8 * samples**-0.1  # no floor: E lies at the end of its search
+    fit = fit_form("size_samples", {"parameters": size, "samples": samples}, error, 100)
+    more = {"parameters": np.array([1e9, 4e9]), "samples": np.array([4e10, 1e10])}
+    band, truth = (
+        fit.predict(more),
+        5 * np.array([1e9, 4e9]) ** -0.08 + 8 * (np.array([4e10, 1e10]) ** -0.1),
+    )
+    assert ((band.low <= truth) & (truth <= band.high)).all()
+    assert ((band.high - band.low) / band.value < 0.01).all()
+
+
+def test_what_is_unlimited_is_predicted_with_an_interval() -> None:
+    study = STUDIES["size_samples"]
+    inputs, error = study.runs(seed=0)
+    fit = fit_form("size_samples", inputs, error, 100)
+    band = fit.predict({"parameters": [1e9, np.inf], "samples": [np.inf, np.inf]})
+    assert np.isfinite([band.value, band.low, band.high]).all()
+    assert (band.low < band.value).all()
+    assert (band.value < band.high).all()

@@ -1,12 +1,18 @@
 """A shared MLflow server lets nobody in without a password, and stages log to it with one."""
 
 import base64
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.server.auth.client import AuthServiceClient
+from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 from mlflow_support import free_port, start_server
 
 from caft.errors import ConfigError
@@ -15,6 +21,7 @@ from pipelines.runs import read_artifacts
 from pipelines.tracking import About, Tracker
 
 PASSWORD = "a-long-password-of-the-admin"
+STAGES = "a-long-password-of-the-stages"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +34,7 @@ def server(tmp_path_factory):
         f"database_uri = sqlite:///{folder / 'auth.db'}\nadmin_username = admin\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
+    make_user(settings, "stages", STAGES)
     port = free_port()
     process = start_server(
         folder,
@@ -39,6 +47,44 @@ def server(tmp_path_factory):
     yield f"http://127.0.0.1:{port}"
     process.terminate()
     process.wait()
+
+
+def make_user(settings: Path, name: str, password: str) -> subprocess.CompletedProcess[str]:
+    own = {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.tracking_user"], capture_output=True, text=True,
+        env=os.environ | own | {"MLFLOW_AUTH_CONFIG_PATH": str(settings)},
+    )  # fmt: skip
+
+
+def test_the_user_of_the_stages_logs_and_rules_nothing(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "stages")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", STAGES)
+    client = MlflowClient(server)
+    experiment = client.create_experiment("of the stages")
+    run = client.create_run(experiment).info.run_id
+    client.log_metric(run, "loss", 1.0)
+    assert client.get_run(run).data.metrics == {"loss": 1.0}
+    with pytest.raises(MlflowException, match=r"(?i)permission denied|403"):
+        AuthServiceClient(server).create_user("another", "a-long-password-of-another")
+
+
+def test_a_second_start_sets_the_password_and_no_administrator_is_taken(server, tmp_path):
+    settings = tmp_path / "auth.ini"
+    settings.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path / 'auth.db'}\n"
+    )
+    assert make_user(settings, "stages", STAGES).returncode == 0
+    assert make_user(settings, "stages", "another-long-password").returncode == 0
+    users = SqlAlchemyStore()
+    users.init_db(f"sqlite:///{tmp_path / 'auth.db'}")
+    assert users.authenticate_user("stages", "another-long-password")
+    assert not users.get_user("stages").is_admin
+    users.create_user("boss", PASSWORD, is_admin=True)
+    refused = make_user(settings, "boss", STAGES)
+    assert refused.returncode == 2
+    assert "boss is an administrator; name another user" in refused.stderr
+    assert users.authenticate_user("boss", PASSWORD)
 
 
 def status(address: str, credentials: str | None) -> int:

@@ -4,13 +4,10 @@ Used by fetcher.py for every try and redirect; handles are used again, one reque
 from __future__ import annotations
 
 import asyncio
-import email.parser
 import email.utils
-import http.client
-import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -22,8 +19,8 @@ from pipelines.data.config import DownloadConfig
 from pipelines.data.fetch.addresses import Target, is_public, normal_host
 from pipelines.data.fetch.hosts import Failure
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's import asks the network
 FORBIDDING = ("noai", "noimageai", "noindex", "noimageindex")
+RULES_WITH_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 WITH_IMAGE = (200, 201, 203, 226)  # statuses whose body is what was asked for
 REDIRECTS = (301, 302, 303, 307, 308)
 REFUSALS = (429, 503)  # a Retry-After of these is for the whole host
@@ -192,16 +189,8 @@ class Transfer:
     def _forbidden(self) -> bool:
         if not self._config.respect_robots_tag:
             return False
-        lines = [line for line in self._headers if line[:12].lower() == b"x-robots-tag"]
-        if not lines:
-            return False
-        headers = email.parser.Parser(_class=http.client.HTTPMessage).parsestr(
-            b"".join(lines).decode("latin-1")
-        )
-        from img2dataset.downloader import is_disallowed  # takes seconds, and few servers need it
-
-        self._last_byte_s = time.monotonic()  # the import's time is not the server's
-        return is_disallowed(headers, self._config.user_agent_token.strip().lower(), FORBIDDING)
+        token = self._config.user_agent_token.strip().lower()
+        return any(_forbids(value, token) for value in _values(self._headers, b"x-robots-tag"))
 
     def _answer(self, error: BaseException | None) -> Answer:
         body, headers = b"".join(self._pieces), self._headers
@@ -268,15 +257,31 @@ def _status_failure(status: int, retry_after: str | None) -> Failure:
     return Failure(reason, f"HTTP {status}", seconds)
 
 
+def _forbids(rules: str, token: str) -> bool:
+    """Whether the value of an X-Robots-Tag forbids our use: its rules are for all, or for those
+    whose name stands in front of them with a colon."""
+    meant = None
+    for rule in rules.lower().split(","):
+        name, colon, rest = rule.partition(":")
+        if colon and name.strip() not in RULES_WITH_VALUES:
+            meant, rule = name.strip(), rest
+        if meant in (None, token) and rule.strip() in FORBIDDING:
+            return True
+    return False
+
+
 def _header(headers: list[bytes], name: bytes) -> str | None:
+    return next(_values(headers, name), None)
+
+
+def _values(headers: list[bytes], name: bytes) -> Iterator[str]:
     for line in headers:
         found, _, value = line.partition(b":")
         if found.strip().lower() == name:
             try:
-                return value.strip().decode()
+                yield value.strip().decode()
             except UnicodeDecodeError:
-                return value.strip().decode("latin-1")
-    return None
+                yield value.strip().decode("latin-1")
 
 
 def _seconds(retry_after: str) -> float | None:

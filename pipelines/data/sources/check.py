@@ -48,7 +48,9 @@ def check_source(source: SourceConfig) -> None:
         captions = caption_list(source)
         # A key or a file's name need not lead anywhere.
         _check_rows(captions, () if source.captions_from.on == "url" else ("bad_url",))
-    _check_rows(source)
+    # Images alone are wanted where captions neither lie beside them nor are joined.
+    images_alone = source.captions_from is None and not source.needs_captions
+    _check_rows(source, JOINABLE if images_alone else ())
 
 
 def _check_rows(source: SourceConfig, usable: Sequence[str] = ()) -> None:

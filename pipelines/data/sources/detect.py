@@ -15,8 +15,9 @@ from pipelines.data.sources.columns import is_known_url
 from pipelines.data.sources.datasets import list_parts
 from pipelines.data.sources.dialect import find_form, headerless_kind
 from pipelines.data.sources.embedded import image_column
+from pipelines.data.sources.encodings import UTF8, head_as_utf8, marked
 from pipelines.data.sources.json_arrays import array_kind
-from pipelines.data.sources.lists import PARQUET_MARK, list_form
+from pipelines.data.sources.lists import JSON_START, PARQUET_MARK, list_form
 from pipelines.data.sources.parquet import is_record, open_parquet
 from pipelines.data.sources.tar_members import MARK, MARK_AT
 
@@ -141,9 +142,10 @@ def _kind_of_file(path: str, source: SourceConfig) -> SourceKind:
 
 def _is_list(path: str, head: bytes, source: SourceConfig) -> bool:
     """Whether a file whose name says nothing is a list by its first bytes."""
-    if head.startswith(PARQUET_MARK) or head.lstrip()[:2] in (b'{"', b"[{"):
+    text = head_as_utf8(head, source.encoding or marked(head) or UTF8)
+    if head.startswith(PARQUET_MARK) or JSON_START.match(text):
         return True
-    if b"\0" in head[:2]:
+    if b"\0" in text[:2]:
         return False
     form = find_form(path, source)
     known = [is_known_url(name) for name in form.names]

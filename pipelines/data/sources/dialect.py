@@ -18,12 +18,14 @@ from pipelines.data.sources.columns import is_known_caption, is_known_url
 from pipelines.data.sources.encodings import find_encoding, head_as_utf8
 from pipelines.data.sources.records import MAX_RECORD_BYTES, Cut, Dialect, Quoting, cut_records
 
-HEADERLESS = {"cc3m": ("caption", "url"), "cc12m": ("url", "caption")}
+Kind = Literal["cc3m", "cc12m"]
+HEADERLESS: dict[Kind, tuple[str, str]] = {"cc3m": ("caption", "url"), "cc12m": ("url", "caption")}
 DELIMITERS = (",", "\t", ";", "|")
 QUOTINGS: tuple[Quoting, ...] = ("doubled", "escaped", "none")
 JUDGED_ROWS = 1000
 JUDGED_BYTES = 2**18
 URL = re.compile(r"(?i:https?)://[^/?#\s]+\S*")
+QUOTED_URL = re.compile(rb'(?im:^|\t)"+(?i:https?)://[^\t\n]*"')
 IMAGE_NAME = re.compile(r"[^\s:*?\"<>|]+\.(?i:jpe?g|png|webp|gif|bmp|tiff?|avif|jfif)")
 
 
@@ -72,17 +74,16 @@ def find_form(path: str, source: SourceConfig, kind: str = "table") -> Form:
     return Form(encoding, carriage_returns, best.dialect, names, body, header)
 
 
-def headerless_kind(path: str, source: SourceConfig) -> Literal["cc3m", "cc12m"] | None:
-    """cc3m or cc12m for a TSV of two columns of which one holds a URL in the first line."""
-    raw = paths.head(path)
-    head = head_as_utf8(raw, find_encoding(raw, source, path))
-    cells = next(read_cells(head, Dialect("\t", "none"), at_end=True), [])
-    match [URL.match(cell) is not None for cell in cells]:
-        case [False, True]:
-            return "cc3m"
-        case [True, False]:
-            return "cc12m"
-    return None
+def headerless_kind(path: str, source: SourceConfig) -> Kind | None:
+    """cc3m or cc12m for a list of two columns with tabs, without a header and without quoting."""
+    form = find_form(path, source)
+    if form.header or form.dialect.delimiter != "\t":
+        return None
+    raw = paths.head(path, JUDGED_BYTES)
+    head = head_as_utf8(raw, form.encoding)
+    if form.dialect.quoting != "none" and _needs_quotes(head, form.dialect):
+        return None
+    return next((kind for kind, names in HEADERLESS.items() if names == form.names), None)
 
 
 def read_cells(data: bytes, dialect: Dialect, at_end: bool) -> Iterator[list[str]]:
@@ -127,7 +128,7 @@ def _candidates(
     text: bytes, path: str, source: SourceConfig, kind: str, declared: str | None
 ) -> list[Dialect]:
     """The dialects that a list may be written in, the likeliest first."""
-    line = text[:JUDGED_BYTES].lstrip().split(b"\n")[0]
+    line = text[:JUDGED_BYTES].lstrip(b" \r\n").split(b"\n")[0]
     if not line.strip():
         return []
     if source.delimiter is not None:
@@ -137,7 +138,8 @@ def _candidates(
     elif declared is not None:
         delimiters = [declared]
     else:
-        delimiters = [mark for mark in DELIMITERS if mark.encode() in line]
+        # The first line may end inside of a quoted cell.
+        delimiters = _delimiters(text[:JUDGED_BYTES] if b'"' in line else line)
         if paths.suffix(path) == ".tsv" and "\t" in delimiters:
             delimiters.sort(key=lambda mark: mark != "\t")
         delimiters = delimiters or [","]
@@ -152,6 +154,10 @@ def _candidates(
     return [Dialect(mark, quoting) for mark in delimiters for quoting in quotings]
 
 
+def _delimiters(text: bytes) -> list[str]:
+    return [mark for mark in DELIMITERS if mark.encode() in text]
+
+
 def _preamble(head: bytes) -> tuple[int, str | None]:
     """Where a list starts behind empty lines, comments and Excel's `sep=;`, and what that says."""
     start, declared = 0, None
@@ -162,15 +168,25 @@ def _preamble(head: bytes) -> tuple[int, str | None]:
             return start, declared
         if re.fullmatch(rb'"?sep=.?"?', line, re.IGNORECASE):
             declared = line.strip(b'"')[4:].decode("utf-8", "replace") or "\t"
-        elif line and not (line.startswith(b"#") and not _is_header(line)):
+        elif line and not (line.startswith(b"#") and _is_comment(line)):
             return start, declared
         start = end
 
 
-def _is_header(comment: bytes) -> bool:
-    """Whether a line with # in front holds names of columns."""
-    cells = re.split(r"[,;|\t]", comment.decode("utf-8", "replace"))
-    return len(cells) > 1 and any(is_known_url(_name(cell)) for cell in cells)
+def _needs_quotes(head: bytes, dialect: Dialect) -> bool:
+    """Whether some cell is quoted that would be none without: its quotes are no text."""
+    cells = (cell for row in read_cells(head, dialect, at_end=False) for cell in row)
+    if any(sign in cell for cell in cells for sign in (dialect.delimiter, "\n")):
+        return True
+    return (
+        re.search(rb'(?:^|\t)"+https?://[^\t\n]*"', head, re.IGNORECASE | re.MULTILINE) is not None
+    )
+
+
+def _is_comment(line: bytes) -> bool:
+    """Whether a line with # in front is neither a header nor a row that starts with a hashtag."""
+    cells = re.split(r"[,;|\t]", line.decode("utf-8", "replace"))
+    return len(cells) < 2 or not any(is_known_url(_name(cell)) or _is_image(cell) for cell in cells)
 
 
 def _names(

@@ -53,15 +53,16 @@ def find_encoding(head: bytes, source: SourceConfig, path: str) -> str:
     """
     if source.encoding is not None:
         return source.encoding
-    known = _marked(head)
+    known = marked(head)
     if known is not None:
         return known
-    lines = head.split(b"\n")[: CHECKED_LINES + 1]
+    end = b"\n" if b"\n" in head else b"\r"
+    lines = head.split(end)[: CHECKED_LINES + 1]
     lines = lines[:-1] or lines  # the last may be cut
     damaged = [n for n, line in enumerate(lines) if not _is_utf8(line)]
     if too_many(len(damaged), sum(not line.isascii() for line in lines), len(lines), source):
         first = head.index(lines[damaged[0]]) + _first_damage(lines[damaged[0]])
-        guess = guess_encoding(b"\n".join(lines[n] for n in damaged))
+        guess = guess_encoding(end.join(lines[n] for n in damaged))
         raise DataError(
             f"{path}: {len(damaged):,} of its first {len(lines):,} lines are not UTF-8, the first "
             f"at byte {first:,} (0x{head[first]:02x}); "
@@ -110,7 +111,7 @@ def head_as_utf8(head: bytes, encoding: str) -> bytes:
 
 def decode(data: bytes, source: SourceConfig) -> str:
     """A text or a JSON document of its own, such as a member of a tar."""
-    encoding = source.encoding or _marked(data) or UTF8
+    encoding = source.encoding or marked(data) or UTF8
     return data.decode(encoding, "replace").removeprefix("\ufeff")
 
 
@@ -128,7 +129,8 @@ def guess_encoding(data: bytes) -> str | None:
     return match.encoding if match is not None else None
 
 
-def _marked(head: bytes) -> str | None:
+def marked(head: bytes) -> str | None:
+    """The encoding that the first bytes of a file tell, if they do."""
     for mark, name in MARKS:
         if head.startswith(mark):
             return name

@@ -33,7 +33,7 @@ LOOKED_AT = 100  # entries whose fields say what the columns are
 RECORDS = ("annotations", "data", "records", "items", "rows", "entries", "samples", "images")
 _DECODER = json.JSONDecoder(strict=False)
 _SPACE = re.compile(r"[\s,\ufeff]*")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?P<end>"?)|[\[\]{},]', re.DOTALL)
 _CUT = (
     "Unterminated string",
     "Expecting value",
@@ -102,12 +102,21 @@ def read_entries(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, Any]]:
         DataError: no array of records, or one that ends early.
     """
     text = _Text(stream)
-    _enter(text, path)
+    depth = _enter(text, path)
     number = 0
     while True:
         text.skip(_SPACE)
-        if text.peek() == "]":
-            return
+        if text.take("]"):
+            text.leave(depth)
+            text.skip(_SPACE)
+            if text.peek() == "":
+                return
+            try:
+                depth = _enter(text, path)  # documents that were joined end to end
+            except DataError:
+                yield number + 1, Broken("text follows the array")
+                return
+            continue
         number += 1
         if text.peek() == "":
             raise DataError(
@@ -120,13 +129,15 @@ def read_entries(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, Any]]:
                 f"{path}: broken JSON after entry {number - 1:,}: {entry.detail}; fetch or write "
                 "the file again"
             )
+        if isinstance(entry, dict) and entry:
+            text.records_start_with(next(iter(entry)))
         yield number, entry
 
 
 def array_kind(path: str, source: SourceConfig) -> str | None:
     """`conversations` or `records` for a file that holds an array of such; None: it holds none."""
     raw = paths.head(path)
-    head = head_as_utf8(raw, find_encoding(raw, source, path)).lstrip()
+    head = head_as_utf8(raw, find_encoding(raw, source, path)).lstrip(b"\xef\xbb\xbf \t\r\n")
     if not _is_document(head):
         return None
     text = _Text(pa.BufferReader(head))
@@ -237,11 +248,11 @@ def _spelled(entry: Any) -> str:
         return type(entry).__name__
 
 
-def _enter(text: _Text, path: str) -> None:
-    """Go behind the bracket that opens the array of records."""
+def _enter(text: _Text, path: str) -> int:
+    """Go behind the bracket that opens the array of records; in how many objects it is."""
     text.skip(_SPACE)
     if text.take("["):
-        return
+        return 0
     if text.take("{"):
         while True:
             text.skip(_SPACE)
@@ -251,7 +262,7 @@ def _enter(text: _Text, path: str) -> None:
                 break
             text.skip(_SPACE)
             if name in RECORDS and text.take("["):
-                return
+                return 1
             if isinstance(text.value(), Broken):
                 break
     raise DataError(
@@ -267,6 +278,14 @@ class _Text:
         self._stream, self._at_end = stream, False
         self._rest = b""
         self._text, self._at = "", 0
+        self._first_name = ""
+        self._border: re.Pattern[str] | None = None
+
+    def records_start_with(self, name: str) -> None:
+        """The first name of a record, by which the one behind a broken one is found."""
+        if name != self._first_name:
+            self._first_name = name
+            self._border = re.compile(rf"(?=,\s*\{{\s*{re.escape(json.dumps(name))})")
 
     def peek(self) -> str:
         """The next character; empty at the end."""
@@ -304,12 +323,29 @@ class _Text:
                     continue  # a number may be longer
                 self._at = end
                 return value
-            self._pass_over()
+            if not self._pass_border():
+                self._pass_over()
             return Broken(detail)
 
-    def _pass_over(self) -> None:
-        """Go behind a value that is no JSON, by its brackets."""
-        depth, at = 0, self._at
+    def leave(self, depth: int) -> None:
+        """Go behind the brackets that close the objects of which `depth` are open."""
+        if depth:
+            self._pass_over(depth)
+
+    def _pass_border(self) -> bool:
+        """Go to where the next record starts as others did, whatever quotes are missing."""
+        while self._border is not None and self._text.startswith("{", self._at):
+            border = self._border.search(self._text, self._at)
+            if border is not None:
+                self._at = border.end()
+                return True
+            if len(self._text) - self._at > MAX_ENTRY_BYTES or not self._read():
+                break
+        return False
+
+    def _pass_over(self, depth: int = 0) -> None:
+        """Go behind a value that is no JSON, by its brackets; without any, to the next comma."""
+        at = self._at
         while True:
             token = _TOKEN.search(self._text, at)
             if token is None:
@@ -319,14 +355,28 @@ class _Text:
                     return
                 at = self._at
                 continue
+            if token["end"] == "" and len(self._text) - token.start() < MAX_ENTRY_BYTES:
+                self._at = token.start()  # a text that goes on
+                if not self._read():
+                    self._at = len(self._text)
+                    return
+                at = self._at
+                continue
             at = token.end()
             if token[0] in "[{":
                 depth += 1
+            elif token[0] == "," and depth == 0:
+                self._at = token.start()
+                return
             elif token[0] in "]}":
                 depth -= 1
-                if depth <= 0:
-                    self._at = at if depth == 0 else token.start()
+                if depth == 0:
+                    self._at = at
                     return
+                if depth < 0 and token[0] == "]":
+                    self._at = token.start()
+                    return
+                depth = max(depth, 0)  # a stray brace
 
     def _read(self) -> bool:
         """More text behind what is not yet used; False: there is no more."""

@@ -4,6 +4,7 @@ One of the readers of lists; a line that is no JSON object becomes a row of its 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ BLOCK_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 16 * 2**20
 MAX_DEPTH = 256  # Arrow's parser has no limit of its own, and the stack has
 Types = dict[str, pa.DataType]
+_DECODER = json.JSONDecoder(strict=False)
+_SPACE = re.compile(r"[ \t\r]*")
 
 
 @dataclass(frozen=True)
@@ -214,12 +217,25 @@ def _objects(block: bytes) -> Iterable[tuple[int, dict[str, Any] | None, bytes]]
     for number, line in enumerate(block.split(b"\n"), 1):
         if not line.strip(b" \t\r\0"):
             continue
-        try:
-            text = line.decode("utf-8", "replace").strip("\ufeff\0\x1e \t\r")
-            fields = json.loads(text, strict=False)
-        except (ValueError, RecursionError):
-            fields = None
-        yield number, fields if isinstance(fields, dict) else None, line
+        for fields in _objects_of(line):
+            yield number, fields, line
+
+
+def _objects_of(line: bytes) -> list[dict[str, Any] | None]:
+    """The objects of a line, which is one or, as Arrow reads them too, several without a break."""
+    text = line.decode("utf-8", "replace").strip("\ufeff\0\x1e \t\r")
+    found: list[dict[str, Any] | None] = []
+    at = 0
+    try:
+        while at < len(text):
+            value, end = _DECODER.raw_decode(text, at)
+            if not isinstance(value, dict):
+                return [None]
+            found.append(value)
+            at = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        return [None]
+    return found or [None]
 
 
 def _widest(known: pa.DataType | None, value: Any) -> pa.DataType:

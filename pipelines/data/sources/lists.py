@@ -3,6 +3,7 @@ Stands between the entries of this package and the readers of lists."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -11,11 +12,13 @@ from pipelines.data.config import SourceConfig
 from pipelines.data.sources import paths
 from pipelines.data.sources.columns import LeftOut
 from pipelines.data.sources.delimited import read_delimited
+from pipelines.data.sources.encodings import UTF8, head_as_utf8, marked
 from pipelines.data.sources.json_arrays import array_kind, read_array
 from pipelines.data.sources.jsonl import read_jsonl
 from pipelines.data.sources.parquet import read_parquet
 
 PARQUET_MARK = b"PAR1"
+JSON_START = re.compile(rb'(?:\xef\xbb\xbf|\s)*(?:\{\s*["}]|\[\s*[\[{"\]])')
 JSON = (".jsonl", ".ndjson", ".jsonlines", ".jsonline", ".json")
 
 
@@ -42,9 +45,10 @@ def list_form(path: str, source: SourceConfig) -> str:
     head = paths.head(path, 2**12)
     if head.startswith(PARQUET_MARK) or paths.suffix(path) == ".parquet":
         return "parquet"
-    start = head.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
-    if paths.suffix(path) not in JSON and start not in (b"{", b"["):
+    text = head_as_utf8(head, source.encoding or marked(head) or UTF8)
+    if paths.suffix(path) not in JSON and not JSON_START.match(text):
         return "delimited"
     if array_kind(path, source) is not None:
         return "array"
-    return "lines" if start == b"{" or paths.suffix(path) in JSON else "delimited"
+    is_object = text.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+    return "lines" if is_object or paths.suffix(path) in JSON else "delimited"

@@ -145,7 +145,7 @@ def locate(value: str, root: str) -> tuple[str, str | None, str]:
 def _locate_all(urls: pa.Array, root: str) -> tuple[pa.Array, pa.Array, pa.Array]:
     urls = pc.utf8_trim_whitespace(pc.fill_null(urls, ""))
     fine = pc.match_substring_regex(urls, HTTP)
-    if pc.all(fine).as_py():
+    if pc.all(fine, min_count=0).as_py():
         return urls, pa.nulls(len(urls), pa.string()), pa.repeat("", len(urls))
     located = [
         (url, None, "") if is_fine else locate(url, root)

@@ -49,7 +49,7 @@ def read_tar(
     with paths.open_stream(path) as stream:
         for name, members in _groups(stream, path, left_out, span, images):
             for sample in _samples(members, left_out):
-                row = _row(path, name, *sample, source, extra)
+                row = _row(path, name, *sample, source, extra, left_out)
                 digest = hashlib.blake2b(row["url"].encode(), digest_size=8).digest()
                 number = 2
                 while digest in seen:  # a second member of one name: a tar is appended to
@@ -197,6 +197,7 @@ def _row(
     members: Members,
     source: SourceConfig,
     extra: Sequence[str],
+    left_out: LeftOut,
 ) -> dict[str, Any]:
     member, data = members[image] if image is not None else (name, None)
     row = new_row(f"{path}::{member}", source)
@@ -212,5 +213,6 @@ def _row(
     beside = {ending: found[1] for ending, found in members.items() if ending != image}
     found = look_beside(image, beside, source, extra)
     row["columns"] = found.columns
+    left_out.add_fields(found.left_out)
     set_texts(row, found.captions, found.complaint)
     return row

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 360, 220  # of the drawing, in its own units; pages scale it
 LEFT, RIGHT, TOP, BOTTOM = 38, 12, 12, 26  # margins
 TICKS = 5  # about as many on an axis
+NARROW = 25  # points; a chart of fewer says so, as small differences look large in it
 PADDING = 0.04  # of the span of values, left free above and below
 
 
@@ -46,6 +47,7 @@ class Chart:
     lines: tuple[DrawnLine, ...]
     x_ticks: tuple[tuple[float, str], ...]  # place and label
     y_ticks: tuple[tuple[float, str], ...]
+    narrow: str  # ends of the vertical axis, where it shows a small part of 0 to 100; else empty
 
 
 def line_chart(
@@ -90,6 +92,7 @@ def line_chart(
         tuple(drawn),
         tuple((place_x(x), label) for x, label in x_ticks),
         tuple((place_y(y), short_number(y)) for y in ticks(y_low, y_high)),
+        f"{y_low:.1f} to {y_high:.1f}%" if y_high - y_low < NARROW else "",
     )
 
 

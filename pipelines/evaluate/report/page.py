@@ -43,6 +43,7 @@ PICTURES = {  # how they were shown, by what `protocol` calls it
     "squash": "the whole picture, resized to a square (preprocess: squash)",
     "": "by the model's own preprocessing",
 }
+FEW_IMAGES = 100  # fewer say little of a model: intervals of some ten points
 MOST_LINES = 8  # of a chart that compares; more cannot be told apart
 
 
@@ -60,12 +61,14 @@ def report_page(evaluated: Evaluated) -> str:
     results = evaluated.results
     models, beside, sources = published_rows(results)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             results=results,
             examples=evaluated.examples,
             facts=_facts(results),
+            pages=results.get("run_pages", {}),  # not in results of earlier versions
+            few=FEW_IMAGES,
             retrieval=retrieval_rows(results),
             published_models=models,
             published=beside,
@@ -93,7 +96,7 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
         differences[benchmark].append((labels[n], COMPARED[measure], found))
     by_label = dict(zip(labels, results, strict=True))
     return (
-        _environment()
+        page_environment()
         .get_template("comparison.html.j2")
         .render(
             results=results,
@@ -136,9 +139,10 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def page_environment(folder: Path = TEMPLATES) -> jinja2.Environment:
+    """What pages are made with: templates of `folder`, which may import the report's macros."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
