@@ -177,19 +177,25 @@ def compare(folder: Path, base_url: str, images: int, rounds: int) -> None:
         )
 
 
-# One version's stage in a process of its own, which that version's benchmarks start.
+# One version's stage in one process, its tasks one after another: processor time is then all its
+# own, on a busy machine too.
 VERSION = """
 import json, sys, time
 from pathlib import Path
-import psutil, ray
-from data import CORES, with_ours
+import psutil
+from pipelines import workers
+
+def in_turn(label, function, items, *_, **__):
+    for item in items:
+        yield item, json.loads(json.dumps(function(item)))
 
 def cpu_s():
     me = psutil.Process()
     return sum(sum(p.cpu_times()[:4]) for p in [me, *me.children(recursive=True)])
 
+workers.run_tasks, workers.cluster_cpus = in_turn, lambda: 1
+from data import with_ours
 short, long, output = map(Path, sys.argv[1:])
-ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False)
 with_ours(short, output / "warm", True)
 used, started = cpu_s(), time.perf_counter()
 stored = with_ours(long, output / "long", True)
@@ -215,7 +221,7 @@ def against(folder: Path, base_url: str, images: int, rounds: int, before: Path)
             )
             found[name].append(tuple(json.loads(done.stdout.splitlines()[-1])))
             shutil.rmtree(output)
-    print(f"\n{4 * images:,} rows, {CORES} cores; median of {rounds}, taking turns\n")
+    print(f"\n{4 * images:,} rows; median of {rounds}, taking turns\n")
     print("| | images stored | CPU s | s | rows per CPU s | times |\n|---|---|---|---|---|---|")
     first = statistics.median(cpu for _, cpu, _ in found["before"])
     for name, runs in found.items():
