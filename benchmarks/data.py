@@ -7,6 +7,7 @@ list are timed; the difference is the steady rate, without what a start costs.
     python benchmarks/data.py                 # the tables of docs/data_costs.md, about 15 minutes
     python benchmarks/data.py --short         # fewer images, one round: at most five minutes
     python benchmarks/data.py --memory        # memory over the length of the list
+    python benchmarks/data.py --short --before ../other-checkout    # against another version
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def with_ours(listing: Path, output: Path, everything: bool) -> int:
         "image": {"max_side_px": MAX_SIDE_PX},
         "filters": filters,
         "duplicates": duplicates,
-        "tracking": {"uri": f"sqlite:///{output.parent}/mlflow.db", "spool": f"{output}-spool"},
+        "tracking": {"uri": f"sqlite:///{output.parent}/mlflow.db"},
     }
     run(validate(DataConfig, config, source="benchmark"))
     counts = json.loads((output / "manifest.json").read_text())["counts"]
@@ -176,6 +177,61 @@ def compare(folder: Path, base_url: str, images: int, rounds: int) -> None:
         )
 
 
+# One version's stage in one process, its tasks one after another: processor time is then all its
+# own, on a busy machine too.
+VERSION = """
+import json, sys, time
+from pathlib import Path
+import psutil
+from pipelines import workers
+
+def in_turn(label, function, items, *_, **__):
+    for item in items:
+        yield item, json.loads(json.dumps(function(item)))
+
+def cpu_s():
+    me = psutil.Process()
+    return sum(sum(p.cpu_times()[:4]) for p in [me, *me.children(recursive=True)])
+
+workers.run_tasks, workers.cluster_cpus = in_turn, lambda: 1
+from data import with_ours
+short, long, output = map(Path, sys.argv[1:])
+with_ours(short, output / "warm", True)
+used, started = cpu_s(), time.perf_counter()
+stored = with_ours(long, output / "long", True)
+print(json.dumps([stored, cpu_s() - used, time.perf_counter() - started]))
+"""
+
+
+def against(folder: Path, base_url: str, images: int, rounds: int, before: Path) -> None:
+    """The stage with everything on, of this checkout and of another, taking turns."""
+    checkouts = {"before": before.resolve(), "after": Path(__file__).parents[1]}
+    lists = {"short": folder / "short.csv", "long": folder / "long.csv"}
+    write_list(lists["short"], base_url, images, images // 4)
+    write_list(lists["long"], base_url, images, 4 * images)
+    found: dict[str, list[tuple[int, float, float]]] = {name: [] for name in checkouts}
+    for n in range(rounds):
+        for name, checkout in list(checkouts.items())[:: 1 - 2 * (n % 2)]:
+            output = folder / f"{name}-{n}"
+            paths = os.pathsep.join([str(checkout), str(checkout / "benchmarks")])
+            command = [sys.executable, "-c", VERSION, *map(str, lists.values()), str(output)]
+            environment = os.environ | {"PYTHONPATH": paths}
+            done = subprocess.run(
+                command, cwd=checkout, env=environment, stdout=subprocess.PIPE, check=True
+            )
+            found[name].append(tuple(json.loads(done.stdout.splitlines()[-1])))
+            shutil.rmtree(output)
+    print(f"\n{4 * images:,} rows; median of {rounds}, taking turns\n")
+    print("| | images stored | CPU s | s | rows per CPU s | times |\n|---|---|---|---|---|---|")
+    first = statistics.median(cpu for _, cpu, _ in found["before"])
+    for name, runs in found.items():
+        cpu, wall = (statistics.median(run[n] for run in runs) for n in (1, 2))
+        print(
+            f"| {name} | {runs[0][0]:,} | {cpu:.1f} | {wall:.1f} | {4 * images / cpu:,.0f} "
+            f"| {first / cpu:.2f} |"
+        )
+
+
 def memory(folder: Path, base_url: str) -> None:
     """Peak memory of the driver and of the largest worker over lists that answer 404."""
     print("\n| rows | driver, peak MiB | largest worker, peak MiB | rows/s |\n|---|---|---|---|")
@@ -200,7 +256,6 @@ def memory(folder: Path, base_url: str) -> None:
             "download.retries=0",
             "filters.min_contrast=null",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
-            f"tracking.spool={folder}/spool",
             "progress_every_s=60",
         ]
         started = time.perf_counter()
@@ -242,6 +297,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8950)
     parser.add_argument("--short", action="store_true", help="as --images 800 --rounds 1")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--before", type=Path, help="a checkout of another version")
     args = parser.parse_args()
     if args.short:
         args.images, args.rounds = 800, 1
@@ -250,6 +306,8 @@ def main() -> None:
         with image_server(100 if args.memory else args.images, args.port) as base_url:
             if args.memory:
                 memory(folder, base_url)
+            elif args.before:
+                against(folder, base_url, args.images, args.rounds, args.before)
             else:
                 ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False)
                 compare(folder, base_url, args.images, args.rounds)

@@ -16,14 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scene_arms as arms
@@ -62,11 +59,13 @@ def main() -> None:
     for kind in KINDS:
         arms.contrast_scenes(args.output, kind)
     arms.training_scenes(args.output, args.scenes)
-    seconds = kept(folder / "seconds.json", partial(seconds_a_step, args.output, args.scenes))
+    seconds = arms.kept(folder / "seconds.json", partial(seconds_a_step, args.output, args.scenes))
 
     steps = args.scenes // BATCH
     tried = [(name, rate) for rate in RATES for name in MODELS]
-    run_all(args, [partial(try_rate, args.output, folder, args.scenes, *job) for job in tried])
+    arms.run_all(
+        args.processes, [partial(try_rate, args.output, folder, args.scenes, *job) for job in tried]
+    )
     rates = {name: min(RATES, key=partial(rate_loss, folder, name)) for name in MODELS}
     fastest = min(seconds.values())
     lengths = {name: sorted({round(steps * fastest / seconds[name]), steps}) for name in MODELS}
@@ -75,23 +74,9 @@ def main() -> None:
         for seed in SEEDS
         for name in MODELS
     ]
-    run_all(args, runs)
+    arms.run_all(args.processes, runs)
     for line in report(folder, args.scenes, seconds, rates, lengths):
         print(line)
-
-
-def run_all(args: argparse.Namespace, jobs: list[Callable[[], None]]) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
-        for job in as_completed([pool.submit(job) for job in jobs]):
-            job.result()
-
-
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` returned, this time or an earlier one."""
-    if not path.exists():
-        arms.write_json(path, make())
-    return json.loads(path.read_text())
 
 
 def seconds_a_step(data: Path, count: int) -> dict[str, float]:
@@ -123,7 +108,6 @@ def rate_loss(folder: Path, name: str, rate: float) -> float:
 
 
 def try_rate(data: Path, folder: Path, count: int, name: str, rate: float) -> None:
-    torch.set_num_threads(1)
 
     def make() -> float:
         scenes = arms.training_scenes(data, count)
@@ -131,7 +115,7 @@ def try_rate(data: Path, folder: Path, count: int, name: str, rate: float) -> No
         runs = arms.train(MODELS[name], scenes, scenes.sentences, rate, len(SEEDS), [steps])
         return arms.checked_loss(next(runs)[1], arms.checked_scenes(data))
 
-    kept(rate_file(folder, name, rate), make)
+    arms.kept(rate_file(folder, name, rate), make)
 
 
 def run_file(folder: Path, name: str, seed: int, length: int) -> Path:
@@ -142,7 +126,6 @@ def train(
     data: Path, folder: Path, count: int, name: str, rate: float, seed: int, lengths: list[int]
 ) -> None:
     """A model trained for each of the lengths, and what each finds, as files."""
-    torch.set_num_threads(1)
     lengths = [n for n in lengths if not run_file(folder, name, seed, n).exists()]
     if not lengths:
         return

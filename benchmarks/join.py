@@ -47,9 +47,12 @@ def write_lists(folder: Path, rows: int) -> None:
         stream.writelines(f"{url(n)}\n" for n in range(rows))
     with open(folder / "captions.csv", "w") as stream:
         stream.write("Image Path,raw_caption,shortSV_captions,longSV_captions\n")
-        for n in np.random.default_rng(0).permutation(np.arange(rows // 10, rows * 11 // 10)):
-            one, two, *long = rng.choices(texts, k=7)
-            stream.write(f'{url(n)},{one},"[""{two}""]","[""{" ".join(long)}""]"\n')
+        cells = [
+            f',{one},"[""{two}""]","[""{" ".join(long)}""]"\n'
+            for one, two, *long in (rng.choices(texts, k=7) for _ in range(SENTENCES))
+        ]
+        order = np.random.default_rng(0).permutation(np.arange(rows // 10, rows * 11 // 10))
+        stream.writelines(url(n) + cells[n % SENTENCES] for n in order.tolist())
 
 
 def measure(folder: Path, rows: int, results: Any) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,9 +260,11 @@ def encode(
 
 
 def _joined(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-    names = ("whole", "fine", "fine_cls", "coarse")
-    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-    return ImageFeatures(*tensors, assignments=[], superpixels=torch.empty(0))
+    whole, fine, fine_cls, coarse = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("whole", "fine", "fine_cls", "coarse")
+    )
+    return ImageFeatures(whole, fine, fine_cls, coarse, [], torch.empty(0))
 
 
 def found(
@@ -307,3 +311,20 @@ def write_json(path: Path, content: Any) -> None:
     beside = path.with_suffix(f".{os.getpid()}")
     beside.write_text(json.dumps(content))
     beside.replace(path)
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What `make` returned, this time or an earlier one."""
+    if not path.exists():
+        write_json(path, make())
+    return json.loads(path.read_text())
+
+
+def run_all(processes: int, jobs: Sequence[Callable[[], None]]) -> None:
+    """All jobs, so many at once, each in a process with one thread."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for job in as_completed([pool.submit(job) for job in jobs]):
+            job.result()

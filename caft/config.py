@@ -193,6 +193,9 @@ EitherImageConfig = Annotated[
 ]
 
 
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+
+
 class TextConfig(Config):
     """Part-text and whole-text Transformers; the defaults are CAFT-B."""
 
@@ -284,6 +287,7 @@ class ModelConfig(Config):
         description="in scores and heat maps, L2-normalise a sub-caption before the attention "
         "pool; only released checkpoints, which are trained without it, are published so",
     )
+    activation: Activation = Field("gelu", description="of image and part-text blocks")
     image: EitherImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
     losses: LossConfig = LossConfig()

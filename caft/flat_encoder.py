@@ -19,7 +19,7 @@ class FlatImageEncoder(nn.Module):
     assign: a patch is its own segment.
     """
 
-    def __init__(self, config: FlatImageConfig) -> None:
+    def __init__(self, config: FlatImageConfig, activation: str = "gelu") -> None:
         super().__init__()
         self.patch_px = config.patch_px
         grid = config.image_size_px // config.patch_px
@@ -30,7 +30,7 @@ class FlatImageEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.norm_in = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.blocks = Blocks(
-            Block(config.width, config.heads, config.mlp_ratio, NORM_EPS)
+            Block(config.width, config.heads, config.mlp_ratio, NORM_EPS, activation)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)

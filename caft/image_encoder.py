@@ -38,7 +38,13 @@ class ImageEncoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: ImageConfig, mask_dead: bool, with_fine: bool = True) -> None:
+    def __init__(
+        self,
+        config: ImageConfig,
+        mask_dead: bool,
+        with_fine: bool = True,
+        activation: str = "gelu",
+    ) -> None:
         super().__init__()
         self.mask_dead = mask_dead
         self.cell_px = config.superpixels.cell_px
@@ -49,7 +55,8 @@ class ImageEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.groups = nn.ModuleList(
             Blocks(
-                Block(config.width, config.heads, config.mlp_ratio, NORM_EPS) for _ in range(depth)
+                Block(config.width, config.heads, config.mlp_ratio, NORM_EPS, activation)
+                for _ in range(depth)
             )
             for depth in config.group_depths
         )

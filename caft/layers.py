@@ -3,6 +3,9 @@ Lowest layer of the model: knows nothing of images, text or superpixels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,11 +62,26 @@ def product_dtype(tokens: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if autocast else tokens.dtype
 
 
+def quick_gelu(values: Tensor) -> Tensor:
+    """The approximation that OpenAI's CLIP was trained with."""
+    return values * torch.sigmoid(1.702 * values)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP, each with a residual."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, norm_eps: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, norm_eps: float, activation: str = "gelu"
+    ) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
@@ -87,7 +105,7 @@ class Block(nn.Module):
         if keep is not None:
             tokens, mixed = tokens.flatten(0, 1)[keep], mixed.flatten(0, 1)[keep]
         tokens = tokens + self.attn.proj(mixed)
-        return tokens + self.contract(F.gelu(self.expand(self.norm2(tokens))))
+        return tokens + self.contract(self.activation(self.expand(self.norm2(tokens))))
 
 
 class Blocks(nn.ModuleList):

@@ -1,5 +1,5 @@
 """Exact search of nearest embeddings, by blocks that fit a CPU's cache.
-Over a matrix of unit rows, which may be float16 and mapped from a file; needs no index."""
+Over a matrix of rows, which may be float16 and mapped from a file; needs no index."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from caft.errors import DataError
 
 BLOCK_VALUES = 2**19  # of the matrix at a time and thread: 2 MB in float32
+TINY = 1e-12  # as F.normalize
 ROWS = 64  # blocks are multiples: a product's last bits depend on its shape
 
 
@@ -28,17 +29,22 @@ class Nearest(NamedTuple):
 
 @torch.inference_mode()
 def nearest(
-    matrix: np.ndarray | Tensor, queries: Tensor, count: int, threads: int | None = None
+    matrix: np.ndarray | Tensor,
+    queries: Tensor,
+    count: int,
+    cosine: bool = True,
+    threads: int | None = None,
 ) -> Nearest:
-    """The `count` rows of a matrix with the greatest inner products with each query.
+    """The `count` rows of a matrix with the greatest cosine with each query.
 
     Exact: every row meets every query, in float32 whatever type the rows are stored in. Memory
     beside the matrix is some megabytes a thread.
 
     Args:
-        matrix: (N, D) embeddings, of unit length where cosines are meant; float16 or float32, in
-            memory or as `numpy.load(file, mmap_mode="r")` gives it.
+        matrix: (N, D) embeddings, float16 or float32, in memory or as `numpy.load(file,
+            mmap_mode="r")` gives it.
         queries: (Q, D), or (D,) for one.
+        cosine: False: by inner products.
         threads: None: one for each CPU this process may use.
 
     Raises:
@@ -53,6 +59,8 @@ def nearest(
             f"queries of width {queries.shape[-1]}: the embeddings have {rows.shape[1]}; both "
             "have to come from one model"
         )
+    if cosine:
+        queries = F.normalize(queries, dim=-1)
     columns = queries.T.contiguous()  # (D, Q)
     count = min(count, len(rows))
     workers = threads or len(os.sched_getaffinity(0))
@@ -62,14 +70,16 @@ def nearest(
 
     def best_of(start: int) -> Nearest:
         torch.set_num_threads(1)  # of this thread: blocks are too small to be shared
-        return _best(rows[start : start + share], columns, count, size, start)
+        return _best(rows[start : start + share], columns, count, size, start, cosine)
 
     with ThreadPoolExecutor(workers) as pool:
         parts = list(pool.map(best_of, starts))
     return _first(parts, count, len(queries))
 
 
-def _best(rows: Tensor, columns: Tensor, count: int, size: int, first: int) -> Nearest:
+def _best(
+    rows: Tensor, columns: Tensor, count: int, size: int, first: int, cosine: bool
+) -> Nearest:
     """The best of rows (n, D) whose numbers begin at `first`, for the queries `columns` (D, Q)."""
     queries = columns.shape[1]
     best = _first([], 0, queries)
@@ -77,6 +87,8 @@ def _best(rows: Tensor, columns: Tensor, count: int, size: int, first: int) -> N
         block = rows[start : start + size].float()
         padded = F.pad(block, (0, 0, 0, size - len(block)))  # equal rows score alike in all blocks
         scores = (padded @ columns)[: len(block)]  # (b, Q)
+        if cosine:  # lengths anew: float16 has rounded those of unit rows
+            scores /= torch.linalg.vector_norm(padded, dim=1)[: len(block), None].clamp_(min=TINY)
         if best.rows.shape[1] == count:
             # Later rows lose against equal ones, so only what is greater can still come in.
             inside = (scores > best.scores[:, -1]).any(dim=1).nonzero()[:, 0]

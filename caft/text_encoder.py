@@ -21,12 +21,12 @@ CONTEXTS_PER_ROW = 2  # of packed text: longer rows fill better, and their atten
 class PartTextEncoder(nn.Module):
     """CLIP's text Transformer; the embedding is read at the end token (the largest id)."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, activation: str = "gelu") -> None:
         super().__init__()
         self.row_length = CONTEXTS_PER_ROW * config.context_length
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
-        self.blocks = _causal_blocks(config.width, config.heads, config.layers)
+        self.blocks = _causal_blocks(config.width, config.heads, config.layers, activation)
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
@@ -84,9 +84,9 @@ def adapter_width(width: int) -> int:
     return max(MIN_ADAPTER_WIDTH, width * 2 // 3)
 
 
-def _causal_blocks(width: int, heads: int, layers: int) -> Blocks:
+def _causal_blocks(width: int, heads: int, layers: int, activation: str = "gelu") -> Blocks:
     """Blocks with CLIP's initial scales, which shrink with depth."""
-    blocks = [Block(width, heads, MLP_RATIO, NORM_EPS) for _ in range(layers)]
+    blocks = [Block(width, heads, MLP_RATIO, NORM_EPS, activation) for _ in range(layers)]
     residual_std = width**-0.5 * (2 * layers) ** -0.5
     for block in blocks:
         nn.init.normal_(block.attn.qkv.weight, std=width**-0.5)

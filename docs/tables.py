@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from caft.config import ModelConfig
 from pipelines.data.config import DataConfig
 from pipelines.data.reasons import REASONS
+from pipelines.embed.config import EmbedConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.sets import SETS
 from pipelines.evaluate.sets.base import Counts
@@ -151,6 +152,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "keys of data": lambda: keys(DataConfig),
     "keys of train": lambda: keys(TrainConfig),
     "keys of evaluate": lambda: keys(EvaluateConfig),
+    "keys of embed": lambda: keys(EmbedConfig),
     "keys of sweep": lambda: keys(SweepConfig),
     "keys of a model": lambda: keys(ModelConfig),
 }

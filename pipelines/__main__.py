@@ -25,14 +25,16 @@ COMMANDS = {
     "data": Command("pipelines.data", (), "lists of URLs or images to a dataset"),
     "train": Command("pipelines.train", (), "a dataset to a model"),
     "evaluate": Command("pipelines.evaluate", (), "a model to scores and a report"),
+    "embed": Command("pipelines.embed", (), "images to embeddings, for search"),
     "sweep": Command("pipelines.sweep", (), "a scaling study: plan, run, fit"),
     "submit": Command("pipelines.submit", (), "any of these, or a chain of them, as a Ray job"),
+    "search": Command("pipelines.search", (), "embedded images by a caption or an image"),
     "export": Command("caft.checkpoint", ("export",), "a checkpoint as a folder to publish"),
     "describe": Command("caft.model", ("describe",), "what a model costs"),
     "recipes": Command("", (), "the recipes that stages know by name"),
     "demo": Command("pipelines.demo.page", (), "a page: where sentences of yours look in an image"),
 }
-STAGES = ("data", "train", "evaluate", "sweep")
+STAGES = ("data", "train", "evaluate", "embed", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

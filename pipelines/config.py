@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,10 @@ StageT = TypeVar("StageT", bound="StageConfig")
 
 
 class StageConfig(Config):
-    """Base of the four stage schemas."""
+    """Base of the stages' schemas."""
+
+    # Key that the first word of a command line sets where it is no configuration, or None.
+    first_word: ClassVar[str | None] = None
 
     tracking: TrackingConfig = TrackingConfig()
     progress_every_s: float = Field(10.0, gt=0, description="seconds between progress lines")

@@ -10,9 +10,15 @@ FIRST_ETA_AFTER = 10  # units: the first ones are slow, as they compile, connect
 
 
 class Progress:
-    """Counts units of work and prints about it at most once per `every_s` seconds."""
+    """Counts units of work and prints about it at most once per `every_s` seconds.
 
-    def __init__(self, label: str, total: int, unit: str, every_s: float, done: int = 0) -> None:
+    Args:
+        total: None where it is not known before the end.
+    """
+
+    def __init__(
+        self, label: str, total: int | None, unit: str, every_s: float, done: int = 0
+    ) -> None:
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._first, self._done = done, done
         self._started = self._printed = time.monotonic()
@@ -24,31 +30,39 @@ class Progress:
         self._done += n
         self._values |= values
         now = time.monotonic()
-        if now - self._printed >= self._every_s or self._done >= self._total:
+        if now - self._printed >= self._every_s or self._is_finished:
             self._printed = now
             self._print(now)
+
+    @property
+    def _is_finished(self) -> bool:
+        return self._total is not None and self._done >= self._total
 
     def _print(self, now: float) -> None:
         seconds = max(now - self._started, 1e-9)
         rate = (self._done - self._first) / seconds
         told = self._done - self._first >= FIRST_ETA_AFTER
-        left = (self._total - self._done) / rate if told else float("inf")
+        of = share = end = ""
+        if self._total is not None:
+            left = (self._total - self._done) / rate if told else float("inf")
+            of, share = f"/{self._total:,}", f"{100 * self._done / max(1, self._total):.0f}%"
+            end = f"in {_duration(seconds)}" if self._is_finished else f"ETA {_duration(left)}"
         parts = [
-            f"{self._label} {self._done:,}/{self._total:,} {self._unit}",
-            f"{100 * self._done / max(1, self._total):.0f}%",
+            f"{self._label} {self._done:,}{of} {self._unit}",
+            share,
             f"{rate:,.1f} {self._unit}/s",
-            f"ETA {_duration(left)}" if self._done < self._total else f"in {_duration(seconds)}",
+            end,
             *(
                 f"{name} {value if isinstance(value, str) else format(value, ',.4g')}"
                 for name, value in self._values.items()
             ),
         ]
         on_terminal = sys.stdout.isatty()
-        last = self._done >= self._total
-        end = "\n"
+        last = self._is_finished
+        line_end = "\n"
         if on_terminal:
-            end = "\x1b[K\n" if last else "\x1b[K\r"  # what a longer line left is wiped away
-        print(" ".join(parts), end=end, flush=True)
+            line_end = "\x1b[K\n" if last else "\x1b[K\r"  # what a longer line left is wiped away
+        print(" ".join(filter(None, parts)), end=line_end, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from caft.config import RECIPES, Config, load_config
 from caft.errors import ConfigError
+from caft.overrides import argument
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 ENDINGS = (".yaml", ".yml")
@@ -18,11 +19,24 @@ ENDINGS = (".yaml", ".yml")
 def load_recipe(schema: type[ConfigT], name: str | None, overrides: Sequence[str] = ()) -> ConfigT:
     """The configuration in a file or in a recipe of the schema's stage, with overrides.
 
+    A schema with a `first_word` also takes what that key is to be in the place of a name.
+
     Raises:
-        ConfigError: neither of the two, or as `load_config`.
+        ConfigError: neither of these, or as `load_config`.
     """
     stage = schema.__module__.split(".")[1]
+    if name is not None and (key := first_word(schema, name)):
+        name, overrides = None, [argument(key, name), *overrides]
     return load_config(schema, None if name is None else recipe_file(stage, name), overrides)
+
+
+def first_word(schema: type[Config], name: str) -> str | None:
+    """The key that this first word of a command line is for; None of a file's or recipe's name, as
+    it always is where the schema has no `first_word`."""
+    key: str | None = getattr(schema, "first_word", None)
+    stage = schema.__module__.split(".")[1]
+    is_file = name.endswith(ENDINGS) or (is_recipe(name) and name in recipe_names(stage))
+    return None if is_file else key
 
 
 def is_recipe(name: str) -> bool:

@@ -185,6 +185,15 @@ def read_bytes(path: str) -> bytes:
 
 
 @retried
+def read_from(path: str, start: int) -> bytes:
+    """A file's bytes from `start` on. Raises StorageError as `read_bytes`."""
+    fs, inner = filesystem(path)
+    with _reading(path), fs.open_input_file(inner) as file:
+        file.seek(start)
+        return file.read()
+
+
+@retried
 def sha256(path: str) -> str:
     """Hex digest of a file, read piece by piece. Raises StorageError as `read_bytes`."""
     fs, inner = filesystem(path)

@@ -17,6 +17,7 @@ from caft.config import (
 )
 from caft.errors import ConfigError
 from pipelines.data.config import DataConfig
+from pipelines.embed.config import EmbedConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
@@ -27,6 +28,7 @@ SCHEMAS = {
     "data": DataConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "embed": EmbedConfig,
     "sweep": SweepConfig,
 }
 

@@ -17,6 +17,7 @@ from caft.config import load_config
 from pipelines.__main__ import COMMANDS as NAMED
 from pipelines.data.config import DataConfig
 from pipelines.data.reasons import REASONS
+from pipelines.embed.config import EmbedConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.sets import SETS
 from pipelines.prometheus import GAUGES, PREFIX
@@ -37,6 +38,7 @@ SUBMIT = "submit/test_submit.py::test_a_chain_stops_at_what_fails_and_goes_on_fr
 DETACH = "submit/test_submit.py::test_a_detached_job_runs_until_it_is_stopped"
 REPORT = "evaluate/test_report.py::test_outputs_and_runs_give_the_same_comparison"
 DESCRIBE = "test_describe.py::test_the_command_prints_the_table_and_one_line_errors"
+SEARCH = "embed/test_search_page.py::test_the_commands_of_the_page"
 STUDY = "sweep/test_study.py::test_a_study_survives_its_driver_and_ends_in_a_law"
 RUN_BY = {
     "pipelines.data": "data/test_stage.py::test_a_killed_run_goes_on_and_ends_with_the_same_files",
@@ -46,6 +48,9 @@ RUN_BY = {
     "pipelines.train": "train/test_stage.py::test_a_run_into_a_bucket",
     "pipelines.evaluate": HOSTS,
     "pipelines.evaluate compare": REPORT,
+    "pipelines.embed": SEARCH,
+    "pipelines.search": SEARCH,
+    "pipelines.submit embed": SUBMIT,
     "pipelines.sweep plan": "sweep/test_plan.py::test_the_command_prints_and_stores_the_plan",
     "pipelines.sweep run": STUDY,
     "pipelines.sweep fit": STUDY,
@@ -60,6 +65,7 @@ RUN_BY = {
     "caft.checkpoint convert": "test_checkpoint.py::test_a_converted_file_gives_the_same_numbers",
     "caft.checkpoint export": "test_export.py::test_an_export_loads_and_computes_as_its_checkpoint",
     "caft.checkpoint push": "test_hub.py::test_a_model_goes_to_the_hub_and_comes_back",
+    "caft.checkpoint towers": "test_towers.py::test_clip_keeps_its_numbers",
     "caft.checkpoint mix": "test_fine_tuning.py::test_a_mixed_checkpoint_keeps_its_training",
     "caft.model describe": DESCRIBE,
     "caft.scaling_law": "scaling_law/test_command.py::test_the_table_is_printed",
@@ -71,6 +77,7 @@ STAGES = {
     "pipelines.data": (DataConfig, "configs/data/demo.yaml"),
     "pipelines.train": (TrainConfig, "configs/train/caft_b_3m.yaml"),
     "pipelines.evaluate": (EvaluateConfig, "configs/evaluate/demo.yaml"),
+    "pipelines.embed": (EmbedConfig, "configs/embed/images.yaml"),
     "pipelines.sweep": (SweepConfig, "configs/sweep/scenes.yaml"),
 }
 

@@ -20,7 +20,8 @@ from caft.checkpoint.__main__ import main
 from caft.checkpoint.export import export
 from caft.errors import CheckpointError, ConfigError, StorageError
 
-PHOTOGRAPHS = sorted((Path(__file__).parents[1] / "pipelines/demo/photographs").glob("*.jpg"))[:3]
+TESTS = Path(__file__).parent
+PHOTOGRAPHS = sorted((TESTS.parent / "pipelines/demo/photographs").glob("*.jpg"))[:3]
 CAPTIONS = ["A dog sleeps on a red sofa. A lamp stands behind it.", "Two people walk.", "Snow."]
 # In a process that cannot import this package.
 ELSEWHERE = """
@@ -30,7 +31,7 @@ class Absent(importlib.abc.MetaPathFinder):
         if name.split(".")[0] in ("caft", "pipelines"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-import numpy as np, torch
+import numpy as np, torch, torchvision_operators
 from transformers import AutoConfig, AutoModel, AutoProcessor
 folder, images, texts = sys.argv[1], sys.argv[3].split("|"), sys.argv[4].split("|")
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
@@ -82,7 +83,12 @@ def test_transformers_gives_the_same_numbers_without_this_package(name, tmp_path
         files,
         "|".join(CAPTIONS),
     ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    own = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "PYTHONPATH": str(TESTS / "fixtures"),
+    }
+    environment = {**os.environ, **own}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs, model = np.load(out), caft.from_pretrained(tmp_path / "hub")

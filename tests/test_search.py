@@ -21,7 +21,7 @@ def test_ranks_are_those_of_a_stable_sort_of_all_scores(rows, threads, monkeypat
     draw = torch.Generator().manual_seed(rows)  # integers: products are exact, and often equal
     matrix = torch.randint(-2, 3, (rows, 32), generator=draw).half()
     queries = torch.randint(-2, 3, (5, 32), generator=draw).float()
-    found = nearest(matrix, queries, 20, threads)
+    found = nearest(matrix, queries, 20, cosine=False, threads=threads)
     scores = queries @ matrix.float().T
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :20]
     assert torch.equal(found.rows, order)
@@ -30,6 +30,7 @@ def test_ranks_are_those_of_a_stable_sort_of_all_scores(rows, threads, monkeypat
 
 def test_equal_images_have_equal_scores_wherever_they_lie():
     matrix = matrix_of(2500, 512).half()
+    assert torch.allclose(nearest(4 * matrix, matrix[0], 1).scores, torch.ones(1, 1))
     twice = torch.cat([matrix, matrix, matrix[:77]])
     found = nearest(twice, matrix_of(1, 512, seed=1), len(twice))
     by_row = torch.empty(len(twice)).scatter_(0, found.rows[0], found.scores[0])

@@ -11,6 +11,7 @@ from typing import Any
 from caft.checkpoint import convert, load_model
 from caft.checkpoint.export import export
 from caft.checkpoint.mix import mix
+from caft.checkpoint.towers import write_towers
 from caft.documents import parse_json, read_text
 from caft.errors import CAFTError, ConfigError
 from caft.hub.repository import push_to_hub
@@ -68,6 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_export)
     command = commands.add_parser(
+        "towers",
+        help="write a control whose towers are those of OpenAI's CLIP or of SigLIP",
+        description="Write a checkpoint folder of a control with a flat image encoder whose towers "
+        "have the weights of CLIP (both) or SigLIP (the image tower's patches and blocks), to "
+        "start a training from. Prints what begins at random.",
+    )
+    command.add_argument("source", metavar="FILE", help=".safetensors, .pt or .bin")
+    command.add_argument("folder", metavar="FOLDER", help="to write; must not exist, or be empty")
+    command.add_argument("--model", default="clip_b16", help="clip_b16 (default) or flair_b16")
+    command.set_defaults(run=_towers)
+    command = commands.add_parser(
         "push",
         help="export a checkpoint and upload it to Hugging Face's hub",
         description="Write a checkpoint as `export` does and upload the folder to a repository of "
@@ -99,6 +111,12 @@ def _convert(args: argparse.Namespace) -> CAFT:
 
 def _export(args: argparse.Namespace) -> CAFT:
     return export(args.source, args.folder, args.license)
+
+
+def _towers(args: argparse.Namespace) -> CAFT:
+    model, fresh = write_towers(args.source, args.folder, args.model)
+    print(f"begin at random: {', '.join(fresh) or 'none'}")
+    return model
 
 
 def _push(args: argparse.Namespace) -> CAFT:

@@ -55,7 +55,7 @@ class CAFT(nn.Module):
         self.config = config
         losses = config.losses
         self.image_encoder = _image_encoder(config)
-        self.part_text_encoder = PartTextEncoder(config.text)
+        self.part_text_encoder = PartTextEncoder(config.text, config.activation)
         # Parameters have shape (1,): DeepSpeed cannot broadcast those without a dimension.
         if losses.parts:
             self.fine_projection = projection(config.image.width, config.embed_dim)
@@ -380,10 +380,9 @@ def create_model(name_or_config: str | Path | Mapping[str, Any] | ModelConfig) -
         ConfigError: no such recipe, a configuration that does not fit the schema, or no weights
             for the superpixel network.
     """
-    config = load_model_config(name_or_config)
-    model = CAFT(config)
+    model = CAFT(load_model_config(name_or_config))
     if model.superpixel_network is not None:
-        superpixels = config.image.superpixels
+        superpixels = model.config.image.superpixels
         source = f"superpixels.weights: {superpixels.weights}"
         load_sfcn_weights(model.superpixel_network, read_sfcn_weights(superpixels), source)
     return model
@@ -395,6 +394,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _image_encoder(config: ModelConfig) -> ImageEncoder | FlatImageEncoder:
-    if isinstance(config.image, FlatImageConfig):
-        return FlatImageEncoder(config.image)
-    return ImageEncoder(config.image, config.mask_dead_superpixels, with_fine=config.losses.parts)
+    image, activation = config.image, config.activation
+    if isinstance(image, FlatImageConfig):
+        return FlatImageEncoder(image, activation)
+    return ImageEncoder(image, config.mask_dead_superpixels, config.losses.parts, activation)

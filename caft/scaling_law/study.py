@@ -90,7 +90,9 @@ def study_runs(
     unknown = [name for name in forms if name not in FORMS]
     if unknown:
         raise DataError(f"forms: {unknown[0]} is none; there are {', '.join(FORMS)}")
-    computes = [runs.inputs["compute"] for runs in families if "compute" in runs.inputs]
+    computes = [
+        runs.inputs["compute"] for runs in families if "compute" in runs.inputs and len(runs.error)
+    ]
     if not budgets and computes:
         budgets = (BUDGET_STEP * float(max(column.max() for column in computes)),)
     studied = [_family(runs, budgets, envelope_bins, forms, replicates) for runs in families]
@@ -111,6 +113,9 @@ def _family(
     forms: Sequence[str],
     replicates: int,
 ) -> FamilyStudy:
+    if not len(runs.error):
+        problems = (*runs.problems, "no law: none of its runs can be fitted to")
+        return FamilyStudy(runs, {}, None, None, None, None, problems)
     laws, reasons = {}, []
     for kind, names in KINDS.items():
         able = [n for n in names if n in forms and set(FORMS[n].inputs) <= set(runs.inputs)]

@@ -24,7 +24,7 @@ def verdict(study: Study) -> str:
 def _of_family(family: FamilyStudy) -> str:
     name = family.runs.family
     if not family.laws:
-        reasons = [what for what in family.problems if what.startswith("no law in")]
+        reasons = [what for what in family.problems if what.startswith("no law")]
         return f"{name}: no law ({(reasons or family.problems)[-1]})"
     choice = family.laws.get(IN_COMPUTE) or next(iter(family.laws.values()))
     return f"{name}: {choice.chosen} {_quality(choice)}"
@@ -38,8 +38,9 @@ def _quality(choice: Choice) -> str:
     if held_out is None:
         return f"is fitted {over}, and too few runs to hold any out"
     miss = np.abs(held_out.prediction.value / held_out.error - 1)
-    within = 100 * float(np.percentile(miss, SHARE, method="higher"))
-    said = f"predicts a run of {held_out.reach.max():.3g} times the compute within {within:.2g}%"
+    within = float(np.percentile(miss, SHARE, method="higher"))
+    share = f"{100 * within:.2g}%" if within < 1 else f"a factor of {1 + within:.2g}"
+    said = f"predicts a run of {held_out.reach.max():.3g} times the compute within {share}"
     if not held_out.with_interval:
         return f"is fitted {over}, {said}, and too few runs to test intervals"
     return f"{'is doubtful' if held_out.problem else 'holds'} {over}, {said}"

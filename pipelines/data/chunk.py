@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.data.captions import split_captions
-from pipelines.data.config import DataConfig, SourceConfig
+from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated
 from pipelines.data.dedup.index import INDEX_SCHEMA
@@ -33,8 +33,7 @@ from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
 from pipelines.data.seen import Seen
 from pipelines.data.sources import LeftOut, fetch_file, is_file, parse_rows, read_container
-from pipelines.data.sources.rows import new_row
-from pipelines.data.sources.tar_members import DamagedTar
+from pipelines.data.sources.tars import to_its_end
 from pipelines.data.write import ParquetSink, read_table
 from pipelines.failures import located
 
@@ -148,7 +147,7 @@ def read_chunk(
     if chunk.container:
         columns = tuple(dict.fromkeys([*config.filters.columns, *image_fields(source)]))
         container = read_container(chunk.path, source, columns, left_out, chunk.span)
-        rows = _to_its_end(chunk.path, source, container)
+        rows = to_its_end(chunk.path, source, container)
     else:
         table = read_table(storage.join(layout.output, chunk.path))
         if moved is not None:
@@ -163,17 +162,6 @@ def read_chunk(
         if chunk.container and not in_share(row["key"], source.weight):
             row |= {"reason": "not_sampled", "data": None}
         yield row
-
-
-def _to_its_end(
-    path: str, source: SourceConfig, rows: Iterator[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """A container's rows; what a damaged one does not give is one row more, rejected."""
-    try:
-        yield from rows
-    except DamagedTar as error:
-        row = new_row(f"{path}::", source)
-        yield row | {"reason": "bad_row", "detail": str(error).removeprefix(f"{path}: ")}
 
 
 def refuse_before_download(

@@ -124,6 +124,11 @@ class SourceConfig(ListConfig):
         None, description="a list whose captions take the place of those beside the images"
     )
 
+    @property
+    def needs_captions(self) -> bool:
+        """Whether captions have to be in its own columns or files."""
+        return self.captions_from is None
+
     @model_validator(mode="after")
     def _captions_come_from_one_place(self) -> SourceConfig:
         if self.captions_from is not None and self.caption_columns is not None:

@@ -51,12 +51,9 @@ class Layout:
         return storage.join(self.work, f"{step}-{number:05d}.json")
 
     def tracked_run(self) -> str | None:
-        """The MLflow run of an attempt at this generation that did not finish."""
+        """The MLflow run of an attempt by an earlier version that did not finish."""
         path = storage.join(self.work, RUN)
         return str(storage.read_json(path)["run_id"]) if storage.exists(path) else None
-
-    def keep_tracked_run(self, run_id: str) -> None:
-        storage.write_json(storage.join(self.work, RUN), {"run_id": run_id})
 
     def relative(self, path: str) -> str:
         """A path below the output, without it: what a manifest holds, so that a set can move."""

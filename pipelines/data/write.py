@@ -18,7 +18,7 @@ from caft.errors import StorageError
 from pipelines import storage
 
 # Encoded already: a dictionary or the least and greatest value of these would only cost.
-OPAQUE_COLUMNS = {"image", "look", "superpixels"}
+OPAQUE_COLUMNS = {"image", "look", "superpixels", "whole", "fine"}
 IMAGE = "image"
 # Of the images of a row group: a reader holds a few groups, and no column may pass 2 GiB.
 MOST_GROUP_BYTES = 2**27

@@ -1,6 +1,6 @@
 """Stages as jobs on any Ray cluster, from a laptop: a thin layer over Ray's own job server.
-`python -m pipelines.submit data|train|evaluate|sweep CONFIG [key=value ...] [--then ...]`, `chain
-FILE`, or `status|logs|stop JOB` and `list`; each with `--cluster
+`python -m pipelines.submit data|train|evaluate|embed|sweep CONFIG [key=value ...] [--then ...]`,
+`chain FILE`, or `status|logs|stop JOB` and `list`; each with `--cluster
 local|ADDRESS|kuberay:NAME|slurm[:PARTITION]`."""
 
 from __future__ import annotations

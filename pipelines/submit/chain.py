@@ -21,25 +21,29 @@ from caft.overrides import apply_override, argument
 from pipelines import storage
 from pipelines.config import StageConfig, command
 from pipelines.data.config import DataConfig
+from pipelines.embed.config import EmbedConfig
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.recipes import load_recipe
+from pipelines.recipes import first_word, load_recipe
 from pipelines.run_layout import FINAL
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import TrainConfig
 
-StageName = Literal["data", "train", "evaluate", "sweep"]
+StageName = Literal["data", "train", "evaluate", "embed", "sweep"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 SCHEMAS: dict[str, type[StageConfig]] = {
     "data": DataConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "embed": EmbedConfig,
     "sweep": SweepConfig,
 }
+SCORING = ("evaluate", "embed")  # stages that read a checkpoint
+ANY_IMAGES = "images"  # recipe of embed
 THEN = "--then"
 ONE_STEP = re.compile(r"(?P<stage>\w+):(?P<config>[^,=]+)(?P<overrides>,.*)?")
 BETWEEN_OVERRIDES = re.compile(r",(?=[\w.]+=)")  # a comma inside a value is followed by no key=
 OUTPUT_OF = re.compile(r"\{(\w+)\.output\}")
-MARKED = re.compile(r"(data|train|evaluate|sweep)\.output\.")
+MARKED = re.compile(r"(data|train|evaluate|embed|sweep)\.output\.")
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,9 @@ def parse_step(text: str) -> Step:
 def connect_steps(steps: Sequence[Step]) -> list[Step]:
     """The steps with inputs set to earlier outputs, each checked against its schema.
 
-    A training takes the dataset of the last data step before it and an evaluation the final
-    checkpoint of the last training, unless a step sets that key itself. In other overrides
+    A training and an embedding take the dataset of the last data step before them, an evaluation
+    and an embedding the final checkpoint of the last training, unless a step sets that key itself.
+    In other overrides
     `{data.output}` and its like stand for the last output of that stage.
 
     Raises:
@@ -108,15 +113,27 @@ def connect_steps(steps: Sequence[Step]) -> list[Step]:
     outputs: dict[str, str] = {}
     connected = []
     for step in steps:
+        step = _with_recipe(step)
         overrides = [_filled(override, outputs, step) for override in step.overrides]
         if step.stage == "train" and "data" in outputs and not step.sets("dataset"):
             overrides.append(argument("dataset", outputs["data"]))
-        if step.stage == "evaluate" and "train" in outputs and not step.sets("checkpoint"):
+        if step.stage == "embed" and "data" in outputs and not step.sets("source.path"):
+            overrides.append(argument("source.path", outputs["data"]))
+        if step.stage in SCORING and "train" in outputs and not step.sets("checkpoint"):
             overrides.append(argument("checkpoint", storage.join(outputs["train"], FINAL)))
         step = replace(step, overrides=tuple(overrides))
         outputs[step.stage] = step.load().model_dump()["output"]
         connected.append(step)
     return connected
+
+
+def _with_recipe(step: Step) -> Step:
+    """The step with a recipe, where its first word is what a key of that is to be: jobs get files
+    of this folder alone."""
+    if key := first_word(SCHEMAS[step.stage], step.config):
+        overrides = (argument(key, step.config), *step.overrides)
+        return replace(step, config=ANY_IMAGES, overrides=overrides)
+    return step
 
 
 def chain_arguments(steps: Sequence[Step]) -> list[str]:

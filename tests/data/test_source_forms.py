@@ -8,7 +8,7 @@ import lzma
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sources_support import captions_of, image_bytes, read_rows, source, write
+from sources_support import captions_of, image_bytes, read_rows, source, tar_bytes, write
 
 from caft.errors import DataError
 from pipelines.data.sources import (
@@ -179,6 +179,38 @@ def test_json_that_is_no_list(tmp_path, text):
         check_source(source(write(tmp_path / "list.json", text)))
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_an_object_is_no_place_of_an_image(tmp_path, ending):
+    rows = [json.dumps({"image": {"url": "http://a/1"}, "caption": "A dog."})] * 3
+    text = f"[{', '.join(rows)}]" if ending == "json" else "\n".join(rows)
+    with pytest.raises(DataError, match=r"none of its first 3 rows can be used: bad_"):
+        check_source(source(write(tmp_path / f"list.{ending}", text)))
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_documents_that_are_joined_end_to_end(tmp_path, between):
+    parts = [json.dumps(RECORDS[:2]), json.dumps({"data": RECORDS[2:4]}), json.dumps(RECORDS[4:])]
+    rows = read_rows(source(write(tmp_path / "list.json", between.join(parts))))
+    assert texts_of(rows) == [f"Dog {n}." for n in range(5)]
+    (*good, bad) = read_rows(source(write(tmp_path / "list.json", parts[0] + between + "x")))
+    assert texts_of(good) == ["Dog 0.", "Dog 1."]
+    assert bad["reason"] == "bad_row"
+    lines = between.join(map(json.dumps, RECORDS))
+    assert len(read_rows(source(write(tmp_path / "list.jsonl", lines)))) == 5
+
+
+@pytest.mark.parametrize("stray", ["}", '{"url": "http://a/9, "caption": "x"}', "tru", "{", ":"])
+def test_what_is_broken_between_records_costs_no_other(tmp_path, stray):
+    entries = list(map(json.dumps, RECORDS))
+    text = f"[{', '.join([*entries[:2], stray, *entries[2:]])}]"
+    rows = read_rows(source(write(tmp_path / "list.json", text)))
+    assert texts_of(rows) == [f"Dog {n}." for n in range(5)]
+    assert [row["reason"] for row in rows] == [None, None, "bad_row", None, None, None]
+    text = f"[{', '.join([*entries[:2], chr(34), *entries[2:]])}]"  # a quote spoils the next one
+    rows = read_rows(source(write(tmp_path / "list.json", text)))
+    assert [row["reason"] for row in rows] == [None, None, "bad_row", "bad_row", None, None]
+
+
 def test_conversations_in_json_lines(tmp_path):
     turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A dog."}]
     row = json.dumps({"image": "1.jpg", "conversations": turns})
@@ -324,10 +356,33 @@ def test_a_folder_of_images_with_metadata(tmp_path, ending):
     assert texts_of(rows) == ["A dog in test.", "A dog in train."]
 
 
-def test_what_is_left_out_is_noted_with_its_rows(tmp_path):
-    text = "url,caption,title,width\nhttp://a/1,A dog.,One,3\nhttp://a/2,A cat.,,4\n"
-    left_out = LeftOut()
-    list(read_tables(source(write(tmp_path / "list.csv", text)), (), left_out))
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json", "parquet", "embedded", "tar", "folder"])
+def test_what_is_left_out_is_noted_with_its_rows(tmp_path, form):
+    rows = [{"url": f"http://a/{n}", "caption": "A dog.", "title": "T", "width": n} for n in (1, 2)]
+    rows[1]["title"] = None
+    path, table = tmp_path / f"list.{form}", pa.Table.from_pylist(rows)
+    if form == "csv":
+        write(path, "url,caption,title,width\nhttp://a/1,A dog.,T,1\nhttp://a/2,A cat.,,2\n")
+    elif form in ("json", "jsonl"):
+        write(path, json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
+    elif form in ("parquet", "embedded"):
+        path = path.with_suffix(".parquet")
+        images = [image_bytes(), image_bytes()]
+        pq.write_table(table if form == "parquet" else table.set_column(0, "image", [images]), path)
+    else:
+        members = [(f"{n}.png", image_bytes()) for n in (1, 2)]
+        members += [(f"{r['width']}.json", json.dumps(r | {"url": None}).encode()) for r in rows]
+        for name, data in members:
+            write(tmp_path / "images" / name, data)
+        path = tmp_path / "images"
+        if form == "tar":
+            path = write(tmp_path / "a.tar", tar_bytes(sorted(members, reverse=True)))
+    config, left_out = source(path), LeftOut()
+    if form in ("embedded", "tar"):
+        list(read_container(str(path), config, (), left_out))
+    else:
+        list(read_tables(config, (), left_out))
+    left_out.rows.pop("url", None)
     assert left_out.rows == {"title": 1, "width": None}
 
 

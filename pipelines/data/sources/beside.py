@@ -18,12 +18,13 @@ LISTED = 6
 
 
 class Beside(NamedTuple):
-    """What lies beside an image: source, kind and cell of each caption, other columns, and what
-    there is instead of captions."""
+    """What lies beside an image: source, kind and cell of each caption, other columns, what there
+    is instead of captions, and the fields that are left out."""
 
     captions: list[tuple[str, CaptionKind, Any]]
     columns: dict[str, str]
     complaint: str | None
+    left_out: dict[str, Any]
 
 
 def look_beside(
@@ -62,7 +63,8 @@ def look_beside(
     captions = [(caption_source(name), kinds[name], cells[name]) for name in ordered]
     if not captions:
         complaint = complaint or _nothing(files, image, fields, texts)
-    return Beside(captions, columns, complaint)
+    unused = {name: value for name, value in fields.items() if name not in kinds | columns}
+    return Beside(captions, columns, complaint, unused)
 
 
 def _choose(files: Mapping[str, Any], wanted: Sequence[str], own: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from caft.errors import DataError
@@ -76,6 +76,7 @@ CAPTION_NAMES = {
 CONVERSATIONS = ("conversations", "messages")  # the first answer describes the image
 # Names that a caption may hide behind: where they are left out, the report says so.
 CAPTION_LIKE = re.compile(r"capt|text|desc|\balt|title|prompt|sentence|comment|phrase|summary")
+MOST_NAMES = 1000  # of what is left out
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Columns:
 
 
 class LeftOut:
-    """Columns that a source has and that are not read.
+    """Columns and fields that a source has and that are not read.
 
     Attributes:
         rows: name -> rows that hold something, for those that may be captions; else None.
@@ -110,6 +111,16 @@ class LeftOut:
         for name in unused:
             self.rows.setdefault(name, 0 if name in counted else None)
         return [name for name in counted if names.count(name) == 1]
+
+    def add_fields(self, fields: Mapping[str, object]) -> None:
+        """Take note of fields of one row that are not used, each with what it holds."""
+        for name, value in fields.items():
+            if name not in self.rows and len(self.rows) >= MOST_NAMES:
+                continue  # such as objects whose names are numbers of images
+            if not is_caption_like(name):
+                self.rows.setdefault(name, None)
+            elif value:
+                self.count(name, 1)
 
     def count(self, name: str, rows: int) -> None:
         self.rows[name] = (self.rows.get(name) or 0) + rows
@@ -140,10 +151,10 @@ def caption_columns(
     """Caption column -> kind, of those that are there; none where captions are joined.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, and the source needs some.
     """
     found = caption_kinds(source, names)
-    if found or source.captions_from is not None:
+    if found or not source.needs_captions:
         return found
     if source.caption_columns is None:
         raise DataError(

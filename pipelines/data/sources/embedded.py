@@ -22,6 +22,7 @@ from pipelines.data.sources.files import MAX_IMAGE_BYTES
 from pipelines.data.sources.parquet import (
     RECORD,
     as_texts,
+    held_rows,
     open_parquet,
     partitions_of,
     require_types,
@@ -86,7 +87,8 @@ def read_embedded(
         captions = caption_columns(source, path, others)
         columns = Columns(image, captions, tuple(name for name in extra if name in others))
         require_types(path, schema.remove(schema.get_field_index(image)), columns)
-        left_out.add(others, columns)
+        for name in left_out.add(others, columns):
+            left_out.count(name, held_rows(file, name))
         partitions = partitions_of(path)
         number = 0
         wanted = [name for name in columns.names if with_images or name != image]

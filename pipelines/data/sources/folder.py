@@ -36,7 +36,10 @@ def read_folder(
     """
     with ThreadPoolExecutor(READERS) as readers:
         for images in in_batches(_images(source.path, left_out), BATCH_ROWS):
-            rows = list(readers.map(lambda image: _row(image, source, extra), images))
+            rows = []
+            for row, unused in readers.map(lambda image: _row(image, source, extra), images):
+                left_out.add_fields(unused)
+                rows.append(row)
             yield pa.Table.from_pylist(rows, RAW_SCHEMA)
 
 
@@ -66,12 +69,16 @@ def _images(path: str, left_out: LeftOut) -> Iterator[Found]:
             left_out.count("files: texts without an image", len(texts[stem]))
 
 
-def _row(found: Found, source: SourceConfig, extra: Sequence[str]) -> dict[str, Any]:
+def _row(
+    found: Found, source: SourceConfig, extra: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row of RAW_SCHEMA, and the fields beside it that are left out."""
     path, texts = found
     ending = os.path.splitext(path)[1][1:].lower()
     row: dict[str, Any] = {"url": path, "captions": [], "columns": [], "reason": None, "detail": ""}
     if f".{ending}" in UNREAD:
-        return row | {"reason": "not_an_image", "detail": f"the format .{ending} is not read"}
+        detail = f"the format .{ending} is not read"
+        return row | {"reason": "not_an_image", "detail": detail}, {}
     files = {
         name: read_bytes(file.path) if file.bytes <= MAX_TEXT_BYTES else None
         for name, file in texts.items()
@@ -85,4 +92,5 @@ def _row(found: Found, source: SourceConfig, extra: Sequence[str]) -> dict[str, 
         complaints += [f"{name}: {one}" for one in said]
     if complaints and not any(caption["text"] for caption in captions):
         row |= {"reason": "no_caption", "detail": complaints[0]}
-    return row | {"captions": captions, "columns": list(beside.columns.items())}
+    row |= {"captions": captions, "columns": list(beside.columns.items())}
+    return row, beside.left_out

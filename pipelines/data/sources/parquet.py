@@ -52,7 +52,7 @@ def parse_parquet(
     columns = choose_columns(source, path, [*schema.names, *partitions], extra)
     require_types(path, schema, columns)
     for name in left_out.add(schema.names, columns):
-        left_out.count(name, _held(file, name))
+        left_out.count(name, held_rows(file, name))
     stored = [name for name in columns.names if name in schema.names]
     root = source.image_root or paths.parent(path)
     for batch in file.iter_batches(BATCH_ROWS, row_groups=row_groups, columns=stored):
@@ -196,7 +196,7 @@ def _may_hold_texts(kind: pa.DataType) -> bool:
     return True
 
 
-def _held(file: pq.ParquetFile, name: str) -> int:
+def held_rows(file: pq.ParquetFile, name: str) -> int:
     """Rows that hold something in a column, by the file's statistics where it has them."""
     metadata = file.metadata
     index = next(

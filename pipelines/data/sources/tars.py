@@ -17,7 +17,7 @@ from pipelines.data.sources.beside import JSON_ENDING, TEXT_ENDINGS, look_beside
 from pipelines.data.sources.columns import LeftOut
 from pipelines.data.sources.files import MAX_IMAGE_BYTES
 from pipelines.data.sources.rows import new_row, set_texts
-from pipelines.data.sources.tar_members import read_members
+from pipelines.data.sources.tar_members import DamagedTar, read_members
 
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_SAMPLE_MEMBERS = 64  # more of one name before the first dot are names with dots
@@ -49,7 +49,7 @@ def read_tar(
     with paths.open_stream(path) as stream:
         for name, members in _groups(stream, path, left_out, span, images):
             for sample in _samples(members, left_out):
-                row = _row(path, name, *sample, source, extra)
+                row = _row(path, name, *sample, source, extra, left_out)
                 digest = hashlib.blake2b(row["url"].encode(), digest_size=8).digest()
                 number = 2
                 while digest in seen:  # a second member of one name: a tar is appended to
@@ -59,6 +59,17 @@ def read_tar(
                     number += 1
                 seen.add(digest)
                 yield row
+
+
+def to_its_end(
+    path: str, source: SourceConfig, rows: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A container's rows; what a damaged one does not give is one row more, rejected."""
+    try:
+        yield from rows
+    except DamagedTar as error:
+        row = new_row(f"{path}::", source)
+        yield row | {"reason": "bad_row", "detail": str(error).removeprefix(f"{path}: ")}
 
 
 def endings_in_order(path: str) -> list[str]:
@@ -197,6 +208,7 @@ def _row(
     members: Members,
     source: SourceConfig,
     extra: Sequence[str],
+    left_out: LeftOut,
 ) -> dict[str, Any]:
     member, data = members[image] if image is not None else (name, None)
     row = new_row(f"{path}::{member}", source)
@@ -212,5 +224,6 @@ def _row(
     beside = {ending: found[1] for ending, found in members.items() if ending != image}
     found = look_beside(image, beside, source, extra)
     row["columns"] = found.columns
+    left_out.add_fields(found.left_out)
     set_texts(row, found.captions, found.complaint)
     return row

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from caft.checkpoint import sha256_of
+from caft.checkpoint.clip_keys import OPENAI_KEYS, openai_key
 from caft.config import FlatImageConfig, LossConfig, ModelConfig, TextConfig
 from caft.errors import CheckpointError
 from caft.model import CAFT
@@ -20,29 +21,13 @@ from pipelines.evaluate.adapters.own import CAFTAdapter
 HEAD_WIDTH, POOL_HEADS = 64, 8  # which leave no trace in a shape
 NORM_EPS = 1e-5  # of both encoders
 # Ours -> FLAIR's, by the beginning of a name; positions and packed projections are made below.
-KEYS = {
-    "image_encoder.patch_embedding.": "visual.conv1.",
-    "image_encoder.norm_in.": "visual.ln_pre.",
-    "image_encoder.norm.": "visual.ln_post.",
-    "image_encoder.blocks.": "visual.transformer.resblocks.",
-    "part_text_encoder.blocks.": "transformer.resblocks.",
-    "part_text_encoder.token_embedding.": "token_embedding.",
-    "part_text_encoder.positions": "positional_embedding",
-    "part_text_encoder.norm.": "ln_final.",
+KEYS = OPENAI_KEYS | {
     "fine_projection": "image_post.proj",
     "part_projection": "text_post.proj",
     "attention_pool.proj.": "visual_proj.attn.out_proj.",
     "attention_pool.norm_": "visual_proj.ln_",
     "part_log_scale": "logit_scale",
     "part_bias": "logit_bias",
-}
-IN_BLOCK = {
-    "norm1.": "ln_1.",
-    "norm2.": "ln_2.",
-    "attn.qkv.": "attn.in_proj_",
-    "attn.proj.": "attn.out_proj.",
-    "expand.": "mlp.c_fc.",
-    "contract.": "mlp.c_proj.",
 }
 PACKED = "visual_proj.attn.in_proj_"
 POSITIONS, CLASS = "visual.positional_embedding", "visual.class_embedding"
@@ -140,13 +125,7 @@ def _keys(ours: str) -> tuple[str, ...]:
         return (POSITIONS,)
     if match := re.fullmatch(r"attention_pool\.to_[qkv]\.(.+)", ours):
         return (f"{PACKED}{match[1]}",)
-    start = next(start for start in KEYS if ours.startswith(start))
-    key = KEYS[start] + ours.removeprefix(start)
-    if "resblocks." in key:
-        number, _, inner = key.partition("resblocks.")[2].partition(".")
-        inside = next(start for start in IN_BLOCK if inner.startswith(start))
-        key = f"{KEYS[start]}{number}.{IN_BLOCK[inside]}{inner.removeprefix(inside)}"
-    return (key,)
+    return (openai_key(ours, KEYS),)
 
 
 def _value(ours: str, weights: Mapping[str, Tensor]) -> Tensor:

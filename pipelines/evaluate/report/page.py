@@ -61,7 +61,7 @@ def report_page(evaluated: Evaluated) -> str:
     results = evaluated.results
     models, beside, sources = published_rows(results)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             results=results,
@@ -96,7 +96,7 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
         differences[benchmark].append((labels[n], COMPARED[measure], found))
     by_label = dict(zip(labels, results, strict=True))
     return (
-        _environment()
+        page_environment()
         .get_template("comparison.html.j2")
         .render(
             results=results,
@@ -139,9 +139,10 @@ def comparison_page(evaluations: Sequence[Evaluated]) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def page_environment(folder: Path = TEMPLATES) -> jinja2.Environment:
+    """What pages are made with: templates of `folder`, which may import the report's macros."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
