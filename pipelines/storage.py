@@ -188,7 +188,7 @@ def read_bytes(path: str) -> bytes:
 def read_from(path: str, start: int) -> bytes:
     """A file's bytes from `start` on. Raises StorageError as `read_bytes`."""
     fs, inner = filesystem(path)
-    with _reading(path), fs.open_input_file(inner) as file:
+    with reading(path), fs.open_input_file(inner) as file:
         file.seek(start)
         return file.read()
 
