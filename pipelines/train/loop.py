@@ -153,7 +153,9 @@ def train_worker(settings: dict[str, Any]) -> int:
                 evaluations.submit(step, weights)
 
     evaluate()  # a group that ended may have saved this step and not scored it
-    loader = Loader(config.dataset, config.split, job.model, config.ingest, job.subset)
+    loader = Loader(
+        config.dataset, config.split, job.model, config.ingest, job.subset, job.dataset_fingerprint
+    )
     on_host = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
     sender = Sender(model, config, device)
     if first := list(itertools.islice(on_host, 1)):
