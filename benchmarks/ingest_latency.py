@@ -9,6 +9,7 @@ server with `ingest.cache`. Prints images a second and requests for a thousand i
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import statistics
 import tempfile
@@ -75,6 +76,7 @@ class Late:
         self.count = 0
 
     def start(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         server = make_server("127.0.0.1", 0, self, threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         os.environ.update(

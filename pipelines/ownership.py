@@ -267,10 +267,12 @@ def _create_on_s3(path: str, data: bytes) -> bool:
 @cache
 def _s3_client(_endpoint: str | None) -> Any:
     """One client per endpoint, which botocore takes from the environment as it does credentials."""
+    from botocore.config import Config
     from botocore.session import Session
 
     session = Session()
-    return session.create_client("s3", session.get_config_variable("region") or "us-east-1")
+    region = session.get_config_variable("region") or "us-east-1"
+    return session.create_client("s3", region, config=Config(**storage.botocore_limits()))
 
 
 def _content(path: str) -> bytes | None:

@@ -28,7 +28,7 @@ from pipelines.data.images.prepare import ImageRefused
 from pipelines.data.join.flow import set_joined
 from pipelines.data.join.match import joined_captions
 from pipelines.data.join.values import image_fields
-from pipelines.data.paths import Chunk, Layout
+from pipelines.data.paths import Chunk, Layout, read_receipt
 from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
 from pipelines.data.seen import Seen
@@ -62,9 +62,10 @@ def process_chunk(
         equal: rows whose URL another row has, and captions that come to the chunk's.
     """
     receipt = layout.receipt("chunk", chunk.number)
-    if not storage.exists(receipt):
-        with suppress(_Overtaken):
-            storage.write_json(receipt, _process(chunk, equal, config, layout, evaluation))
+    if (done := read_receipt(receipt)) is not None:
+        return done
+    with suppress(_Overtaken):
+        storage.write_json(receipt, _process(chunk, equal, config, layout, evaluation))
     return storage.read_json(receipt)
 
 
@@ -111,7 +112,7 @@ def _process(
                 rejects.add(reject_row(row))
             seconds["prepare"] += decoded - started
             seconds["write"] += time.perf_counter() - decoded
-        if storage.exists(layout.receipt("chunk", chunk.number)):
+        if read_receipt(layout.receipt("chunk", chunk.number)) is not None:
             raise _Overtaken
     return {
         "chunk": chunk.number,

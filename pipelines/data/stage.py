@@ -30,7 +30,7 @@ from pipelines.data.files import (
     write_files,
 )
 from pipelines.data.filters import check_filters
-from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
+from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout, read_receipt
 from pipelines.data.plan import Plan, make_plan
 from pipelines.data.seen import texts_of, work_of
 from pipelines.data.sources import detect_kind, source_identity
@@ -350,14 +350,16 @@ def _write_groups(
 
 
 def _receipts(layout: Layout, step: str) -> dict[int, dict[str, Any]]:
-    """Receipts that are there, by number."""
+    """Receipts that are there, by number. One that is cut or of another shape is none: its piece is
+    made again."""
     names = [name for name in storage.list_files(layout.work, ".json") if name.startswith(step)]
     paths = [storage.join(layout.work, name) for name in names]
     with ThreadPoolExecutor(RECEIPT_READERS) as readers:
-        receipts = list(readers.map(storage.read_json, paths))
+        receipts = list(readers.map(read_receipt, paths))
     return {
         int(name.removesuffix(".json").rsplit("-", 1)[-1]): receipt
         for name, receipt in zip(names, receipts, strict=True)
+        if receipt is not None
     }
 
 

@@ -185,11 +185,7 @@ def rows_of(table: pa.Table) -> Rows:
 
 
 def _read_group(dataset: str, piece: Piece, fingerprint: str) -> pa.Table:
-    path = storage.join(dataset, piece.file)
-    footer = _footer(path, fingerprint) if fingerprint else None
-    filesystem, inner = storage.filesystem(path)
-    with pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
-        table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
+    table = _row_group(storage.join(dataset, piece.file), piece.row_group, fingerprint)
     if MAY_BE_MISSING not in table.column_names:
         table = table.append_column(MAY_BE_MISSING, pa.nulls(len(table), pa.binary()))
     return table.select(COLUMNS)
@@ -199,8 +195,19 @@ def _read_group(dataset: str, piece: Piece, fingerprint: str) -> pa.Table:
 def _footer(path: str, fingerprint: str) -> pq.FileMetaData:
     """Of a part of the dataset with that fingerprint: a process reads it once."""
     filesystem, inner = storage.filesystem(path)
-    with pq.ParquetFile(inner, filesystem=filesystem) as file:
+    with storage.reading(path), pq.ParquetFile(inner, filesystem=filesystem) as file:
         return file.metadata
+
+
+@storage.retried
+def _row_group(path: str, row_group: int, fingerprint: str) -> pa.Table:
+    footer = _footer(path, fingerprint) if fingerprint else None
+    filesystem, inner = storage.filesystem(path)
+    with (
+        storage.reading(path),
+        pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=True, metadata=footer) as file,
+    ):
+        return file.read_row_group(row_group, columns=COLUMNS, use_threads=False)
 
 
 def caption_lists(column: pa.ListArray) -> list[list[dict[str, Any]]]:

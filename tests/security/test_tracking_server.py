@@ -132,7 +132,8 @@ def test_a_stage_logs_with_the_password_of_its_environment(server, tmp_path, mon
         accepted.log_metrics({"loss": 1.0}, step=1)
         accepted.log_artifact(f"{second.output}/report.html")
     send_rest(tracking, first.output)
-    assert refused.run_id == first.about()["key"] != find_run(tracking, refused.run_id)
+    sent = MlflowClient(server).get_run(find_run(tracking, first.about()["key"]))
+    assert sent.data.metrics == {"loss": 2.0}
     run = MlflowClient(server).get_run(accepted.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"loss": 1.0}
