@@ -16,7 +16,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs clean
+.PHONY: help demo test test-oldest test-slow lint format docs clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
@@ -29,6 +29,14 @@ test: lint  ## linter, types and the tests of every day
 
 test-slow: $(STAMP)  ## the tests that take minutes each: clusters and machines die, a study runs
 	$(BIN)/python -m pytest -m slow
+
+# In an environment of its own: the packages of `make`, then the library's oldest over them.
+test-oldest:  ## the tests of the library with the oldest versions that it takes
+	$(MAKE) VENV=.venv-oldest .venv-oldest/.installed
+	.venv-oldest/bin/python -m pip --disable-pip-version-check -q install --no-deps -r locks/oldest.txt
+	.venv-oldest/bin/python -m pytest tests/test_golden.py tests/test_captions.py tests/test_tokenizer.py \
+		tests/test_losses.py tests/test_superpixels.py tests/test_preprocessing.py tests/test_checkpoint.py \
+		tests/metrics/test_retrieval.py tests/scaling_law/test_fit.py tests/test_config.py tests/test_model.py
 
 lint: $(STAMP)  ## linter, formatter and type checker
 	$(BIN)/ruff check .
@@ -44,7 +52,7 @@ docs: $(STAMP)  ## the documentation as a site, in build/site
 
 clean:  ## stop what the demo started and remove what it wrote, the environment included
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipelines.demo clean; fi
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch first, with the torchvision of its build, so that no other package's range picks another, and
 # by version alone: the build for a machine may be another index's. All others by their hashes. Last

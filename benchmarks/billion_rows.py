@@ -29,7 +29,7 @@ from pipelines.data import gathered, stage
 from pipelines.data.config import DataConfig
 from pipelines.data.dedup import duplicates, index, urls
 from pipelines.data.dedup.pairs import choose_bands
-from pipelines.data.images.hashing import LOOK_BYTES
+from pipelines.data.images.look import LOOK_BYTES
 from pipelines.data.join import flow
 from pipelines.data.paths import Chunk, Layout
 from pipelines.data.planned import write_planned

@@ -35,7 +35,6 @@ def main() -> None:
     paths = [
         f"output={folder / 'sweep'}", f"train_set.0=dataset={data}",
         f"evaluate_set=[benchmarks.0.dataset={data}]", f"tracking.uri=sqlite:///{folder}/mlflow.db",
-        f"tracking.spool={folder / 'spool'}",
     ]  # fmt: skip
     started = time.monotonic()
     for command in ("run",):

@@ -164,7 +164,7 @@ def measure_embedding(images: int, model_name: str, concurrency: int) -> None:
             for start in range(0, images, 64):
                 model.encode_image([str(file) for file in files[start : start + 64]])
         plain = time.perf_counter() - started
-        tracking = {"uri": f"sqlite:///{root}/mlflow.db", "spool": str(root / "spool")}
+        tracking = {"uri": f"sqlite:///{root}/mlflow.db"}
         settings = {
             "source": {"path": str(root / "images")},
             "checkpoint": str(root / "checkpoint"),

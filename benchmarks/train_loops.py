@@ -79,7 +79,7 @@ def train_config(settings: Settings, workers: int, batch: int, output: Path) -> 
         f"scaling.use_gpu={settings.device == 'cuda'}", f"deepspeed.precision={settings.precision}",
         f"deepspeed.zero_stage={settings.zero_stage}", "ingest.extra_parts=4",
         f"scaling.recompute_activations={settings.recompute}",
-        f"tracking.uri=sqlite:///{tracking / 'mlflow.db'}", f"tracking.spool={tracking / 'spool'}",
+        f"tracking.uri=sqlite:///{tracking / 'mlflow.db'}",
     ]  # fmt: skip
     return load_config(TrainConfig, RECIPE, overrides)
 

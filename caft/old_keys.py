@@ -55,6 +55,8 @@ OLD_KEYS: Mapping[str, Mapping[str, Moved | Removed | Idle]] = {
     },
     # Intervals were made of so many resamples.
     "EvaluateConfig": {"bootstrap_samples": Idle()},
+    # What a server had not got waited on each machine; now it is in the output.
+    "TrackingConfig": {"spool": Idle()},
 }
 
 

@@ -26,7 +26,8 @@ BEHAVIOURS = {
     # 2: texts are cleaned and damaged ones rejected, equal URLs of one source merge their captions.
     "captions": Behaviour(2, "what the data stage makes of the cells and rows of its sources"),
     # 2: complete pictures with odd bytes are kept, near duplicates are confirmed by a look.
-    "pictures": Behaviour(2, "which pictures the data stage keeps, and how it compares them"),
+    # 3: the look is 224 bytes of profiles, and JPEG files are hashed from more pixels.
+    "pictures": Behaviour(3, "which pictures the data stage keeps, and how it compares them"),
 }
 
 

@@ -1,12 +1,13 @@
 """Other places that runs are shown in beside MLflow: TensorBoard and Weights & Biases.
-Fed by tracking/tracker.py with the same events; one that fails is left out."""
+Fed by tracking/upload.py with the same events; one that fails is left out."""
 
 from __future__ import annotations
 
+import io
 import netrc
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,33 +51,41 @@ def check_also(tracking: TrackingConfig) -> dict[str, str]:
 
 
 class Also:
-    """A run in the other places that its configuration names."""
+    """A run in the other trackers that its configuration names. One that fails is left out."""
 
-    def __init__(self, tracking: TrackingConfig, stage: str, run_id: str) -> None:
-        self._places: dict[str, Place] = {}
+    def __init__(self, tracking: TrackingConfig, stage: str, run_key: str, output: str) -> None:
+        """Show the run of this key; the files that its events name are in `output`."""
         folder = Path(tracking.also_folder.removeprefix("file://")).expanduser()
-        for name in tracking.also:
-            try:
-                self._places[name] = KINDS[name](folder / name, tracking.experiment, stage, run_id)
-            except Exception as error:
-                _warn(name, error)
+        self._run, self._folder, self._output = (
+            (tracking.experiment, stage, run_key),
+            folder,
+            output,
+        )
+        self._names = list(tracking.also)
+        self._places: dict[str, Place] = {}
 
-    def take(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Show what was recorded."""
-        for name, place in list(self._places.items()):
-            try:
-                for event in events:
-                    place.take(event)
-            except Exception as error:  # whatever another place raises, the stage goes on
-                del self._places[name]
-                _warn(name, error)
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Show what was logged."""
+        if "image" in event:
+            file = io.BytesIO(storage.read_bytes(storage.join(self._output, event["file"])))
+            with Image.open(file) as picture:
+                event = event["image"] | {"picture": picture.convert("RGB")}
+        self._each(lambda place: place.take(event))
 
     def close(self) -> None:
-        for name, place in self._places.items():
+        self._each(lambda place: place.close())
+
+    def _each(self, call: Callable[[Place], None]) -> None:
+        for name in list(self._names):
             try:
-                place.close()
-            except Exception as error:
-                _warn(name, error)
+                if name not in self._places:
+                    self._places[name] = KINDS[name](self._folder / name, *self._run)
+                call(self._places[name])
+            except Exception as error:  # whatever another tracker raises, the stage continues
+                self._names.remove(name)
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                text = f"tracking: {name} is left out from here on ({reason})"
+                print(text, file=sys.stderr, flush=True)
 
 
 class Place(Protocol):
@@ -98,9 +107,8 @@ class TensorBoard:
     def take(self, event: Mapping[str, Any]) -> None:
         for name, value in event.get("metrics", {}).items():
             self._writer.add_scalar(name, value, event["step"], event["time_ms"] / 1000)
-        if "image" in event:
-            with Image.open(event["image"]) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
+        if "picture" in event:
+            pixels = np.asarray(event["picture"])
             self._writer.add_image(event["key"], pixels, event["step"], dataformats="HWC")
         if "description" in event:
             self._writer.add_text("description", "\n".join(event["description"]))
@@ -114,7 +122,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run of the MLflow run's id, which the processes of a stage share."""
+    """A W&B run whose id is the run's key, so that a stage that resumes finds it again."""
 
     def __init__(self, folder: Path, experiment: str, stage: str, run_id: str) -> None:
         import wandb
@@ -138,8 +146,8 @@ class WeightsAndBiases:
     def take(self, event: Mapping[str, Any]) -> None:
         if "metrics" in event:
             self._run.log({**event["metrics"], STEP: event["step"]})
-        elif "image" in event:
-            self._run.log({event["key"]: self._wandb.Image(event["image"]), STEP: event["step"]})
+        elif "picture" in event:
+            self._run.log({event["key"]: self._wandb.Image(event["picture"]), STEP: event["step"]})
         elif "params" in event:
             self._run.config.update(event["params"], allow_val_change=True)
         elif "tags" in event:
@@ -167,8 +175,3 @@ def _has_wandb_key() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _warn(name: str, error: Exception) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    print(f"tracking: {name} is left out from here on ({reason})", file=sys.stderr, flush=True)

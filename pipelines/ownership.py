@@ -93,6 +93,14 @@ def owned(output: str, stage: str, wait: bool = False) -> Iterator[None]:
             beats.join()
 
 
+def has_live_owner(output: str) -> bool:
+    """Whether a process writes the output now; takes up to DEAD_AFTER_S to tell of one on another
+    machine. Raises StorageError where it cannot be read."""
+    claim = _Claim(output, "")
+    seen = claim.read()
+    return seen is not None and claim.is_alive(seen)
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """END raises KeyboardInterrupt in the main thread. SIGINT would not where a shell started this
@@ -122,10 +130,10 @@ class _Claim:
         """Raises OwnedError where a live owner has it, StorageError where nobody can be asked."""
         warned = False
         while not self._create():
-            seen = self._read()
+            seen = self.read()
             if seen is None:
                 continue  # it was released just now
-            if not self._is_alive(seen):
+            if not self.is_alive(seen):
                 self._replace(seen)
             elif not wait:
                 raise OwnedError(
@@ -144,7 +152,7 @@ class _Claim:
         while self._is_held and not self._released.wait(BEAT_EVERY_S):
             beat += 1
             with suppress(StorageError):  # a full disk, a store that is away: tried again
-                seen = self._read()
+                seen = self.read()
                 if isinstance(seen, Owner) and seen.id != self._mine.id:
                     self.lost_to = seen
                     os.kill(os.getpid(), END)
@@ -155,7 +163,7 @@ class _Claim:
         self._released.set()
         if self._is_held and self.lost_to is None:
             with suppress(StorageError):
-                seen = self._read()
+                seen = self.read()
                 if isinstance(seen, Owner) and seen.id == self._mine.id:
                     storage.delete_file(self._path)
 
@@ -169,7 +177,7 @@ class _Claim:
             return True
         return self._is_held
 
-    def _read(self) -> Owner | str | None:
+    def read(self) -> Owner | str | None:
         """The owner; what the claim holds where that is no owner; None where there is no claim."""
         data = _content(self._path)
         if data is None:
@@ -179,7 +187,7 @@ class _Claim:
         except (StorageError, TypeError):
             return f"an owner that cannot be read ({data[:100]!r})"
 
-    def _is_alive(self, seen: Owner | str) -> bool:
+    def is_alive(self, seen: Owner | str) -> bool:
         """Whether its owner lives; takes up to DEAD_AFTER_S to tell of one on another machine."""
         if isinstance(seen, Owner) and seen.place == self._mine.place:
             return start_time(seen.pid) == seen.started
@@ -192,7 +200,7 @@ class _Claim:
         deadline = time.monotonic() + DEAD_AFTER_S
         while time.monotonic() < deadline:
             time.sleep(LOOK_EVERY_S)
-            if self._read() != seen:
+            if self.read() != seen:
                 return True  # renewed; or released, which the next look finds
         return False
 
@@ -204,7 +212,7 @@ class _Claim:
             if _content(self._lock) == before:  # its owner died between the lines below
                 storage.delete_file(self._lock)
         try:
-            if self._read() == dead:
+            if self.read() == dead:
                 storage.delete_file(self._path)
         finally:
             storage.delete_file(self._lock)
@@ -259,10 +267,12 @@ def _create_on_s3(path: str, data: bytes) -> bool:
 @cache
 def _s3_client(_endpoint: str | None) -> Any:
     """One client per endpoint, which botocore takes from the environment as it does credentials."""
+    from botocore.config import Config
     from botocore.session import Session
 
     session = Session()
-    return session.create_client("s3", session.get_config_variable("region") or "us-east-1")
+    region = session.get_config_variable("region") or "us-east-1"
+    return session.create_client("s3", region, config=Config(**storage.botocore_limits()))
 
 
 def _content(path: str) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 CHECKPOINTS, FINAL, STEP = "checkpoints", "final", "step-"
 RUN, RESULT, CONFIG_COPY = "run.json", "train.json", "train.yaml"
 AVERAGE = "average.safetensors"  # in a training state: averaged weights
-UNSENT = "unsent.jsonl"  # in a training state: events that MLflow had not got by then
+UNSENT = "unsent.jsonl"  # in a training state of an earlier version: what MLflow had not got
 
 
 def step_folder(step: int) -> str:

@@ -1,15 +1,11 @@
-"""Runs on the MLflow server: made, found again, read.
-A run that begins while the server is away has a stand-in, which becomes a run when it is back."""
+"""Runs on the MLflow server: made, found again by the key that their client made, read.
+Under tracking/upload.py, and for stages that check their tracking server or read runs from it."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
-import sys
 import tempfile
-import uuid
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,6 @@ from pipelines.other_trackers import check_also
 from pipelines.tracking_config import TrackingConfig
 
 SQLITE = "sqlite:///"
-PENDING = "pending-"
 SCHEMES = re.compile(
     r"(https?://|file:|databricks(-uc)?(:|$)|uc(:|$)|(postgresql|mysql|sqlite|mssql)(\+\w+)?:)"
 )
@@ -36,26 +31,10 @@ BROKEN = (
 TRAINING_PAGES = "workflowType=machine_learning"
 # MLflow's own tag of an experiment that says the same, heeded where addresses do not.
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
-STAND_IN = "caft_stand_in"  # tag of a run: what it was called before it was one
-
-
-def start_run(
-    tracking: TrackingConfig, root: Path, stage: str, name: str, run_id: str | None = None
-) -> str:
-    """A new run, or `run_id` taken up again; with the server away, a stand-in for a new one, which
-    this machine makes a run of, as it keeps in `root`."""
-    if run_id is None:
-        try:
-            return _create(tracking, stage, name)
-        except ConfigError:
-            raise
-        except Exception as error:  # any failure of the server or of the way to it
-            warn_away(tracking, error)
-            run_id = f"{PENDING}{uuid.uuid4().hex}"
-    note = root / run_id
-    if run_id.startswith(PENDING) and not (note.exists() and note.read_text()):
-        note.write_text(json.dumps({"stage": stage, "name": name}))
-    return run_id
+# Tags of runs: its key; the run it was made in place of; and what earlier versions called one that
+# they began while no server answered.
+PARENT = "mlflow.parentRunId"  # MLflow's own
+KEY, INSTEAD_OF, STAND_IN = "caft_run_key", "caft_instead_of", "caft_stand_in"
 
 
 def check_tracking(tracking: TrackingConfig) -> TrackingConfig:
@@ -120,7 +99,7 @@ def _require_working(tracking: TrackingConfig) -> None:
 
 
 def _require_scheme(tracking: TrackingConfig) -> None:
-    uri, shown = tracking.uri, _shown_uri(tracking)
+    uri, shown = tracking.uri, shown_uri(tracking)
     if not SCHEMES.match(uri):
         where = f"http://{shown}" if re.match(r"[\w.-]+:\d+(/|$)", uri) else f"{SQLITE}{shown}"
         raise ConfigError(
@@ -144,7 +123,7 @@ def _require_writable(tracking: TrackingConfig) -> None:
     place = next(folder for folder in file.parents if folder.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise ConfigError(
-            f"tracking.uri: {_shown_uri(tracking)}: cannot be written: {place} is no folder that "
+            f"tracking.uri: {shown_uri(tracking)}: cannot be written: {place} is no folder that "
             "this user may write to"
         )
 
@@ -164,59 +143,87 @@ def _for_good(tracking: TrackingConfig, error: Exception) -> ConfigError | None:
         return error
     words = " ".join(str(error).split())
     if "out-of-date database schema" in words:
-        hint = f"back it up, then run `mlflow db upgrade {_shown_uri(tracking)}`"
+        hint = f"back it up, then run `mlflow db upgrade {shown_uri(tracking)}`"
         return ConfigError(
-            f"tracking.uri: {_shown_uri(tracking)} is a database of another version of MLflow; "
+            f"tracking.uri: {shown_uri(tracking)} is a database of another version of MLflow; "
             f"{hint}, or name another one"
         )
     if "filesystem tracking backend" in words:
         return ConfigError(
-            f"tracking.uri: {_shown_uri(tracking)} is a folder, which MLflow does not log to any "
+            f"tracking.uri: {shown_uri(tracking)} is a folder, which MLflow does not log to any "
             f"more; write {SQLITE}FILE, and see `mlflow migrate-filestore` for what is in it"
         )
     if isinstance(error, OSError) and tracking.uri.startswith(SQLITE):
-        return ConfigError(f"tracking.uri: {_shown_uri(tracking)}: cannot be written: {error}")
+        return ConfigError(f"tracking.uri: {shown_uri(tracking)}: cannot be written: {error}")
     code = getattr(error, "error_code", None)
     if code in REFUSED or any(sign in words for sign in BROKEN):
-        return ConfigError(f"tracking.uri: {_shown_uri(tracking)}: {words[:200]}")
+        return ConfigError(f"tracking.uri: {shown_uri(tracking)}: {words[:200]}")
     return None
 
 
-def real_run_id(tracking: TrackingConfig, root: Path, run_id: str) -> str:
-    """By which id the server knows a run. The machine on which a stand-in was begun makes its run;
-    all others find that by its tag.
+def find_run(tracking: TrackingConfig, name: str) -> str | None:
+    """The id of the run that stages know by `name`: its key, which its client made, or its id, also
+    on a server that it was deleted from or never was on, where another was made in its place. None
+    where the server has none of these."""
+    if not re.fullmatch(r"[\w-]{1,64}", name):  # of a manifest that somebody else wrote
+        return None
+    client = open_client(tracking)
+    if is_active(client, name):
+        return name
+    if (experiment := client.get_experiment_by_name(tracking.experiment)) is None:
+        return None
+    for tag in (KEY, INSTEAD_OF, STAND_IN):
+        if runs := _tagged(client, experiment.experiment_id, tag, name):
+            return runs[0]
+    return None
+
+
+def is_active(client: Any, run_id: str) -> bool:
+    """Whether the server has a run of this id that is not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return False
+
+
+def create_run(tracking: TrackingConfig, name: str, key: str, instead_of: str | None) -> str:
+    """A new run with `key` as its tag, in an experiment that is made if it is not there.
 
     Raises:
-        LookupError: the run is not made yet.
+        ConfigError: the server would refuse it at every time.
     """
-    if not run_id.startswith(PENDING):
-        return run_id
-    with open(root / run_id, "a+", encoding="utf-8") as note:
-        fcntl.flock(note, fcntl.LOCK_EX)  # processes of one machine: one of them makes it
-        note.seek(0)
-        known = json.loads(note.read() or "{}")
-        if "run_id" not in known:
-            found = find_run(tracking, run_id)
-            if found == run_id:
-                if not known:
-                    raise LookupError(f"no run has the tag {STAND_IN}={run_id} yet")
-                found = _create(tracking, **known, tags={STAND_IN: run_id})
-            known = {"run_id": found}
-            note.truncate(0)
-            note.write(json.dumps(known))
-    return str(known["run_id"])
+    try:
+        client = open_client(tracking)
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        if experiment is None:
+            location = _artifact_location(tracking)
+            experiment_id = client.create_experiment(tracking.experiment, location)
+        else:
+            _require_active(experiment, tracking)
+            experiment_id = experiment.experiment_id
+        if experiment is None or KIND not in experiment.tags:
+            client.set_experiment_tag(experiment_id, KIND, TRAINING)
+    except Exception as error:
+        raise (_for_good(tracking, error) or error) from None
+    tags = {KEY: key} | ({INSTEAD_OF: instead_of} if instead_of else {})
+    made = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+    first, *_ = _tagged(client, experiment_id, KEY, key) or [made]
+    if first != made:  # another process made it in the same moment
+        client.delete_run(made)
+    for name in filter(None, (key, instead_of)):  # runs below it, which were there before it
+        for child in _tagged(client, experiment_id, PARENT, name):
+            client.set_tag(child, PARENT, first)
+    return first
 
 
-def find_run(tracking: TrackingConfig, run_id: str) -> str:
-    """The run that was made of a stand-in; `run_id` itself where it is none, or none is made."""
-    if not run_id.startswith(PENDING):
-        return run_id
-    client = open_client(tracking)
-    if (experiment := client.get_experiment_by_name(tracking.experiment)) is None:
-        return run_id
-    tagged = f"tags.{STAND_IN} = '{run_id}'"
-    runs = client.search_runs([experiment.experiment_id], tagged, max_results=1)
-    return str(runs[0].info.run_id) if runs else run_id
+def _tagged(client: Any, experiment_id: str, tag: str, value: str) -> list[str]:
+    """Ids of the runs with this tag that are not deleted, the oldest first."""
+    runs = client.search_runs([experiment_id], f"tags.{tag} = '{value}'", max_results=1000)
+    return [r.info.run_id for r in sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))]
 
 
 def read_artifacts(
@@ -233,6 +240,7 @@ def read_artifacts(
     client = open_client(tracking)
     try:
         experiment = client.get_experiment_by_name(tracking.experiment)
+        run_id = find_run(tracking, run_id) or run_id
         run = client.get_run(run_id)
         if experiment is None or run.info.experiment_id != experiment.experiment_id:
             raise ConfigError(
@@ -244,7 +252,7 @@ def read_artifacts(
         paths = [f.path for f in (*top, *inner) if f.path.rpartition("/")[2] in names]
     except MlflowException as error:
         reason = str(error).splitlines()[0][:200]
-        raise ConfigError(f"tracking.uri: {_shown_uri(tracking)}: run {run_id}: {reason}") from None
+        raise ConfigError(f"tracking.uri: {shown_uri(tracking)}: run {run_id}: {reason}") from None
     files = {}
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
@@ -277,27 +285,6 @@ def run_page(tracking: TrackingConfig, run_id: str) -> str | None:
     return f"{server.rstrip('/')}/#/experiments/{number}/runs/{run_id}?{TRAINING_PAGES}"
 
 
-def _create(
-    tracking: TrackingConfig, stage: str, name: str, tags: dict[str, str] | None = None
-) -> str:
-    try:
-        client = open_client(tracking)
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        if experiment is None:
-            location = _artifact_location(tracking)
-            experiment_id = client.create_experiment(tracking.experiment, location)
-        else:
-            _require_active(experiment, tracking)
-            experiment_id = experiment.experiment_id
-        if experiment is None or KIND not in experiment.tags:
-            client.set_experiment_tag(experiment_id, KIND, TRAINING)
-    except Exception as error:
-        raise (_for_good(tracking, error) or error) from None
-    run_name = stage if name == stage else f"{stage} {name}"
-    run = client.create_run(experiment_id, tags=tags, run_name=run_name)
-    return str(run.info.run_id)
-
-
 def _artifact_location(tracking: TrackingConfig) -> str | None:
     """Beside the SQLite file, so that artifacts never land relative to a working directory."""
     if tracking.artifact_root is not None:
@@ -328,26 +315,6 @@ def _sqlite_file(uri: str) -> Path:
     return Path(uri.removeprefix(SQLITE)).expanduser().absolute()
 
 
-def answers(tracking: TrackingConfig) -> bool:
-    """Whether the server can be asked for anything at all."""
-    try:
-        open_client(tracking).get_experiment_by_name(tracking.experiment)
-    except Exception:  # whatever a dead server raises
-        return False
-    return True
-
-
-def warn_away(tracking: TrackingConfig, error: Exception) -> None:
-    """One line of why metrics have to wait."""
-    reason = str(error).splitlines()[0][:200]
-    print(
-        f"tracking: {_shown_uri(tracking)} does not take metrics ({reason}); they are kept in "
-        f"{tracking.spool} and sent when it does",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _shown_uri(tracking: TrackingConfig) -> str:
+def shown_uri(tracking: TrackingConfig) -> str:
     """The server's address without what may be a password."""
     return masked(tracking.uri)

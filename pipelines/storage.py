@@ -30,13 +30,15 @@ from caft.errors import StorageError
 
 TEMPORARY = "tmp"  # ends the names of files that are not whole yet
 COPY_BYTES = 8 * 2**20
-S3_TRIES = 12  # the wait before each is twice the last one's, to 20 s: over two minutes of 503s
-S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+# What accepts a request and then says nothing is given up within two minutes: five times 15 s, and
+# 15 s between them at most. A store that refuses for now is asked for two minutes, by `retried`.
+S3_TRIES = 5
+S3_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0, 20.0, 20.0, 20.0)
 S3_TRANSIENT = re.compile(
     r"AWS Error (INTERNAL_FAILURE|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT)"
     r"|HTTP status (408|425|429|5\d\d)\b|RequestTimeout"
 )
-CONNECT_S, REQUEST_S = 10.0, 60.0
+CONNECT_S, REQUEST_S = 10.0, 15.0
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -100,18 +102,24 @@ def _fsspec(
     """One for all threads of a process; fsspec alone would connect anew for each of them."""
     options: dict[str, Any]
     if protocol == "s3":
-        retries = {"max_attempts": S3_TRIES, "mode": "standard"}
-        limits = {"connect_timeout": CONNECT_S, "read_timeout": REQUEST_S}
-        options = {"endpoint_url": endpoint, "config_kwargs": {"retries": retries, **limits}}
+        options = {"endpoint_url": endpoint, "config_kwargs": botocore_limits()}
     else:
         from aiohttp import ClientTimeout
 
         # aiohttp's own limit is five minutes for a file, however large.
         limit = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=REQUEST_S)
         options = {"client_kwargs": {"timeout": limit}}
-    return fsspec.filesystem(
+    opened = fsspec.filesystem(
         protocol, use_listings_cache=False, skip_instance_cache=True, **options
     )
+    opened.retries = 1  # s3fs' own, beside those of botocore below it
+    return opened
+
+
+def botocore_limits() -> dict[str, Any]:
+    """Of a client of botocore, as its Config takes them."""
+    retries = {"max_attempts": S3_TRIES, "mode": "standard"}
+    return {"retries": retries, "connect_timeout": CONNECT_S, "read_timeout": REQUEST_S}
 
 
 @cache
@@ -156,7 +164,7 @@ def join(root: str, *parts: str) -> str:
 @retried
 def exists(path: str) -> bool:
     fs, inner = filesystem(path)
-    with _reading(path):
+    with reading(path):
         return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
@@ -164,7 +172,7 @@ def exists(path: str) -> bool:
 def size_bytes(path: str) -> int | None:
     """A file's size; None if there is no such file."""
     fs, inner = filesystem(path)
-    with _reading(path):
+    with reading(path):
         return fs.get_file_info(inner).size
 
 
@@ -172,8 +180,17 @@ def size_bytes(path: str) -> int | None:
 def read_bytes(path: str) -> bytes:
     """Raises StorageError when there is no such file or it cannot be read."""
     fs, inner = filesystem(path)
-    with _reading(path), fs.open_input_stream(inner, compression=None) as stream:
+    with reading(path), fs.open_input_stream(inner, compression=None) as stream:
         return stream.read()
+
+
+@retried
+def read_from(path: str, start: int) -> bytes:
+    """A file's bytes from `start` on. Raises StorageError as `read_bytes`."""
+    fs, inner = filesystem(path)
+    with reading(path), fs.open_input_file(inner) as file:
+        file.seek(start)
+        return file.read()
 
 
 @retried
@@ -181,7 +198,7 @@ def sha256(path: str) -> str:
     """Hex digest of a file, read piece by piece. Raises StorageError as `read_bytes`."""
     fs, inner = filesystem(path)
     digest = hashlib.sha256()
-    with _reading(path), fs.open_input_stream(inner, compression=None) as stream:
+    with reading(path), fs.open_input_stream(inner, compression=None) as stream:
         while piece := stream.read(COPY_BYTES):
             digest.update(piece)
     return digest.hexdigest()
@@ -269,7 +286,7 @@ def list_files(path: str, suffix: str = "") -> list[str]:
 def file_sizes(path: str) -> dict[str, int]:
     """Bytes of each file directly in a folder, by name; empty when there is no such folder."""
     fs, inner = filesystem(path)
-    with _reading(path):
+    with reading(path):
         infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
@@ -278,7 +295,7 @@ def file_sizes(path: str) -> dict[str, int]:
 def list_folders(path: str) -> list[str]:
     """Sorted names of the folders directly in a folder; empty when there is no such folder."""
     fs, inner = filesystem(path)
-    with _reading(path):
+    with reading(path):
         infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
@@ -287,7 +304,7 @@ def list_folders(path: str) -> list[str]:
 def delete_file(path: str) -> None:
     """Delete a file if it is there."""
     fs, inner = filesystem(path)
-    with _reading(path, "deleted"), suppress(FileNotFoundError):
+    with reading(path, "deleted"), suppress(FileNotFoundError):
         if fs.get_file_info(inner).is_file:
             fs.delete_file(inner)
 
@@ -295,7 +312,7 @@ def delete_file(path: str) -> None:
 @retried
 def delete_folder(path: str) -> None:
     fs, inner = filesystem(path)
-    with _reading(path, "deleted"), suppress(FileNotFoundError):
+    with reading(path, "deleted"), suppress(FileNotFoundError):
         if exists(path):
             fs.delete_dir(inner)
 
@@ -313,7 +330,7 @@ def opened(path: str) -> Iterator[Path]:
     fs, inner = filesystem(path)
     with tempfile.TemporaryDirectory(prefix="caft-") as folder:
         target = Path(folder, Path(inner).name)
-        with _reading(path):
+        with reading(path):
             if fs.get_file_info(inner).type == pafs.FileType.Directory:
                 target.mkdir()  # Arrow makes the folders in it alone
             pafs.copy_files(inner, str(target), source_filesystem=fs)
@@ -321,7 +338,7 @@ def opened(path: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _reading(path: str, what: str = "read") -> Iterator[None]:
+def reading(path: str, what: str = "read") -> Iterator[None]:
     """Makes what a filesystem raises the one line that a user gets."""
     try:
         yield

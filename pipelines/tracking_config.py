@@ -36,10 +36,6 @@ class TrackingConfig(Config):
     artifact_root: str | None = Field(
         None, description="new experiments keep artifacts here; None: the server's default"
     )
-    spool: str = Field(
-        "~/.local/state/caft/mlflow-spool",
-        description="each machine keeps here what it could not send yet",
-    )
     parent_run_id: str | None = Field(None, description="run that a new one is shown below")
 
     register_model: Annotated[str, AfterValidator(_model_name)] | None = Field(

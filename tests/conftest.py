@@ -118,7 +118,7 @@ def tracking(tmp_path) -> TrackingConfig:
 
 
 def tracking_in(folder: Path) -> TrackingConfig:
-    return TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", spool=str(folder / "spool"))
+    return TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}")
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +131,7 @@ def make_data_config(sample, tmp_path_factory):
         tracking = tracking_in(tmp_path_factory.mktemp("tracking"))
         base = [*paths, f"output={output}", "chunk_rows=60", "download.timeout_s=2"]
         base += ["download.retries=0", "row_group_rows=16"]
-        base += [f"tracking.uri={tracking.uri}", f"tracking.spool={tracking.spool}"]
+        base.append(f"tracking.uri={tracking.uri}")
         return load_config(DataConfig, recipe, [*base, *overrides])
 
     return make

@@ -22,7 +22,7 @@ from pipelines.config import TrackingConfig
 from pipelines.data.config import DataConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.private import LONGEST_SOCKET, require_short_sockets
-from pipelines.runs import check_tracking, start_run
+from pipelines.runs import check_tracking, create_run
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.held_out import check_best_metric
@@ -135,17 +135,15 @@ def test_a_loss_that_the_model_leaves_out_keeps_no_checkpoint():
         ("http://127.0.0.1:{other}", r"tracking\.uri: http://127"),
     ],
 )
-def test_a_tracking_address_that_can_never_work(uri, message, databases, tmp_path):
+def test_a_tracking_address_that_can_never_work(uri, message, databases):
     folder, other = databases
-    tracking = TrackingConfig(
-        uri=uri.format(folder=folder, other=other), spool=str(tmp_path / "spool")
-    )
+    tracking = TrackingConfig(uri=uri.format(folder=folder, other=other))
     with pytest.raises(ConfigError, match=message) as caught:
         check_tracking(tracking)
     assert "\n" not in str(caught.value)
     if "was deleted" in message or "another version" in message:
         with pytest.raises(ConfigError, match=message):
-            start_run(tracking, tmp_path, "train", "x")
+            create_run(tracking, "train x", "key", None)
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +162,8 @@ def databases(tmp_path_factory):
     other.shutdown()
 
 
-def test_a_server_that_does_not_answer_now_may_do_so_later(tmp_path):
-    check_tracking(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}", spool=str(tmp_path)))
+def test_a_server_that_does_not_answer_now_may_do_so_later():
+    check_tracking(TrackingConfig(uri=f"http://127.0.0.1:{free_port()}"))
 
 
 def test_a_relative_address_is_one_place_for_driver_and_workers(tmp_path, monkeypatch):
@@ -299,13 +297,14 @@ def test_a_user_without_name_and_home(tmp_path):
 import pipelines, getpass
 from pathlib import Path
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker
 tracking = TrackingConfig()
 about = About("data", "x", "A test.")
-with Tracker.start(tracking, about, StageConfig(tracking=tracking)) as tracker:
+log = EventLog(OUTPUT, "data")
+with Tracker.start(tracking, about, StageConfig(tracking=tracking), log) as tracker:
     tracker.log_metrics({"rows": 1.0})
-print(getpass.getuser(), Path(tracking.spool).expanduser().parents[2].is_dir())
-"""
+print(getpass.getuser(), Path("~").expanduser().is_dir())
+""".replace("OUTPUT", repr(str(tmp_path / "out")))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     variables = {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(tmp_path)}
     assert unnamed(program, **variables).split() == ["uid-54321", "True"]

@@ -9,7 +9,7 @@ from caft.secrets import HIDDEN, holds_secret, is_secret_name, masked, without_s
 from pipelines.config import StageConfig, TrackingConfig, command
 from pipelines.data.config import DataConfig
 from pipelines.submit.__main__ import job_environment
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker
 
 SECRET = "hunter2andmore"
 SPELLINGS = [
@@ -95,9 +95,11 @@ class Section(StageConfig):
 
 
 def test_parameters_keep_what_is_no_secret_and_nothing_else(tmp_path):
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", spool=str(tmp_path / "spool"))
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     config = Section(tracking=tracking).model_copy(update={"places": (SPELLINGS[0], "/a")})
-    with Tracker.start(tracking, About("train", "x", "A test."), config) as tracker:
+    with Tracker.start(
+        tracking, About("train", "x", "A test."), config, EventLog(str(tmp_path), "train")
+    ) as tracker:
         pass
     logged = MlflowClient(tracking.uri).get_run(tracker.run_id).data.params
     assert logged["max_tokens"] == "77"

@@ -1,31 +1,35 @@
-"""Tracking on a real SQLite store and on a real server that goes away and comes back."""
+"""What a run shows in MLflow, on a real SQLite store, and in the other trackers."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_support import free_port, start_server
 
 from caft.config import load_config
 from caft.errors import ConfigError
-from pipelines.config import StageConfig, TrackingConfig
-from pipelines.runs import check_tracking, find_run, start_run
-from pipelines.tracking import About, DatasetUse, Tracker
+from pipelines import storage
+from pipelines.config import StageConfig
+from pipelines.runs import check_tracking
+from pipelines.tracking import About, DatasetUse, EventLog, Tracker
 
 
-def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
+@pytest.fixture
+def log(tmp_path) -> EventLog:
+    return EventLog(str(tmp_path / "out"), "train")
+
+
+def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, log):
     config = StageConfig(tracking=tracking)
-    (tmp_path / "note.txt").write_text("hello")
-    with Tracker.start(
-        tracking, About("train", "first", "A test."), config, {"data": "abc"}
-    ) as tracker:
+    note = f"{log.output}/note.txt"
+    storage.write_bytes(note, b"hello")
+    about = About("train", "first", "A test.")
+    with Tracker.start(tracking, about, config, log, {"data": "abc"}) as tracker:
         for step in range(3):
             tracker.log_metrics({"loss": 3.0 - step}, step=step)
-        tracker.log_artifact(str(tmp_path / "note.txt"), "notes")
+        tracker.log_artifact(note, "notes")
     client = MlflowClient(tracking.uri)
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
@@ -34,20 +38,21 @@ def test_a_run_holds_parameters_metrics_tags_and_artifacts(tracking, tmp_path):
     assert run.data.tags["stage"] == "train"
     assert [m.value for m in client.get_metric_history(tracker.run_id, "loss")] == [3.0, 2.0, 1.0]
     assert [a.path for a in client.list_artifacts(tracker.run_id, "notes")] == ["notes/note.txt"]
-    assert list(Path(tracking.spool).rglob("*.spool")) == []
 
 
-def test_a_run_says_what_it_is_and_links_to_what_it_builds_on(tracking, monkeypatch):
+def test_a_run_says_what_it_is_and_links_to_what_it_builds_on(tracking, tmp_path, monkeypatch):
     monkeypatch.setenv("CAFT_USER", "ada")
     monkeypatch.setenv("CAFT_GIT_REVISION", "0123456789ab+")
     monkeypatch.setattr("sys.argv", ["caft", "train", "key=a b"])
     config = StageConfig(tracking=tracking)
-    with Tracker.start(tracking, About("data", "cc3m", "Builds a dataset.", "/d/3m"), config) as a:
+    logs = [EventLog(str(tmp_path), name) for name in "abc"]
+    first = About("data", "cc3m", "Builds a dataset.", "/d/3m")
+    with Tracker.start(tracking, first, config, logs[0]) as a:
         pass
     about = About("train", "caft_b 3m", "Trains caft_b.", "/out/run1", "/out/run1/page.html")
     links = {"data": a.run_id, "train": "unknown", "none": ""}
     below = tracking.model_copy(update={"parent_run_id": a.run_id})
-    with Tracker.start(below, about, config, links) as tracker:
+    with Tracker.start(below, about, config, logs[1], links) as tracker:
         pass
     client = MlflowClient(tracking.uri)
     run = client.get_run(tracker.run_id)
@@ -66,144 +71,52 @@ def test_a_run_says_what_it_is_and_links_to_what_it_builds_on(tracking, monkeypa
     kind = client.get_experiment(number).tags["mlflow.experimentKind"]
     assert kind == "custom_model_development"
     client.set_experiment_tag(number, "mlflow.experimentKind", "classification")  # a user's choice
-    with Tracker.start(tracking, about, config):
+    with Tracker.start(tracking, about, config, logs[2]):
         pass
     assert client.get_experiment(number).tags["mlflow.experimentKind"] == "classification"
 
 
-def test_the_machine_s_load_is_logged_with_the_metrics_of_a_step(tracking):
+def test_the_machine_s_load_is_logged_with_the_metrics_of_a_step(tracking, log):
+    """By a worker, of whose metrics the driver sends all."""
     config = StageConfig(tracking=tracking)
-    run_id = Tracker.start(tracking, About("train", "first", "A test."), config).run_id
-    with Tracker(tracking, "train", run_id, system_metrics=True) as tracker:
-        tracker.log_metrics({"loss": 3.0}, step=7)
+    with Tracker.start(tracking, About("train", "first", "A test."), config, log) as driver:
+        worker = Tracker(log, system_metrics=True)
+        worker.log_metrics({"loss": 3.0}, step=7)
+        worker.close()
     client = MlflowClient(tracking.uri)
-    logged = client.get_run(tracker.run_id).data.metrics
+    logged = client.get_run(driver.run_id).data.metrics
     assert 0 <= logged["system/cpu_utilization_percentage"] <= 100
     assert logged["system/system_memory_usage_megabytes"] > 0
-    history = client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
+    history = client.get_metric_history(driver.run_id, "system/cpu_utilization_percentage")
     assert [metric.step for metric in history] == [7]
-    with Tracker.start(
-        tracking, About("train", "first", "A test."), config, run_id=tracker.run_id
-    ) as again:
-        assert again.latest_metrics()["loss"] == 3.0
 
 
-def test_what_was_flushed_is_with_the_server_before_the_run_ends(tracking):
-    config = StageConfig(tracking=tracking)
-    with Tracker.start(tracking, About("train", "first", "A test."), config) as tracker:
-        for step in range(3):
-            tracker.log_metrics({"loss": 3.0 - step}, step=step)
-            tracker.flush()
-            history = MlflowClient(tracking.uri).get_metric_history(tracker.run_id, "loss")
-            assert [metric.step for metric in history] == list(range(step + 1))
-
-
-def test_a_failed_stage_ends_its_run_as_failed(tracking):
+def test_a_failed_stage_ends_its_run_as_failed(tracking, log):
     with (
         pytest.raises(RuntimeError, match="broken"),
         Tracker.start(
-            tracking, About("data", "x", "A test."), StageConfig(tracking=tracking)
+            tracking, About("data", "x", "A test."), StageConfig(tracking=tracking), log
         ) as tracker,
     ):
         raise RuntimeError("broken")
     assert MlflowClient(tracking.uri).get_run(tracker.run_id).info.status == "FAILED"
 
 
-def test_a_dead_server_stops_nothing_and_gets_everything_later(tmp_path):
-    """What a process that was killed could not send, the next stage on its machine does; and any
-    other machine that was given it, once all the same."""
-    port = free_port()
-    tracking = TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / "spool"))
-    config = StageConfig(tracking=tracking)
-    stage = f"""
-import json, os, signal
-from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import About, Tracker
-tracking = TrackingConfig(**{tracking.model_dump()})  # nobody listens there yet
-tracker = Tracker.start(tracking, About("data", "x", "A test."), StageConfig(tracking=tracking))
-tracker.log_metrics({{"rows": 5.0}}, step=1)
-unsent = tracker.flush()  # does not wait for a server that is away
-print(json.dumps([tracker.run_id, tracker.latest_metrics(), unsent]), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    killed = subprocess.run([sys.executable, "-c", stage], capture_output=True, text=True)
-    first, metrics, unsent = json.loads(killed.stdout)
-    assert metrics == {}
-    (root,) = Path(tracking.spool).iterdir()
-    never = root / "a.spool"  # which comes first, of a run that the server does not know
-    never.mkdir()
-    (never / "lock").touch()
-    (never / "events.jsonl").write_text('{"run_id": "deleted", "status": "FINISHED"}\n')
-    server = start_server(tmp_path, port)
-    try:
-        with Tracker.start(
-            tracking, About("train", "y", "A test."), config, {"data": first}
-        ) as second:
-            second.log_metrics({"loss": 1.0}, step=1)
-        client = MlflowClient(tracking.uri)
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        runs = {r.data.tags["stage"]: r for r in client.search_runs([experiment.experiment_id])}
-        assert runs["data"].data.metrics == {"rows": 5.0}
-        assert runs["train"].data.tags["data_run_id"] == runs["data"].info.run_id
-        assert list(root.glob("*.spool")) == [never]
-        elsewhere = tracking.model_copy(update={"spool": str(tmp_path / "elsewhere")})
-        with Tracker(elsewhere, "data", first) as another:
-            another.record_again(unsent)
-            assert another.flush() == []
-        assert len(client.get_metric_history(runs["data"].info.run_id, "rows")) == 1
-    finally:
-        server.terminate()
-        server.wait()
-
-
-@pytest.mark.parametrize("taken_up_on", ["driver", "another"])
-@pytest.mark.slow
-def test_a_run_begun_without_a_server_is_one_run_on_all_machines(
-    taken_up_on, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("pipelines.tracking.tracker.RETRY_AFTER_S", 0.2)
-    port = free_port()
-    machines = {
-        name: TrackingConfig(uri=f"http://127.0.0.1:{port}", spool=str(tmp_path / name))
-        for name in ("driver", "another", "worker")
-    }
-    (tmp_path / "driver").mkdir()
-    begun = start_run(machines["driver"], tmp_path / "driver", "train", "x")
-    joined = Tracker(machines["worker"], "train", begun)
-    joined.log_metrics({"loss": 2.0}, step=1)
-    server = start_server(tmp_path, port)
-    try:
-        tracking = machines[taken_up_on]
-        config = StageConfig(tracking=tracking)
-        with Tracker.start(
-            tracking, About("train", "x", "A test."), config, run_id=begun
-        ) as driver:
-            driver.log_metrics({"loss": 1.0}, step=2)
-        joined.close()
-        client = MlflowClient(tracking.uri)
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        (run,) = client.search_runs([experiment.experiment_id])
-        assert run.info.run_id == find_run(machines["worker"], begun)
-        assert run.info.run_id == driver.run_id == joined.run_id
-        history = client.get_metric_history(run.info.run_id, "loss")
-        assert sorted((metric.step, metric.value) for metric in history) == [(1, 2.0), (2, 1.0)]
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def test_datasets_and_final_models_can_be_followed_from_run_to_run(tracking):
+def test_datasets_and_final_models_can_be_followed_from_run_to_run(tracking, log, tmp_path):
     config = StageConfig(tracking=tracking)
     digest = "0123456789abcdef" * 4
     dataset = DatasetUse("3m", digest, "s3://bucket/3m", {"num_rows": 5, "captions": 9}, "training")
     register = tracking.model_copy(update={"register_model": "caft"})
-    with Tracker.start(register, About("train", "caft_b 3m", "Trains."), config) as train:
+    with Tracker.start(register, About("train", "caft_b 3m", "Trains."), config, log) as train:
         train.log_datasets([dataset])
         for step in (10, 20):
             train.log_metrics({"eval/whole_t2i_r1": step / 100, "train/lr": 0.1}, step)
         train.log_model("caft_b run1.0", 20, "/out/final", {"lr": 0.5})
         train.log_model("caft_b run1.0", 20, "/out/final", {"lr": 0.5})  # a driver that resumes
-    with Tracker.start(tracking, About("evaluate", "caft_b", "Scores."), config) as evaluate:
+    scored = EventLog(str(tmp_path), "evaluate")
+    with Tracker.start(
+        tracking, About("evaluate", "caft_b", "Scores."), config, scored
+    ) as evaluate:
         evaluate.log_datasets([dataset])
         scores = {"scenes/whole_t2i_r1": 0.7}
         evaluate.log_metrics(scores, 20, model_of=train.run_id, dataset=dataset)
@@ -243,9 +156,10 @@ def test_a_run_is_shown_in_tensorboard_and_wandb_too(tracking, tmp_path):
 import io
 from PIL import Image
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker
 tracking = TrackingConfig(**{tracking.model_dump() | more})
-with Tracker.start(tracking, About("train", "x", "A test."), StageConfig(tracking=tracking)) as run:
+log, about = EventLog({str(tmp_path / "out")!r}, "train"), About("train", "x", "A test.")
+with Tracker.start(tracking, about, StageConfig(tracking=tracking), log) as run:
     for step in (1, 2):
         run.log_metrics({{"loss/total": 3.0 - step}}, step)
     png = io.BytesIO()

@@ -24,10 +24,11 @@ class Without:
             return PathFinder.find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.tracking import About, DatasetUse, ModelMade, Tracker
-tracking = TrackingConfig(uri=sys.argv[1], experiment="skinny", spool=sys.argv[3])
+from pipelines.tracking import About, EventLog, Tracker
+tracking = TrackingConfig(uri=sys.argv[1], experiment="skinny")
+log = EventLog(sys.argv[3], "train")
 config = StageConfig(tracking=tracking)
-with Tracker.start(tracking, About("train", "tiny", "A test."), config) as tracker:
+with Tracker.start(tracking, About("train", "tiny", "A test."), config, log) as tracker:
     tracker.log_metrics({"loss/total": 2.0}, step=1)
     tracker.log_table([{"a": 1}], "rows")
     tracker.set_tags({"kind": "test"})
@@ -50,7 +51,7 @@ def test_a_run_is_logged_without_what_mlflow_s_server_needs(tmp_path):
     try:
         uri = f"http://127.0.0.1:{port}"
         run = subprocess.run(
-            [sys.executable, "-c", PROGRAM, uri, " ".join(blocked), str(tmp_path / "spool")],
+            [sys.executable, "-c", PROGRAM, uri, " ".join(blocked), str(tmp_path / "out")],
             env=os.environ, capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr

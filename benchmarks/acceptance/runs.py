@@ -73,7 +73,7 @@ def training(workers: int, small: bool) -> dict[str, Any]:
             "ingest.window_steps=4", f"scaling.num_workers={workers}", f"scaling.use_gpu={cuda}",
             f"deepspeed.precision={'bfloat16' if cuda else 'float32'}",
             f"optimizer.warmup_steps={1 if small else 40}", "checkpoint.every_steps=100000",
-            f"tracking.uri=sqlite:///{folder}/mlflow.db", f"tracking.spool={folder}/spool",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db",
         ]  # fmt: skip
         run(load_config(TrainConfig, str(DEMO), overrides))
         model = caft.load_model(Path(folder) / "run" / FINAL)

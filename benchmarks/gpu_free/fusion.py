@@ -26,6 +26,7 @@ EXTERN = set(
 SCATTERS = {"index_put", "index_put_", "_unsafe_index_put", "scatter", "scatter_add"}
 SCATTER_KERNELS = 2  # zeros and atomic sums, without the sort of the eager operation
 TAKES = {"index", "_unsafe_index", "embedding", "gather", "index_select"}
+MOST_READS, MOST_OPERATIONS = 4, 30  # of what is computed again, as Inductor's defaults have it
 REDUCTIONS = {"sum", "mean", "amax", "amin", "var_mean", "var", "argmax", "argmin", "any", "prod"}
 
 
@@ -46,10 +47,11 @@ def kernels_of(graph: fx.Graph) -> list[Kernel]:
     them.
 
     Operations between two library calls that read each other's results are one kernel: it reads
-    once what comes from outside and writes what is read outside. A reduction over other than the
-    last dimensions is one more, and reads its input again. Neighbours that only share an input
-    stay apart, and what Inductor computes twice to save memory is written here: both cost more
-    than in its own code.
+    once what comes from outside and writes what is read outside. What is cheap to compute from few
+    tensors is never written for another kernel, which computes it again, as Inductor has it. A
+    reduction over other than the last dimensions is one more kernel, and reads its input again,
+    unless the same kernel reduces along the last one: Inductor reduces both ways in one pass.
+    Neighbours that only share an input stay apart, which costs more than in its own code.
     """
     return _Fused(graph).kernels()
 
@@ -95,37 +97,80 @@ class _Fused:
         groups: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         for node in self.fused:
             groups[self.find(node)].add(node)
+        self.cheap = self._cheap()
+        stored = self._read_by_calls()
+        while True:  # what a kernel computes again makes it read, and others store, other tensors
+            found = [self.group(members, stored) for members in groups.values()]
+            needed = stored.union(*(reads.keys() for _, reads in found))
+            if needed == stored:
+                break
+            stored = needed
         made = [self.library_call(n) for n in self.nodes if _name(n) in EXTERN]
-        return made + [k for k in map(self.group, groups.values()) if k.bytes]
+        return made + [kernel for kernel, _ in found if kernel.bytes]
 
-    def group(self, members: set[fx.Node]) -> Kernel:
+    def _cheap(self) -> dict[fx.Node, tuple[set[fx.Node], int]]:
+        """Nodes that other kernels compute again: what of memory they read, and operations."""
+        found: dict[fx.Node, tuple[set[fx.Node], int]] = {}
+        for node in self.fused:
+            if _name(node) in REDUCTIONS or _name(node) in TAKES or _name(node) == "cat":
+                continue
+            reads, operations = set(), 1
+            for source in map(self.root, node.all_input_nodes):
+                of_source, more = found.get(source, ({source}, 0))
+                reads |= of_source
+                operations += more
+            light = sum(map(_bytes, reads)) <= _bytes(node)
+            if len(reads) <= MOST_READS and operations <= MOST_OPERATIONS and light:
+                found[node] = (reads, operations)
+        return found
+
+    def _read_by_calls(self) -> set[fx.Node]:
+        """Nodes that library calls and the graph's output read."""
+        found = set()
+        for node in self.fused:
+            if any(self._stores(user) for user in node.users):
+                found.add(node)
+        return found
+
+    def _stores(self, user: fx.Node) -> bool:
+        if user.op == "output" or _name(user) in EXTERN:
+            return True
+        return self.is_alias(user) and any(self._stores(further) for further in user.users)
+
+    def group(
+        self, members: set[fx.Node], stored: set[fx.Node]
+    ) -> tuple[Kernel, dict[fx.Node, int]]:
+        """A kernel that leaves those of `members` in memory that are in `stored`, and what it
+        reads."""
+        computed: set[fx.Node] = set()
+        due = [node for node in members if node in stored]
         read: dict[fx.Node, int] = {}
-        for node in members:
+        while due:
+            node = due.pop()
+            if node in computed:
+                continue
+            computed.add(node)
             takes = _name(node) in TAKES
             for position, source in enumerate(node.all_input_nodes):
                 root = self.root(source)
                 if root in members:
+                    due.append(root)
                     continue
-                size = _bytes(node) if takes and position == 0 else _bytes(source)
-                read[root] = max(read.get(root, 0), size)
-        written = sum(_bytes(n) for n in members if self.leaves(n, members))
-        columns = [n for n in members if n in self.columns]
-        again = sum(_bytes(n.all_input_nodes[0]) for n in columns)
-        largest = max(members, key=_bytes)
-        launches = 1 + len(columns)
-        return Kernel("fused", _dtype(largest), launches, sum(read.values()) + written + again, 0)
-
-    def leaves(self, node: fx.Node, members: set[fx.Node]) -> bool:
-        """Whether something outside the kernel reads `node`, itself or by a view."""
-        for user in node.users:
-            if user.op == "output":
-                return True
-            if self.is_alias(user):
-                if self.leaves(user, members):
-                    return True
-            elif user not in members:
-                return True
-        return False
+                for known in self.cheap[root][0] if root in self.cheap else {root}:
+                    if known in members:
+                        due.append(known)
+                        continue
+                    size = _bytes(source) if known is root else _bytes(known)
+                    size = _bytes(node) if takes and position == 0 else size
+                    read[known] = max(read.get(known, 0), size)
+        written = sum(map(_bytes, computed & stored))
+        columns = [n for n in computed if n in self.columns]
+        rows = any(_name(n) in REDUCTIONS and n not in self.columns for n in computed)
+        again = 0 if rows else sum(_bytes(n.all_input_nodes[0]) for n in columns)
+        size = sum(read.values()) + written + again
+        largest = max(computed, key=_bytes, default=None)
+        dtype = _dtype(largest) if largest is not None else ""
+        return Kernel("fused", dtype, 1 + len(columns), size, 0), read
 
     def library_call(self, node: fx.Node) -> Kernel:
         values = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])

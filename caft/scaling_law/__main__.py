@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from caft.errors import CAFTError
+from caft.errors import CAFTError, DataError
 from caft.extras import command_needs
 
 with command_needs("pipelines", "caft.scaling_law"):
@@ -92,13 +92,24 @@ def _run(args: argparse.Namespace) -> None:
     units = _units(args.units)
     table_rows = read_table(args.runs)
     rows = keep_rows(table_rows, args.where, args.runs) if args.where else table_rows
-    studies = []
+    studies, failed, without = [], [], []
     for target in targets:
-        families = select_runs(rows, args.runs, target, columns)
-        studies.append(
-            study_runs(target.name, families, args.budget, args.bins, args.forms, args.replicates)
-        )
+        try:
+            families = select_runs(rows, args.runs, target, columns)
+        except DataError as error:  # of this target's cells: the others are reported all the same
+            failed.append(error)
+            continue
+        asked = (target.name, families, args.budget, args.bins, args.forms, args.replicates)
+        try:
+            studies.append(study_runs(*asked))
+        except DataError as error:
+            without.append(f"{target.name}: no law: {error}")
+            continue
         print(table(studies[-1]), end="\n\n", flush=True)
+    if not studies:
+        raise failed[0] if failed else DataError("; ".join(without))
+    for reason in without:
+        print(reason, end="\n\n", flush=True)
     used = {name: column for name, column in named.items() if column and name != "best_over"}
     bins = {None: "all runs that no run of as little compute equals", 0: "all runs"}
     facts = {
@@ -109,8 +120,12 @@ def _run(args: argparse.Namespace) -> None:
         "front": bins.get(args.bins, f"best of {args.bins} equal intervals of log compute"),
         "intervals": f"95%, from {args.replicates} repetitions of the experiment",
     }
+    if without:
+        facts["left out"] = "; ".join(without)
     paths = write_report(studies, facts, args.output)
     print("wrote " + ", ".join(map(str, paths)), flush=True)
+    if failed:
+        raise failed[0]
 
 
 def _units(given: list[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from caft.errors import DataError
 
 Row = Mapping[str, str]
 LINE = "\0line"  # of a row in its file; no column is called that
+MISSING = ("", "nan", "na", "n/a", "null", "none", "-")
 
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -87,14 +88,14 @@ def keep_rows(rows: Sequence[Row], condition: str, path: Path) -> list[Row]:
 
 
 def cell_number(row: Row, path: Path, column: str) -> float | None:
-    """A cell as a number; None where it is empty or NaN.
+    """A cell as a number; None where it is empty, or written as what stands for no number.
 
     Raises:
         DataError: text, or infinity.
     """
     text = row[column].strip()
     try:
-        value = float(text) if text else math.nan
+        value = math.nan if text.lower() in MISSING else float(text)
     except ValueError:
         raise DataError(f"{where(row, path)}: {column} is {text!r}, not a number") from None
     if math.isinf(value):

@@ -61,9 +61,15 @@ class SFCN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities (B, 9, H, W) of images (B, 3, H, W), RGB in 0 .. 1 less `RGB_MEAN`.
 
-        H and W are multiples of 16. The nine cells are the pixel's own and its neighbours: top
-        left, top, top right, left, own, right, bottom left, bottom, bottom right.
+        In float32 at least: those of half precision would tie. H and W are multiples of 16. The
+        nine cells are the pixel's own and its neighbours: top left, top, top right, left, own,
+        right, bottom left, bottom, bottom right.
         """
+        scores = self.scores(images)
+        return scores.softmax(dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Logits of the probabilities, in the network's own precision."""
         levels = range(len(WIDTHS))
         skips = []
         features = images
@@ -75,9 +81,7 @@ class SFCN(nn.Module):
             raised = self.get_submodule(f"deconv{level}")(features)
             features = torch.cat([skips[level], raised], dim=1)
             features = self.get_submodule(f"conv{level}_1")(features)
-        # In float32 at least: probabilities of half precision would tie.
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        return self.pred_mask0(features).softmax(dim=1, dtype=dtype)
+        return self.pred_mask0(features)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,7 +99,8 @@ class StoredNorm(nn.BatchNorm2d):
 
 
 def decode_labels(probabilities: Tensor) -> Tensor:
-    """Label map (B, H, W) int64 of probabilities (B, 9, H, W): each pixel's likeliest cell.
+    """Label map (B, H, W) int64 of probabilities (B, 9, H, W), or of their logits: each pixel's
+    likeliest cell.
 
     Cells are numbered row by row. Beyond the border lie the border's own cells again.
     """

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.data.captions import split_captions
-from pipelines.data.config import DataConfig, SourceConfig
+from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated
 from pipelines.data.dedup.index import INDEX_SCHEMA
@@ -28,13 +28,12 @@ from pipelines.data.images.prepare import ImageRefused
 from pipelines.data.join.flow import set_joined
 from pipelines.data.join.match import joined_captions
 from pipelines.data.join.values import image_fields
-from pipelines.data.paths import Chunk, Layout
+from pipelines.data.paths import Chunk, Layout, read_receipt
 from pipelines.data.plan import in_share
 from pipelines.data.reasons import REASONS
 from pipelines.data.seen import Seen
 from pipelines.data.sources import LeftOut, fetch_file, is_file, parse_rows, read_container
-from pipelines.data.sources.rows import new_row
-from pipelines.data.sources.tar_members import DamagedTar
+from pipelines.data.sources.tars import to_its_end
 from pipelines.data.write import ParquetSink, read_table
 from pipelines.failures import located
 
@@ -63,9 +62,10 @@ def process_chunk(
         equal: rows whose URL another row has, and captions that come to the chunk's.
     """
     receipt = layout.receipt("chunk", chunk.number)
-    if not storage.exists(receipt):
-        with suppress(_Overtaken):
-            storage.write_json(receipt, _process(chunk, equal, config, layout, evaluation))
+    if (done := read_receipt(receipt)) is not None:
+        return done
+    with suppress(_Overtaken):
+        storage.write_json(receipt, _process(chunk, equal, config, layout, evaluation))
     return storage.read_json(receipt)
 
 
@@ -112,7 +112,7 @@ def _process(
                 rejects.add(reject_row(row))
             seconds["prepare"] += decoded - started
             seconds["write"] += time.perf_counter() - decoded
-        if storage.exists(layout.receipt("chunk", chunk.number)):
+        if read_receipt(layout.receipt("chunk", chunk.number)) is not None:
             raise _Overtaken
     return {
         "chunk": chunk.number,
@@ -147,7 +147,7 @@ def read_chunk(
     if chunk.container:
         columns = tuple(dict.fromkeys([*config.filters.columns, *image_fields(source)]))
         container = read_container(chunk.path, source, columns, left_out, chunk.span)
-        rows = _to_its_end(chunk.path, source, container)
+        rows = to_its_end(chunk.path, source, container)
     else:
         table = read_table(storage.join(layout.output, chunk.path))
         if moved is not None:
@@ -162,17 +162,6 @@ def read_chunk(
         if chunk.container and not in_share(row["key"], source.weight):
             row |= {"reason": "not_sampled", "data": None}
         yield row
-
-
-def _to_its_end(
-    path: str, source: SourceConfig, rows: Iterator[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """A container's rows; what a damaged one does not give is one row more, rejected."""
-    try:
-        yield from rows
-    except DamagedTar as error:
-        row = new_row(f"{path}::", source)
-        yield row | {"reason": "bad_row", "detail": str(error).removeprefix(f"{path}: ")}
 
 
 def refuse_before_download(

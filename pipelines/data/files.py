@@ -19,7 +19,7 @@ from pipelines.data.chunk import CANDIDATE_REJECT_SCHEMA, CANDIDATE_SCHEMA, PLAC
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import DATASET_SCHEMA, REJECT_SCHEMA
 from pipelines.data.dedup.duplicates import drops_path
-from pipelines.data.paths import ROWS_PER_CHUNK, Chunk, Layout
+from pipelines.data.paths import ROWS_PER_CHUNK, Chunk, Layout, read_receipt
 from pipelines.data.reasons import REASONS
 from pipelines.data.write import ParquetSink, group_ends, image_bytes, read_table
 
@@ -57,8 +57,8 @@ def write_files(
         the manifest's entries: `part` (None without rows) and `rejects`, a list.
     """
     receipt = layout.receipt("files", number)
-    if storage.exists(receipt):  # Ray has started the task again; candidates may be gone
-        return storage.read_json(receipt)
+    if (done := read_receipt(receipt)) is not None:  # Ray has started the task again
+        return done
     source = config.sources[chunks[0].source].name
     drops = read_table(drops_path(layout))
     rejects = []

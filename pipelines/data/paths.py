@@ -4,7 +4,10 @@ Shared by plan, chunks, duplicates and writing, so that a run taken up again fin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from caft.documents import parse_json
+from caft.errors import DataError
 from pipelines import storage
 
 CONFIG_COPY, IDENTITY, RUN = "data.yaml", "identity.json", "run.json"
@@ -48,12 +51,9 @@ class Layout:
         return storage.join(self.work, f"{step}-{number:05d}.json")
 
     def tracked_run(self) -> str | None:
-        """The MLflow run of an attempt at this generation that did not finish."""
+        """The MLflow run of an attempt by an earlier version that did not finish."""
         path = storage.join(self.work, RUN)
         return str(storage.read_json(path)["run_id"]) if storage.exists(path) else None
-
-    def keep_tracked_run(self, run_id: str) -> None:
-        storage.write_json(storage.join(self.work, RUN), {"run_id": run_id})
 
     def relative(self, path: str) -> str:
         """A path below the output, without it: what a manifest holds, so that a set can move."""
@@ -88,3 +88,19 @@ class Chunk:
 
 # A row's number in the whole set: its chunk's number times this, plus its place in the chunk.
 ROWS_PER_CHUNK = 2**32
+
+
+RECEIPT_KEYS = {"chunk": ("input_rows", "kept", "reasons"), "files": ("part", "rejects")}
+
+
+def read_receipt(path: str) -> dict[str, Any] | None:
+    """A receipt of a step; None where there is none, or one that is cut or of another shape: what
+    it stood for is made again."""
+    if not storage.exists(path):
+        return None
+    keys = RECEIPT_KEYS[path.rpartition("/")[2].partition("-")[0]]
+    try:
+        receipt = parse_json(storage.read_bytes(path), path, DataError)
+    except DataError:
+        return None
+    return receipt if isinstance(receipt, dict) and set(keys) <= set(receipt) else None

@@ -33,7 +33,7 @@ from pipelines.data.sources.raw import RAW_SCHEMA, caption_characters, text_keys
 from pipelines.data.stage import BEHAVIOURS, Entries, about, build, finish, make_manifest
 from pipelines.data.write import ParquetSink, read_table, write_table
 from pipelines.identity import require_same_behaviour
-from pipelines.tracking import Tracker
+from pipelines.tracking import EventLog, Tracker, send_rest
 
 FIRST_KNOWN = 2**24  # numbers of the indices of what the dataset holds, beyond those of chunks
 # Reasons that another try may change: the rest follow from the list and the configuration.
@@ -72,9 +72,11 @@ def _retry(dataset: Dataset, config: DataConfig, layout: Layout, reasons: Sequen
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     print(f"data: {rows:,} rows to try again: {', '.join(reasons)}", flush=True)
     again = about(config, f"Tries {rows:,} rejected rows again ({', '.join(reasons)}).")
-    earlier = layout.tracked_run()
-    with Tracker.start(config.tracking, again, config, run_id=earlier) as tracker:
-        layout.keep_tracked_run(tracker.run_id)
+    send_rest(config.tracking, layout.output)
+    log = EventLog(layout.output, f"retry-{layout.generation}")
+    with Tracker.start(
+        config.tracking, again, config, log, earlier=layout.tracked_run()
+    ) as tracker:
         known = _index_known(dataset, layout)
         added = build(config, layout, plan, known)
         merged = Entries(

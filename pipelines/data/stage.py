@@ -30,7 +30,7 @@ from pipelines.data.files import (
     write_files,
 )
 from pipelines.data.filters import check_filters
-from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout
+from pipelines.data.paths import CONFIG_COPY, IDENTITY, Chunk, Layout, read_receipt
 from pipelines.data.plan import Plan, make_plan
 from pipelines.data.seen import texts_of, work_of
 from pipelines.data.sources import detect_kind, source_identity
@@ -44,7 +44,7 @@ from pipelines.identity import (
 )
 from pipelines.progress import Progress
 from pipelines.prometheus import report_rows
-from pipelines.tracking import About, DatasetUse, Tracker
+from pipelines.tracking import About, DatasetUse, EventLog, Tracker, send_rest
 from pipelines.workers import cluster_cpus, run_tasks
 
 # What may differ when a run is taken up again: it changes the speed, not the rows.
@@ -72,6 +72,7 @@ def run(config: DataConfig) -> None:
     if storage.exists(storage.join(output, MANIFEST)):
         manifest = storage.read_json(storage.join(output, MANIFEST))
         delete_leftovers(output, manifest)  # a run may have ended between manifest and this
+        send_rest(config.tracking, output, "FINISHED")
         print(f"data: finished before: {output}\n{summary(manifest['counts'])}", flush=True)
         return
     delete_temporaries(layout)
@@ -88,9 +89,11 @@ def _make(config: DataConfig, layout: Layout) -> None:
     rows = sum(chunk.rows or 0 for chunk in plan.chunks)
     if not storage.exists(layout.work):  # a run that goes on has used some of the space already
         user_paths.check_space(output, rows * BYTES_PER_ROW)
-    earlier = layout.tracked_run()
-    with Tracker.start(config.tracking, about(config), config, run_id=earlier) as tracker:
-        layout.keep_tracked_run(tracker.run_id)
+    log, earlier = EventLog(output, "data"), layout.tracked_run()
+    inputs = [source.path for source in config.sources if detect_kind(source) == "dataset"]
+    with Tracker.start(
+        config.tracking, about(config), config, log, earlier=earlier, inputs=inputs
+    ) as tracker:
         entries = build(config, layout, plan)
         manifest = make_manifest(config, plan.fingerprint, entries, 0, tracker.run_id)
         if manifest["counts"]["kept"] == 0:
@@ -347,14 +350,16 @@ def _write_groups(
 
 
 def _receipts(layout: Layout, step: str) -> dict[int, dict[str, Any]]:
-    """Receipts that are there, by number."""
+    """Receipts that are there, by number. One that is cut or of another shape is none: its piece is
+    made again."""
     names = [name for name in storage.list_files(layout.work, ".json") if name.startswith(step)]
     paths = [storage.join(layout.work, name) for name in names]
     with ThreadPoolExecutor(RECEIPT_READERS) as readers:
-        receipts = list(readers.map(storage.read_json, paths))
+        receipts = list(readers.map(read_receipt, paths))
     return {
         int(name.removesuffix(".json").rsplit("-", 1)[-1]): receipt
         for name, receipt in zip(names, receipts, strict=True)
+        if receipt is not None
     }
 
 

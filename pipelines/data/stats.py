@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,10 +78,7 @@ def publish(path: str, manifest: dict[str, Any], tracker: Tracker) -> None:
         dataset = Dataset(path, manifest, files, rejects)
         html = render(dataset, datetime.now(UTC)).encode()
         storage.write_bytes(page, html)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder, PAGE)
-            copy.write_bytes(html)
-            tracker.log_artifact(str(copy))
+        tracker.log_artifact(page)
     except Exception as error:  # hours of downloads must not hang on a page
         print(
             f"data: {page}: not written ({error}); python -m pipelines.data stats {path} writes "

@@ -164,7 +164,6 @@ def _tracking(root: Path) -> TrackingConfig:
     return TrackingConfig(
         uri=f"sqlite:///{root / 'mlflow.db'}",
         experiment="caft-demo",
-        spool=str(root / "mlflow-spool"),
     )
 
 

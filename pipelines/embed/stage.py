@@ -44,7 +44,7 @@ from pipelines.identity import (
     require_same_config,
 )
 from pipelines.progress import Progress
-from pipelines.tracking import About, DatasetUse, Tracker
+from pipelines.tracking import About, DatasetUse, EventLog, Tracker, send_rest
 from pipelines.workers import cluster_cpus, run_tasks
 
 CONFIG_COPY = "embed.yaml"
@@ -88,6 +88,7 @@ def run(config: EmbedConfig) -> None:
     if storage.exists(storage.join(output, MANIFEST)):
         manifest = storage.read_json(storage.join(output, MANIFEST))
         _delete_work(layout)  # a run may have ended between manifest and this
+        send_rest(config.tracking, output, "FINISHED")
         print(f"embed: finished before: {output}\n{summary(manifest['counts'])}", flush=True)
         return
     delete_temporaries(layout)
@@ -157,8 +158,8 @@ def _make(
         config.output,
     )
     links = {"train": checkpoint.run_id}
-    with Tracker.start(config.tracking, about, config, links, layout.tracked_run()) as tracker:
-        layout.keep_tracked_run(tracker.run_id)
+    log, inputs = EventLog(config.output, "embed"), checkpoint.trained_in
+    with Tracker.start(config.tracking, about, config, log, links, inputs=inputs) as tracker:
         started = time.monotonic()
         before = sum(p.rows for pieces in pieces_of(layout).values() for p in pieces)
         receipts = _embed(config, data, layout, plan, adapter)

@@ -31,6 +31,12 @@ class Checkpoint:
         """What checkpoints of one training run have in common."""
         return self.run_id or self.place
 
+    @property
+    def trained_in(self) -> list[str]:
+        """The output of its training run, where it is of one."""
+        folder = self.place.rstrip("/").rpartition("/")[0]
+        return [folder.removesuffix(f"/{CHECKPOINTS}")] if self.run_id else []
+
     def open(self) -> Adapter:
         return self.adapter or open_adapter(self.place)
 

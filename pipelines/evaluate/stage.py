@@ -4,14 +4,13 @@ Finished results are recognised by checkpoint, datasets and configuration, and k
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,7 +35,7 @@ from pipelines.evaluate.tracked import detail_tables, headlines
 from pipelines.failures import understood
 from pipelines.run_layout import FINAL
 from pipelines.runs import run_page
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.workers import cluster_cpus
 
 TABLE, REPORT = "metrics.csv", "report.html"
@@ -96,6 +95,7 @@ def run(config: EvaluateConfig) -> None:
     ]
     runs = {e.checkpoint.series: run_id for e in evaluations if (run_id := e.known_run(config))}
     open_ones = [e for e in evaluations if not storage.exists(e.metrics)]
+    send_rest(config.tracking, output, "KILLED" if open_ones else "FINISHED")
     if open_ones:
         user_paths.check_space(output, REPORT_BYTES * len(open_ones))
         _evaluate(config, open_ones, benchmarks, runs)
@@ -148,12 +148,16 @@ def _evaluate(
         trackers = {}
         for series, first in reversed(by_series.items()):
             links = _links(first.checkpoint, benchmarks)
+            datasets = {b.dataset.path for b in benchmarks if b.dataset}
+            digest = hashlib.sha256(series.encode()).hexdigest()[:12]
             tracker = Tracker.start(
                 config.tracking,
                 _about(config, [e for e in evaluations if e.checkpoint.series == series], names),
                 config,
+                EventLog(config.output, f"evaluate-{digest}"),
                 links,
                 runs.get(series),
+                [*first.checkpoint.trained_in, *sorted(datasets)],
             )
             trackers[series] = tracker
             labels = [e.checkpoint.label for e in evaluations if e.checkpoint.series == series]
@@ -273,19 +277,18 @@ def _evaluate_one(
         TABLE: to_csv([results]),
         EXAMPLES: json.dumps(examples),
         REPORT: report_page(Evaluated(results, examples)),
-        METRICS: json.dumps(results, indent=2),
     }
     files = {name: text.encode() for name, text in texts.items()}
     for each in scored:
         files |= item_files(each.benchmark.name, each.results.items)
     folder = None if output == config.output else checkpoint.label
-    _attach(tracker, files, folder)
+    for name, data in files.items():
+        storage.write_bytes(path := storage.join(output, name), data)
+        tracker.log_artifact(path, folder)
     for name, rows in detail_tables(results["benchmarks"], results["score"]).items():
         tracker.log_table(rows, name, folder)
-    for name, data in files.items():
-        if name != METRICS:
-            storage.write_bytes(storage.join(output, name), data)
     storage.write_json(evaluation.metrics, results)  # last: with it the evaluation is finished
+    tracker.log_artifact(evaluation.metrics, folder)
 
 
 def _side_by_side(config: EvaluateConfig, count: int) -> int:
@@ -333,13 +336,6 @@ def _about(
         config.output,
         storage.join(first.output, REPORT) if is_alone else None,
     )
-
-
-def _attach(tracker: Tracker, files: Mapping[str, bytes], folder: str | None) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, data in files.items():
-            (Path(temporary) / name).write_bytes(data)
-            tracker.log_artifact(str(Path(temporary) / name), folder)
 
 
 def _print_results(

@@ -30,7 +30,7 @@ from pipelines.sweep.results import PointConfig, collect, errors_of
 from pipelines.sweep.schedule import Scheduler, room_for
 from pipelines.sweep.state import Store
 from pipelines.sweep.tasks import all_tasks
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.train.ingest import index_row_groups
 
 RUNS, RUN = "runs.csv", "run.json"
@@ -78,7 +78,9 @@ def run(config: SweepConfig) -> None:
         config.output,
         storage.join(_fits(config), "fit.html"),
     )
-    with Tracker.start(config.tracking, about, config, run_id=_known(config)) as parent:
+    send_rest(config.tracking, config.output)  # of points
+    log = EventLog(config.output, "sweep")
+    with Tracker.start(config.tracking, about, config, log, earlier=_known(config)) as parent:
         storage.write_json(storage.join(config.output, RUN), {"run_id": parent.run_id})
         storage.write_bytes(storage.join(config.output, "sweep.yaml"), to_yaml(config).encode())
         tracking = config.tracking.model_copy(update={"parent_run_id": parent.run_id})
@@ -98,8 +100,7 @@ def run(config: SweepConfig) -> None:
                 print(f"sweep: not done: {point.name}: {_why(store, point)}", flush=True)
         _fit(config, points, rows)
         for name in (RUNS, *(f"{FIT}/{file}" for file in storage.list_files(_fits(config)))):
-            with storage.opened(storage.join(config.output, name)) as local:
-                parent.log_artifact(str(local))
+            parent.log_artifact(storage.join(config.output, name))
 
 
 def fit(config: SweepConfig) -> None:
@@ -137,7 +138,8 @@ def _log(point: Point, config: SweepConfig, tracking: TrackingConfig, rows: int)
         f"One point of a scaling study: {setting.family} {setting.size} after {point.samples:,} "
         f"samples at learning rate {setting.recipe.optimizer.lr:g}.",
     )
-    tracker = Tracker.start(tracking, about, PointConfig.of(point, rows))
+    log = EventLog(config.output, f"point-{point.name}")
+    tracker = Tracker.start(tracking, about, PointConfig.of(point, rows), log)
     tracker.set_tags({"family": setting.family, "size": setting.size})
     tracker.log_metrics(errors_of(point, config), step=point.samples)
     tracker.close("FINISHED")

@@ -69,11 +69,17 @@ class About:
         return [*lines, "", "The command that repeats it:", "", "```", command(), "```"]
 
 
-def description_with_links(lines: Sequence[str], links: Mapping[str, str]) -> str:
-    """The description with a line of links, stage -> Markdown, after the sentence."""
+def description_with_links(
+    lines: Sequence[str], links: Mapping[str, str], instead_of: str | None
+) -> str:
+    """The description with lines of links, stage -> Markdown, and of the run that this one was made
+    in place of, after the sentence."""
     start, rest = list(lines[:2]), list(lines[2:])
-    shown = [f"- built on: {', '.join(f'{name} {link}' for name, link in links.items())}"]
-    return "\n".join([*start, *(shown if links else []), *rest])
+    if links:
+        start.append(f"- built on: {', '.join(f'{name} {link}' for name, link in links.items())}")
+    if instead_of:
+        start.append(f"- in place of: `{instead_of}`")
+    return "\n".join([*start, *rest])
 
 
 def command() -> str:

@@ -18,7 +18,7 @@ from pipelines import storage, user_paths
 from pipelines.config import stage_main
 from pipelines.data.dataset import open_dataset, read_manifest, use_of
 from pipelines.run_layout import CONFIG_COPY, FINAL, RESULT, RUN
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 from pipelines.tracking.about import last_part
 from pipelines.train.attempts import train_to_the_end
 from pipelines.train.checkpoints.store import CheckpointStore
@@ -75,6 +75,7 @@ def run(config: TrainConfig) -> None:
     if finished:
         step = storage.read_json(storage.join(output, RESULT))["step"]
         restore_final(config, step)
+        send_rest(config.tracking, output, "FINISHED")
         print(f"train: finished before, at step {step:,}: {final}", flush=True)
         return
     groups = index_row_groups(dataset, config.split)
@@ -109,7 +110,11 @@ def run(config: TrainConfig) -> None:
         f"{config.global_batch:,} images, {config.epochs:g} epochs.",
         output,
     )
-    with Tracker.start(config.tracking, about, config, links, known_run_id(output)) as tracker:
+    log, store = EventLog(output, "train"), CheckpointStore(output)
+    with Tracker.start(
+        config.tracking, about, config, log, links, known_run_id(output), [config.dataset]
+    ) as tracker:
+        tracker.record_again(store.unsent(store.newest_step()))
         known = begun(model, dataset.fingerprint, tracker.run_id, start_from)
         storage.write_json(storage.join(output, RUN), known)
         storage.write_bytes(storage.join(output, CONFIG_COPY), to_yaml(config).encode())
@@ -136,14 +141,9 @@ def run(config: TrainConfig) -> None:
             subset,
             start_from,
         )
-        store = CheckpointStore(output)
         train_to_the_end(job, store.newest_step)
         manifest = storage.read_json(storage.join(final, MANIFEST))
-        tracker.record_again(store.unsent(manifest["step"]))
-        result = {"step": manifest["step"], "metrics": manifest["metrics"]}
-        storage.write_json(storage.join(output, RESULT), result)
-        with storage.opened(storage.join(final, MANIFEST)) as local:
-            tracker.log_artifact(str(local), "checkpoint")
+        tracker.log_artifact(storage.join(final, MANIFEST), "checkpoint")
         tracker.log_model(
             f"{model.name} {last_part(output)}",
             manifest["step"],
@@ -157,6 +157,9 @@ def run(config: TrainConfig) -> None:
                 "seed": config.seed,
             },
         )
+        tracker.flush()
+        result = {"step": manifest["step"], "metrics": manifest["metrics"]}
+        storage.write_json(storage.join(output, RESULT), result)  # last: with it, it is finished
         print(f"train: finished at step {manifest['step']:,}: {final}", flush=True)
 
 

@@ -77,6 +77,13 @@ class CropConfig(Config):
         return self
 
 
+class CacheConfig(Config):
+    """Row groups kept on a disk of each node, so that later epochs ask the storage for nothing."""
+
+    folder: str = Field(pattern="^/", description="on a fast disk of each node, an absolute path")
+    max_gb: float = Field(gt=0, description="of all datasets; what does not fit is read again")
+
+
 class IngestConfig(Config):
     """How rows reach the workers. Order depends on seed, epoch and these values alone."""
 
@@ -88,6 +95,9 @@ class IngestConfig(Config):
     )
     extra_parts: int = Field(4, ge=0, description="sub-captions beside the chunks (K = both)")
     loaders_per_worker: int = Field(1, gt=0, description="concurrent Ray Data decoding tasks")
+    cache: CacheConfig | None = Field(
+        None, description="on each node; None: every epoch reads the dataset where it lies"
+    )
 
 
 class ScalingConfig(Config):

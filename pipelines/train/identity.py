@@ -34,6 +34,7 @@ FREE_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("tracking", "progress_every_s", "scaling", "checkpoint"), True),
     **dict.fromkeys(("log_every_steps", "evaluation", "guard", "profile"), True),
     **dict.fromkeys(("model", "output", "dataset"), True),  # what lies there counts, not where
+    "ingest": {"cache"},
     "deepspeed": {"zero_stage", "offload_optimizer", "offload_parameters", "file"},
 }
 HOLDS = "a training"

@@ -4,7 +4,8 @@ Each worker streams its own lanes of the epoch plan, in a fixed order, from any 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipelines.train.loader import COLUMNS, MAY_BE_MISSING, Loader
 from pipelines.train.plan import EpochPlan, RowGroup, Subset, Window
 
 SEGMENT_GROUPS = 256  # steps windows handed to one Ray Data execution: bounds the driver's lists
+AHEAD_GROUPS = 2  # of a segment are left when the next one is begun
 
 
 @dataclass
@@ -89,21 +91,50 @@ def iter_batches(
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # or a DataError ends as text in a traceback
     groups = _window_groups(plan, lanes, start_step, total_steps)
-    step = start_step
-    while segment := list(itertools.islice(groups, SEGMENT_GROUPS)):
-        windows = [window for group in segment for window in group]
-        stream = iter(
-            ray.data.from_items([asdict(w) for w in windows], override_num_blocks=len(windows))
-            .map(loader, compute=ray.data.TaskPoolStrategy(size=loader.ingest.loaders_per_worker))
-            .iter_batches(batch_size=1, prefetch_batches=len(lanes))
-        )
-        for group in segment:
+    segments = iter(lambda: list(itertools.islice(groups, SEGMENT_GROUPS)), [])
+    step, segment = start_step, next(segments, None)
+    stream = _decoded(segment, loader) if segment else iter(())
+    while segment:
+        following = next(segments, None)
+        following_stream: Iterator[dict[str, np.ndarray]] = iter(())
+        for number, group in enumerate(segment):
+            if following and number == max(0, len(segment) - AHEAD_GROUPS):
+                following_stream = _decoded(following, loader)
             lane_arrays = [{name: a[0] for name, a in next(stream).items()} for _ in group]
             first = group[0].epoch * plan.steps_per_epoch + group[0].first_step
             for offset in range(step - first, min(group[0].steps, total_steps - first)):
                 start = offset * plan.rows_per_lane_step
                 yield _collate(lane_arrays, slice(start, start + plan.rows_per_lane_step))
                 step += 1
+        segment, stream = following, following_stream
+
+
+def _decoded(
+    segment: Sequence[tuple[Window, ...]], loader: Loader
+) -> Iterator[dict[str, np.ndarray]]:
+    """The loader's arrays of all windows in turn; Ray begins to make them at once, on a thread, so
+    that the first are there when the segment before ends.
+
+    What does not lie on this machine is read by tasks of their own, which take no CPU, so that
+    nothing waits for a request but them.
+    """
+    windows = [window for group in segment for window in group]
+    tasks = ray.data.TaskPoolStrategy(size=loader.ingest.loaders_per_worker)
+    items = [asdict(window) for window in windows]
+    rows: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    if not storage.is_local(loader.dataset):
+        rows = rows.map(loader.read, compute=tasks, num_cpus=0)
+    stream = iter(
+        rows.map(loader, compute=tasks).iter_batches(batch_size=1, prefetch_batches=len(segment[0]))
+    )
+    thread = ThreadPoolExecutor(1)
+    first = thread.submit(next, stream)
+    thread.shutdown(wait=False)
+    return itertools.chain(_resolved(first), stream)
+
+
+def _resolved(first: Future[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    yield first.result()
 
 
 def _window_groups(
@@ -113,7 +144,9 @@ def _window_groups(
     per_epoch = plan.steps_per_epoch
     for epoch in range(start_step // per_epoch, -(-total_steps // per_epoch)):
         from_step = max(0, start_step - epoch * per_epoch)
-        yield from zip(*(plan.windows(epoch, lane, from_step) for lane in lanes), strict=True)
+        for group in zip(*(plan.windows(epoch, lane, from_step) for lane in lanes), strict=True):
+            if epoch * per_epoch + group[0].first_step < total_steps:
+                yield group
 
 
 def _collate(lanes: list[dict[str, np.ndarray]], rows: slice) -> Batch:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -25,11 +26,14 @@ from caft.transforms import train_image
 from pipelines import storage
 from pipelines.failures import located, one_voice
 from pipelines.superpixel_columns import pack_superpixels
+from pipelines.train.cache import RowGroupCache
 from pipelines.train.config import IngestConfig
 from pipelines.train.plan import Piece, Subset
 
 COLUMNS = ["key", "image", "captions", "superpixels", "split"]
 MAY_BE_MISSING = "superpixels"  # the model then computes them all
+TABLE = "table"  # of a window that was read before it is decoded
+MOST_FOOTERS = 1024  # in a process
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Loader:
     model: ModelConfig
     ingest: IngestConfig
     subset: Subset | None = None
+    fingerprint: str = ""  # of the dataset, for what is kept of it on this node
 
     @property
     def extra_parts(self) -> int:
@@ -58,7 +63,10 @@ class Loader:
             return self._load(row, pieces)
 
     def _load(self, row: dict[str, Any], pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
-        rows = read_rows(self.dataset, pieces, self.split, self.subset)
+        if TABLE in row:
+            rows = rows_of(pa.ipc.open_stream(row[TABLE]).read_all())
+        else:
+            rows = rows_of(self._read(pieces))
         order = np.random.default_rng(row["seed"]).permutation(len(rows.keys))
         size = self.model.image.image_size_px
         images = np.empty((len(order), 3, size, size), dtype=np.uint8)
@@ -79,6 +87,23 @@ class Loader:
             ),
             "tokens": self.tokenise(parts),
         }
+
+    @one_voice("reading rows")
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The window with its rows in it, for tasks that read while others decode."""
+        pieces = [Piece(**piece) for piece in row["pieces"]]
+        with located(self.dataset):
+            table = self._read(pieces).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return row | {TABLE: sink.getvalue().to_pybytes()}
+
+    def _read(self, pieces: Sequence[Piece]) -> pa.Table:
+        cache = None
+        if self.ingest.cache is not None:
+            cache = RowGroupCache(self.ingest.cache, f"{self.dataset} {self.fingerprint}")
+        return read_table(self.dataset, pieces, self.split, self.subset, cache, self.fingerprint)
 
     def tokenise(self, parts: list[str]) -> np.ndarray:
         """Ids (n, K, context length), int32, of the K sub-captions of n rows end to end."""
@@ -123,7 +148,34 @@ def read_rows(
     dataset: str, pieces: Sequence[Piece], split: str, subset: Subset | None = None
 ) -> Rows:
     """The rows of `pieces`, end to end; nothing but their row groups is read."""
-    table = pa.concat_tables(_read_piece(dataset, piece, split, subset) for piece in pieces)
+    return rows_of(read_table(dataset, pieces, split, subset))
+
+
+def read_table(
+    dataset: str,
+    pieces: Sequence[Piece],
+    split: str,
+    subset: Subset | None = None,
+    cache: RowGroupCache | None = None,
+    fingerprint: str = "",
+) -> pa.Table:
+    """As `read_rows`, a table of `COLUMNS`; row groups come from `cache` where it has them."""
+    tables = []
+    for piece in pieces:
+
+        def read(piece: Piece = piece) -> pa.Table:
+            return _read_group(dataset, piece, fingerprint)
+
+        name = f"{piece.file} {piece.row_group}"
+        table = read() if cache is None else cache.table(name, read)
+        table = table.filter(pc.equal(table["split"], split))
+        if subset is not None:
+            table = table.filter(subset.mask(table["key"]))
+        tables.append(table.slice(piece.start, piece.stop - piece.start))
+    return pa.concat_tables(tables)
+
+
+def rows_of(table: pa.Table) -> Rows:
     return Rows(
         table["key"].to_pylist(),
         table["image"].to_pylist(),
@@ -132,16 +184,30 @@ def read_rows(
     )
 
 
-def _read_piece(dataset: str, piece: Piece, split: str, subset: Subset | None) -> pa.Table:
-    filesystem, path = storage.filesystem(storage.join(dataset, piece.file))
-    with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-        table = file.read_row_group(piece.row_group, columns=COLUMNS, use_threads=False)
+def _read_group(dataset: str, piece: Piece, fingerprint: str) -> pa.Table:
+    table = _row_group(storage.join(dataset, piece.file), piece.row_group, fingerprint)
     if MAY_BE_MISSING not in table.column_names:
         table = table.append_column(MAY_BE_MISSING, pa.nulls(len(table), pa.binary()))
-    table = table.filter(pc.equal(table["split"], split))
-    if subset is not None:
-        table = table.filter(subset.mask(table["key"]))
-    return table.slice(piece.start, piece.stop - piece.start)
+    return table.select(COLUMNS)
+
+
+@lru_cache(maxsize=MOST_FOOTERS)
+def _footer(path: str, fingerprint: str) -> pq.FileMetaData:
+    """Of a part of the dataset with that fingerprint: a process reads it once."""
+    filesystem, inner = storage.filesystem(path)
+    with storage.reading(path), pq.ParquetFile(inner, filesystem=filesystem) as file:
+        return file.metadata
+
+
+@storage.retried
+def _row_group(path: str, row_group: int, fingerprint: str) -> pa.Table:
+    footer = _footer(path, fingerprint) if fingerprint else None
+    filesystem, inner = storage.filesystem(path)
+    with (
+        storage.reading(path),
+        pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=True, metadata=footer) as file,
+    ):
+        return file.read_row_group(row_group, columns=COLUMNS, use_threads=False)
 
 
 def caption_lists(column: pa.ListArray) -> list[list[dict[str, Any]]]:

@@ -1,15 +1,14 @@
-"""What the first worker tells the world of a run: MLflow and one line of progress now and then.
+"""What the first worker tells the world of a run: metrics and one line of progress now and then.
 Fed by the loop with what telemetry.py measures and what held-out evaluations find."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 from pipelines.progress import Progress
 from pipelines.prometheus import report_training
-from pipelines.tracking import Tracker
+from pipelines.tracking import EventLog, Tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.telemetry import TERA, Peak
 
@@ -20,14 +19,10 @@ class RunLog:
     """The run's metrics and progress. A run that is taken up again at an earlier step passes the
     steps in between a second time; they are logged once."""
 
-    def __init__(
-        self, config: TrainConfig, name: str, run_id: str, total_steps: int, done: int
-    ) -> None:
-        self._config, self._name = config, name
-        self.tracker = Tracker(config.tracking, "train", run_id, system_metrics=True)
-        pool = ThreadPoolExecutor(1)  # with the server away, the answer takes its time
-        self._before = pool.submit(self.tracker.latest_metrics)
-        pool.shutdown(wait=False)
+    def __init__(self, config: TrainConfig, name: str, total_steps: int, done: int) -> None:
+        events = EventLog(config.output, "train")
+        self._name, self._logged_before = name, events.last_step()
+        self.tracker = Tracker(events, system_metrics=True)
         self._progress = Progress("train", total_steps, "steps", config.progress_every_s, done=done)
 
     def describe(self, workers: int, peak: Peak) -> None:
@@ -40,8 +35,7 @@ class RunLog:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log an interval's metrics, unless an earlier attempt has logged that step."""
         report_training(self._name, metrics)
-        seen = self._before.result().get("train/samples_seen", 0.0)
-        if step > round(seen / self._config.global_batch):
+        if step > self._logged_before:
             self.tracker.log_metrics(metrics, step)
 
     def step_done(self, metrics: Mapping[str, float]) -> None:

@@ -21,7 +21,7 @@ from pipelines import storage
 from pipelines.behaviours import numbers
 from pipelines.failures import one_voice
 from pipelines.run_layout import FINAL
-from pipelines.tracking import Tracker
+from pipelines.tracking import EventLog, Tracker
 from pipelines.train.checkpoints.store import CheckpointStore
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed.engine import start_engine
@@ -128,9 +128,8 @@ def train_worker(settings: dict[str, Any]) -> int:
     log: RunLog | None = None
     evaluations: Evaluations | None = None
     if rank == 0:
-        log = RunLog(config, job.name, job.run_id, job.total_steps, done=step)
+        log = RunLog(config, job.name, job.total_steps, done=step)
         log.describe(workers, telemetry.peak)
-        log.tracker.record_again(store.unsent(step))
         if config.evaluation is not None and job.held_out is not None:
             evaluations = Evaluations(
                 config.evaluation,
@@ -154,7 +153,9 @@ def train_worker(settings: dict[str, Any]) -> int:
                 evaluations.submit(step, weights)
 
     evaluate()  # a group that ended may have saved this step and not scored it
-    loader = Loader(config.dataset, config.split, job.model, config.ingest, job.subset)
+    loader = Loader(
+        config.dataset, config.split, job.model, config.ingest, job.subset, job.dataset_fingerprint
+    )
     on_host = iter_batches(job.plan, loader, rank, workers, step, job.total_steps)
     sender = Sender(model, config, device)
     if first := list(itertools.islice(on_host, 1)):
@@ -167,13 +168,13 @@ def train_worker(settings: dict[str, Any]) -> int:
         config.output,
         rank,
         device,
-        lambda: Tracker(config.tracking, "train", job.run_id),
+        lambda: Tracker(EventLog(config.output, "train")),
     )
-    # A run that goes on from a checkpoint logs no step before it again: it finds them in there.
-    unsent = log.tracker.flush if log is not None else None
+    # A run that goes on from a checkpoint logs no step before it again.
+    before = log.tracker.flush if log is not None else None
     published = final_weights(config) if rank == 0 else dict
     saver = Saver(
-        store, config.checkpoint, engine, model, average, job.manifest, step, unsent, published
+        store, config.checkpoint, engine, model, average, job.manifest, step, before, published
     )
     notice = Notice.NONE
     metrics: dict[str, float] = {}

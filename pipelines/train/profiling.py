@@ -91,8 +91,9 @@ class Profiler:
             operators = finished.key_averages().table(sort_by=order, row_limit=OPERATORS_SHOWN)
             table.write_text(operators, encoding="utf-8")
             for file in (trace, table):
-                tracker.log_artifact(str(file), FOLDER)
-                with storage.staged(storage.join(self._folder, file.name)) as staged:
+                path = storage.join(self._folder, file.name)
+                with storage.staged(path) as staged:
                     shutil.copyfile(file, staged)
+                tracker.log_artifact(path, FOLDER)
         tracker.close()
         print(f"train: profile: {storage.join(self._folder, trace.name)}", flush=True)

@@ -193,4 +193,5 @@ def test_the_image_for_gpus_finds_a_driver_that_gke_mounts():
     assert "/usr/local/nvidia/lib64" in variables["LD_LIBRARY_PATH"].split(":")
     assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
     assert any("ibverbs-providers" in words for words in commands("cuda"))
-    assert any("[cluster,gpu," in word for words in commands("cuda") for word in words)
+    assert "gpu" in SETS["image-cuda"]
+    assert any("image-cuda.txt" in words for words in commands("cuda"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caft.errors import DataError
 from pipelines.data.dedup.decontamination import EvaluationHashes, contaminated, evaluation_hashes
-from pipelines.data.images.hashing import LOOK_BYTES
+from pipelines.data.images.look import LOOK_BYTES
 
 hash_values = st.integers(0, 2**64 - 1)
 

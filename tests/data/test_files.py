@@ -47,9 +47,9 @@ def test_a_bit_that_flips_between_chunk_and_part_is_found(name, tmp_path):
         write_files(0, [chunk], config, layout)
 
 
-def test_the_run_of_a_stage_that_was_killed_is_known_to_the_next(tmp_path):
+def test_the_run_of_a_stage_of_an_earlier_version_that_was_killed_is_known_to_the_next(tmp_path):
     layout = Layout(str(tmp_path / "set"))
     assert layout.tracked_run() is None
-    layout.keep_tracked_run("abc")
+    storage.write_json(f"{layout.work}/run.json", {"run_id": "abc"})
     assert Layout(layout.output).tracked_run() == "abc"
     assert Layout(layout.output, generation=1).tracked_run() is None

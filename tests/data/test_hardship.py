@@ -153,7 +153,7 @@ def noise(seed: int) -> bytes:
 
 
 def tracking_in(folder) -> dict:
-    return {"uri": f"sqlite:///{folder / 'mlflow.db'}", "spool": str(folder / "spool")}
+    return {"uri": f"sqlite:///{folder / 'mlflow.db'}"}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A dataset that commit 9899a90 began is refused by the behaviour that changed since; one that it
 finished is read. Both were made by that commit from four pictures in /pictures."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipelines.behaviours import BEHAVIOURS
 from pipelines.data import stage
 from pipelines.data.config import DataConfig
 from pipelines.data.dataset import open_dataset
+from pipelines.data.retry import retry
 from pipelines.data.sources import read_container
 from pipelines.data.sources.check import check_source
 
@@ -53,3 +55,14 @@ def test_one_that_was_finished_is_read_and_not_made_again(stored, capsys):
     rows = list(read_container(f"{config.output}/part-00000.parquet", listed))
     assert [row["url"] for row in rows] == [f"/pictures/{n}.png" for n in range(4)]
     assert rows[0]["texts"][0]["texts"] == ["A dog runs", "Number 0 is here"]
+
+
+def test_one_of_the_former_look_is_read_and_no_retry_adds_rows_of_another(stored):
+    folder = stored / "finished"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["behaviours"] = {"captions": BEHAVIOURS["captions"].number, "pictures": 2}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert open_dataset(str(folder)).rows == 4
+    now = BEHAVIOURS["pictures"].number
+    with pytest.raises(ConfigError, match=rf"pictures \(.*\) is 2 there and {now} in this version"):
+        retry(str(folder), ["dns"])

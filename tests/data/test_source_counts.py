@@ -94,6 +94,18 @@ def test_tars_that_claim_too_much(tmp_path, headers, line):
         rows += read_container(str(path), source(path))
 
 
+def test_one_tar_that_is_cut_does_not_end_the_check(tmp_path):
+    members = [[(f"{n}.png", image_bytes(n)), (f"{n}.txt", b"A dog.")] for n in range(9)]
+    whole = tar_bytes([member for sample in members for member in sample])
+    write(tmp_path / "0.tar", whole[: len(whole) // 2])
+    write(tmp_path / "1.tar", whole)
+    check_source(source(tmp_path))
+    write(tmp_path / "1.tar", b"no tar at all" * 99)
+    write(tmp_path / "0.tar", whole[:700])
+    with pytest.raises(DataError, match=r"none of its first 2 rows.*bad_row 2 \(not a whole tar"):
+        check_source(source(tmp_path))
+
+
 LIMITED = """
 import resource, sys, time
 from pipelines.data.config import SourceConfig

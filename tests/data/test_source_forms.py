@@ -179,6 +179,38 @@ def test_json_that_is_no_list(tmp_path, text):
         check_source(source(write(tmp_path / "list.json", text)))
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_an_object_is_no_place_of_an_image(tmp_path, ending):
+    rows = [json.dumps({"image": {"url": "http://a/1"}, "caption": "A dog."})] * 3
+    text = f"[{', '.join(rows)}]" if ending == "json" else "\n".join(rows)
+    with pytest.raises(DataError, match=r"none of its first 3 rows can be used: bad_"):
+        check_source(source(write(tmp_path / f"list.{ending}", text)))
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_documents_that_are_joined_end_to_end(tmp_path, between):
+    parts = [json.dumps(RECORDS[:2]), json.dumps({"data": RECORDS[2:4]}), json.dumps(RECORDS[4:])]
+    rows = read_rows(source(write(tmp_path / "list.json", between.join(parts))))
+    assert texts_of(rows) == [f"Dog {n}." for n in range(5)]
+    (*good, bad) = read_rows(source(write(tmp_path / "list.json", parts[0] + between + "x")))
+    assert texts_of(good) == ["Dog 0.", "Dog 1."]
+    assert bad["reason"] == "bad_row"
+    lines = between.join(map(json.dumps, RECORDS))
+    assert len(read_rows(source(write(tmp_path / "list.jsonl", lines)))) == 5
+
+
+@pytest.mark.parametrize("stray", ["}", '{"url": "http://a/9, "caption": "x"}', "tru", "{", ":"])
+def test_what_is_broken_between_records_costs_no_other(tmp_path, stray):
+    entries = list(map(json.dumps, RECORDS))
+    text = f"[{', '.join([*entries[:2], stray, *entries[2:]])}]"
+    rows = read_rows(source(write(tmp_path / "list.json", text)))
+    assert texts_of(rows) == [f"Dog {n}." for n in range(5)]
+    assert [row["reason"] for row in rows] == [None, None, "bad_row", None, None, None]
+    text = f"[{', '.join([*entries[:2], chr(34), *entries[2:]])}]"  # a quote spoils the next one
+    rows = read_rows(source(write(tmp_path / "list.json", text)))
+    assert [row["reason"] for row in rows] == [None, None, "bad_row", "bad_row", None, None]
+
+
 def test_conversations_in_json_lines(tmp_path):
     turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A dog."}]
     row = json.dumps({"image": "1.jpg", "conversations": turns})

@@ -81,7 +81,7 @@ def test_a_killed_run_continues_without_making_its_pieces_again(settings, scenes
     words = [
         *("source.path=" + str(tmp_path / "list.csv"), f"checkpoint={settings['checkpoint']}"),
         *(f"output={settings['output']}", "chunk_rows=4", "fine=true"),
-        *(f"tracking.{key}={settings['tracking'][key]}" for key in ("uri", "spool")),
+        f"tracking.uri={settings['tracking']['uri']}",
     ]
     program = [sys.executable, "-m", "pipelines.embed", *words]
     work = tmp_path / "embedding" / "work"

@@ -30,7 +30,7 @@ CAPTIONS = [render_scene(number, SceneConfig()).caption for number in range(40)]
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracking")
-    return {"uri": f"sqlite:///{folder / 'mlflow.db'}", "spool": str(folder / "spool")}
+    return {"uri": f"sqlite:///{folder / 'mlflow.db'}"}
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def small_evaluation(sample, dataset_folder, make_checkpoint, tmp_path_factory):
         make_checkpoint(place, caft.create_model("caft_xs"))
         manifest = json.loads((place / "manifest.json").read_text())
         write_manifest(place, manifest | {"step": step})
-    tracking = TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}", spool=str(folder / "spool"))
+    tracking = TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}")
     settings = {
         "checkpoint": [str(folder / "train"), "python:colours_adapter:make_colours"],
         "output": str(folder / "output"),

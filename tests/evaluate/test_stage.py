@@ -28,6 +28,10 @@ from pipelines.evaluate.stage import run
 from pipelines.evaluation_input import read_piece
 
 
+def files_in(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+
+
 def without_ray(settings, benchmark_settings, alpha):
     """Every number of one benchmark, from the public functions and one batch."""
     model = caft.load_model(settings["checkpoint"])
@@ -96,24 +100,24 @@ def test_a_run_and_all_that_may_follow_it(settings, split_rows, tmp_path, capsys
     assert row["low"] <= row["value"] <= row["high"]
 
     # the same again returns what there is
-    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    before = files_in(output)
     start(settings)
     again = capsys.readouterr().out
     assert again.startswith("evaluate: finished before")
     assert printed[printed.index("\nbenchmark ") :] in again
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert files_in(output) == before
     assert len(mlflow_runs(settings)[1]) == 1
 
     # another configuration is refused, and nothing is lost
     with pytest.raises(ConfigError, match=r"alpha: .*holds an evaluation made with 0\.3, here"):
         start(settings | {"alpha": 0.5})
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert files_in(output) == before
 
     # a run that was killed before its end is taken up, with the same result
     (output / "metrics.json").unlink()
     (output / "report.html").unlink()
     start(settings)
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert files_in(output) == before
     assert len(mlflow_runs(settings)[1]) == 1
 
     page = (output / "report.html").read_text()

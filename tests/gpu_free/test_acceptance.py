@@ -27,7 +27,7 @@ def test_it_prints_what_was_predicted_beside_what_was_measured(tmp_path):
     assert "**FAILS**" not in printed
     assert "| part | predicted ms | measured ms |" in printed
     for part in ("superpixels", "encode", "loss forward", "backward", "optimiser"):
-        (row,) = [line for line in printed.splitlines() if line.startswith(f"| {part} |")]
+        row = next(line for line in printed.splitlines() if line.startswith(f"| {part} |"))
         predicted, measured = (float(cell) for cell in row.split("|")[2:4])
         assert predicted > 0
         assert measured >= 0
@@ -54,4 +54,4 @@ def test_ingest_training_and_the_plain_path_are_measured_too(tmp_path):
     assert result["failed"] == {}
     assert result["sections"]["training"]["steps"] == 4
     assert result["sections"]["ingest"]["ours (Ray Data)"]["images_per_s"] > 0
-    assert "| recall | on CPU, float32 | here |" in printed
+    assert "| recall | chance | here |" in printed

@@ -140,7 +140,7 @@ def change(row: int, column: str, value: object) -> list[list[object]]:
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        (change(3, "t2i_r1", "n/a"), ["--score", "t2i_r1"], "line 5: t2i_r1 is 'n/a', not a numb"),
+        (change(3, "t2i_r1", "high"), ["--score", "t2i_r1"], "line 5: t2i_r1 is 'high', not a n"),
         (change(3, "t2i_r1", 61.2), ["--score", "t2i_r1"], "line 5: t2i_r1 is 61.2.*not in per ce"),
         (change(0, "flops", -1), ["--score", "t2i_r1"], "line 2: flops is -1"),
         (
@@ -372,3 +372,21 @@ def test_runs_that_are_all_near_chance_are_one_line(
     write_runs(table, [*near, *front_rows("other")])
     assert main([str(table), *NAMED, *more]) == 0
     assert "caft: no law" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_a_target_without_a_law_costs_no_other_target_its_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = (*HEADER, "near", "broken")
+    rows = [[*row, 0.01, "n/a" if n else "much"] for n, row in enumerate(front_rows())]
+    path = tmp_path / "runs.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    more = ["--score", "near", "t2i_r1", "broken", "--output", str(tmp_path / "out")]
+    assert main([str(path), *NAMED, *more]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"DataError: {path} line 2: broken is 'much', not a number\n"
+    assert "1 - near: no law: " in printed.out
+    record = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert [study["target"] for study in record["studies"]] == ["1 - t2i_r1"]
+    assert "1 - near: no law" in record["facts"]["left out"]

@@ -17,8 +17,8 @@ from mlflow_support import free_port, start_server
 
 from caft.errors import ConfigError
 from pipelines.config import StageConfig, TrackingConfig
-from pipelines.runs import read_artifacts
-from pipelines.tracking import About, Tracker
+from pipelines.runs import find_run, read_artifacts
+from pipelines.tracking import About, EventLog, Tracker, send_rest
 
 PASSWORD = "a-long-password-of-the-admin"
 STAGES = "a-long-password-of-the-stages"
@@ -109,27 +109,31 @@ def test_nobody_gets_in_without_the_password(server, credentials):
 
 @pytest.mark.slow
 def test_a_stage_logs_with_the_password_of_its_environment(server, tmp_path, monkeypatch, capfd):
-    tracking = TrackingConfig(uri=server, spool=str(tmp_path / "spool"))
+    tracking = TrackingConfig(uri=server)
+    first, second = (EventLog(str(tmp_path / name), "train") for name in ("first", "second"))
     config = StageConfig(tracking=tracking)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.tracking.tracker.SEND_WITHIN_S", 1.0)
         with Tracker.start(
-            tracking, About("train", "x", "A test."), config
+            tracking, About("train", "x", "A test."), config, first
         ) as refused:  # the stage goes on
             refused.log_metrics({"loss": 2.0}, step=1)
     said = capfd.readouterr().err
     assert "does not take metrics" in said
-    assert list(Path(tracking.spool).rglob("*.spool"))
     with pytest.raises(ConfigError, match=r"tracking\.uri"):
         read_artifacts(tracking, "a" * 32, ["report.html"])
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    (tmp_path / "report.html").write_text("a report")
-    with Tracker.start(tracking, About("train", "y", "A test."), config) as accepted:
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "report.html").write_text("a report")
+    with Tracker.start(tracking, About("train", "y", "A test."), config, second) as accepted:
         accepted.log_metrics({"loss": 1.0}, step=1)
-        accepted.log_artifact(str(tmp_path / "report.html"))
+        accepted.log_artifact(f"{second.output}/report.html")
+    send_rest(tracking, first.output)
+    sent = MlflowClient(server).get_run(find_run(tracking, first.about()["key"]))
+    assert sent.data.metrics == {"loss": 2.0}
     run = MlflowClient(server).get_run(accepted.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"loss": 1.0}

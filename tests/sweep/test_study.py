@@ -35,7 +35,7 @@ def test_a_study_survives_its_driver_and_ends_in_a_law(dataset_folder, tmp_path,
         families={"tiny": {"one": tiny_models()["one"]}}, samples_seen=[160, 240, 320],
         targets=[TARGET, "1-s/whole_t2i_r1"], cooldown_fraction=0.3,
         fit={"forms": ["power"], "bins": 0, "replicates": 50},
-        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db", "spool": str(tmp_path / "spool")},
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
         progress_every_s=1.0,
     )  # fmt: skip
     path = tmp_path / "study.yaml"

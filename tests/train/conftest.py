@@ -47,7 +47,7 @@ def watched_config(dataset_folder, tmp_path_factory) -> TrainConfig:
         "log_every_steps=2", "checkpoint.every_steps=4", "checkpoint.keep=4",
         "evaluation={split: test_scenes, every_steps: 4, images: 20, batch_size: 8}",
         "scaling.max_failures=0",
-        f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.spool={folder / 'spool'}",
+        f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
     ]  # fmt: skip
     config = load_config(TrainConfig, RECIPE, overrides)
     return config.model_copy(update={"model": tiny_config()})

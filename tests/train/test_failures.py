@@ -55,7 +55,7 @@ def make_config(dataset_folder, tmp_path_factory):
             # Rounding is another one on another number of workers. Adam without an eps makes steps
             # out of it, and large steps let it decide which points are the farthest.
             "optimizer.warmup_steps=5", "optimizer.eps=1.0e-3", "optimizer.lr=1.0e-5",
-            f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.spool={folder / 'spool'}",
+            f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
         ]  # fmt: skip
         config = load_config(TrainConfig, None, [*base, *overrides])
         return config.model_copy(update={"model": tiny_config()})

@@ -110,7 +110,7 @@ def make_config(dataset_folder, start, tmp_path_factory):
             "checkpoint.every_steps=2", "model=start_from", f"start_from.checkpoint={start}",
             "scaling.num_workers=1", "scaling.max_failures=0",
             f"fine_tune={{freeze: ['{FROZEN}'], layer_decay: 0.9, start_share: 0.25}}",
-            f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.spool={folder / 'spool'}",
+            f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
         ]  # fmt: skip
         return load_config(TrainConfig, RECIPE, [*base, *overrides])
 

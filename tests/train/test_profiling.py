@@ -9,7 +9,7 @@ import torch
 from mlflow import MlflowClient
 
 from pipelines.config import TrackingConfig
-from pipelines.tracking import About, Tracker
+from pipelines.tracking import About, EventLog, Tracker
 from pipelines.train.config import ProfileConfig
 from pipelines.train.profiling import Profiler
 
@@ -20,17 +20,19 @@ class Job:
     def __init__(self, folder: Path, tracking: TrackingConfig, rank: int = 0, **profile) -> None:
         self.config = ProfileConfig(**profile)
         self.tracking = tracking
-        with Tracker.start(tracking, About("train", "run", "A test."), self.config) as tracker:
-            self.run_id = tracker.run_id
+        self.log = EventLog(str(folder), "train")
         self.profiler = Profiler(
-            self.config, str(folder), rank, torch.device("cpu"), self.open_tracker
+            self.config, str(folder), rank, torch.device("cpu"), lambda: Tracker(self.log)
         )
         self.folder = folder / "profiles"
 
-    def open_tracker(self) -> Tracker:
-        return Tracker.start(
-            self.tracking, About("train", "run", "A test."), self.config, run_id=self.run_id
-        )
+    def logged(self) -> set[str]:
+        """Names of the files that MLflow has once the driver has sent them."""
+        about = About("train", "run", "A test.")
+        with Tracker.start(self.tracking, about, self.config, self.log) as driver:
+            pass
+        artifacts = MlflowClient(self.tracking.uri).list_artifacts(driver.run_id, "profiles")
+        return {Path(artifact.path).name for artifact in artifacts}
 
     def steps(self, first: int, last: int, asked_at: int | None = None) -> None:
         for step in range(first, last + 1):
@@ -57,8 +59,7 @@ def test_the_configured_steps_are_traced_and_nothing_else(job):
     assert len(list(run.folder.iterdir())) == 2
     table = (run.folder / "step-00000003-worker-0.txt").read_text()
     assert "aten::mm" in table
-    artifacts = MlflowClient(run.tracking.uri).list_artifacts(run.run_id, "profiles")
-    assert {Path(a.path).name for a in artifacts} == {f.name for f in run.folder.iterdir()}
+    assert run.logged() == {file.name for file in run.folder.iterdir()}
 
 
 def test_a_request_traces_the_next_steps_once_and_a_later_one_again(job):

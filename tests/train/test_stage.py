@@ -48,7 +48,7 @@ def make_config(dataset_folder, tmp_path_factory):
             "epochs=0.64", "optimizer.warmup_steps=4", "optimizer.lr=2.8e-5",
             "ingest.window_steps=3", "ingest.extra_parts=1", "log_every_steps=1",
             "checkpoint.every_steps=4", f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
-            f"tracking.spool={folder / 'spool'}", "progress_every_s=1", "scaling.max_failures=0",
+            "progress_every_s=1", "scaling.max_failures=0",
         ]  # fmt: skip
         config = load_config(TrainConfig, recipe, [*base, *overrides])
         return config.model_copy(update={"model": tiny_config()})
@@ -261,7 +261,7 @@ def test_a_run_into_a_bucket(finished, make_config, tmp_path, bucket):
     assert "finished before, at step 12" in again.stdout
     with storage.opened(output) as fetched:
         assert {path.name for path in fetched.iterdir()} == {
-            "checkpoints", "final", "run.json", "train.json", "train.yaml",
+            "checkpoints", "final", "run.json", "tracking", "train.json", "train.yaml",
         }  # fmt: skip
         kept = sorted(path.name for path in (fetched / "checkpoints").iterdir())
         assert kept == ["step-00000008", "step-00000012"]

@@ -26,7 +26,7 @@ INDEX_SCHEMA = pa.schema(
         ("look", pa.binary()),
     ]
 )
-LOOK = "look"  # a KB a row, read for few rows alone
+LOOK = "look"  # more than all else of a row, read for few rows alone
 
 
 @dataclass(frozen=True)

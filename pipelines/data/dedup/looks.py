@@ -3,32 +3,47 @@ Pictures of little structure share hashes by chance; duplicates and decontaminat
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from pipelines.data.images.hashing import LOOK_BYTES, SIDE_PX
+from pipelines.data.dedup.crops import Crop, cut, detail, find_crop, spread
+from pipelines.data.images.look import LOOK_BYTES, Looks, read_looks
 
-BATCH = 512  # pairs at a time: some 50 MB
-STEPS = 4  # of the search for the crop
-MOST_SHIFT_PX = 1.5  # of 32, at an edge
-STIFFNESS = 0.05  # keeps flat pictures, whose crop cannot be told, where they are
-NOISE_LEVELS = 2.5  # grey levels that encoding alone may change
-NO_DIFFERENCE = 0.5  # grey levels, as root mean square
-MOST_COLOUR = 3  # levels of Cb and Cr, of a quarter of the picture
-MOST_BRIGHTNESS = 16.0  # grey levels, of the mean
-# What may differ, in parts of the detail, by the share of the picture that has detail. Blurred,
-# text survives a crop; as it is, a picture that is busy all over does.
-BUSY_LEVELS = 4.0
-MOST_LEFT_BLURRED = ((0.08, 0.24), (0.13, 0.2))
-MOST_LEFT = ((0.24, 0.2), (0.32, 0.8))
+BATCH = 512  # pairs at a time: some 100 MB
+# Detail, in grey levels of a profile: what encoding alone may change, and what is certainly there.
+NOISE, CERTAIN = 0.7, 0.6
+FEW, LITTLE = 5, 8.0  # bins of detail: a profile with fewer is plain; as many count as equal anyway
+MOST_GAIN = 0.12  # of contrast, which encoding and blur change
+# The share of the detail that may differ: as it is, and where a crop was found; more of a picture
+# with much detail.
+MOST_LEFT, MOST_LEFT_CROPPED = 0.25, 0.31
+LEAST_CROPPED, SURELY_CROPPED = 0.004, 0.011  # of a side
+MUCH, LEFT_PER_BIN, MOST_MORE_LEFT = 45.0, 0.006, 0.06  # bins
+# A picture that is busy all over is not taken for another by chance: its colours may differ.
+BUSY, LEVEL_PER_BIN, COLOUR_PER_BIN = 85.0, 0.2, 0.5  # bins
+# Grey levels, as root mean square of a profile, and levels of Cb and Cr in a field.
+MOST_LEVEL, LEVEL_PER_DETAIL, LEVEL_PER_CROP = 3.0, 0.5, 35.0
+MOST_COLOUR, COLOUR_PER_CROP = 2.8, 300.0
+COLOUR_BEYOND_CROPS = 40.0
+MOST_LEVEL_PLAIN, MOST_COLOUR_PLAIN = 1.3, 2.0
 
-PLACES = np.arange(SIDE_PX, dtype=np.float32)
-FROM_CENTRE = (2 * PLACES + 1) / SIDE_PX - 1  # -1 .. 1
+
+class Difference(NamedTuple):
+    """How two pictures differ once a crop is taken into account, (P,) each."""
+
+    left: np.ndarray  # the part of the detail that is not the same, 0 .. about 1.4
+    level: np.ndarray  # grey levels
+    colour: np.ndarray  # levels of Cb or Cr
+    bins: np.ndarray  # how much detail there is; 0: the picture is plain
+    detail: np.ndarray  # grey levels
+    cropped: np.ndarray  # of a side, 0 .. 1
 
 
 def same_picture(looks: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Which pairs are of one picture, encoded, resized or slightly cropped otherwise.
 
-    Some 1 ms a pair on one core, 1 µs where the looks are equal or their colours differ.
+    Some 0.5 ms a pair on one core, 2 µs where the looks are equal or their colours differ.
 
     Args:
         looks: (N, LOOK_BYTES) uint8, as `as_looks` gives them.
@@ -39,96 +54,92 @@ def same_picture(looks: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.nd
     """
     parts = [np.empty(0, bool)]
     for start in range(0, len(one), BATCH):
-        pair = looks[one[start : start + BATCH]], looks[other[start : start + BATCH]]
-        grey = [side[:, : SIDE_PX**2].astype(np.float32) for side in pair]
-        same = np.square(grey[0] - grey[1]).mean(axis=1) <= NO_DIFFERENCE**2
-        near = _colour_difference(*pair) <= MOST_COLOUR
-        near &= np.abs(grey[0].mean(axis=1) - grey[1].mean(axis=1)) <= MOST_BRIGHTNESS
-        asked = np.flatnonzero(near & ~same)
-        if len(asked):
-            x, y = (side[asked].reshape(-1, SIDE_PX, SIDE_PX) for side in grey)
-            same[asked] = _alike(x, y, MOST_LEFT)
-            same[asked] |= _alike(_softened(x), _softened(y), MOST_LEFT_BLURRED)
-        parts.append(near & same)
+        parts.append(_same(looks[one[start : start + BATCH]], looks[other[start : start + BATCH]]))
     return np.concatenate(parts)
 
 
 def as_looks(values: list[bytes | None]) -> np.ndarray:
-    """Stored looks as (N, LOOK_BYTES) uint8; a row of an older dataset has none: zeros."""
+    """Stored looks as (N, LOOK_BYTES) uint8; zeros for a row of an older dataset, which has none
+    or another."""
     blank = bytes(LOOK_BYTES)
-    joined = b"".join(value or blank for value in values)
+    joined = b"".join(value if value and len(value) == LOOK_BYTES else blank for value in values)
     return np.frombuffer(joined, np.uint8).reshape(-1, LOOK_BYTES)
 
 
-def _alike(x: np.ndarray, y: np.ndarray, most: tuple[tuple[float, float], ...]) -> np.ndarray:
-    left, busy = _difference(x, y)
-    shares, limits = zip(*most, strict=True)
-    return left <= np.interp(busy, shares, limits)
+def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    same = (one == other).all(axis=1)
+    left = np.flatnonzero(~same)
+    x, y = read_looks(one[left]), read_looks(other[left])
+    whole = Crop.none(len(left))
+    given = _difference(x, y, whole, whole)
+    found = _alike(given)
+    hopeless = given.colour > np.where(given.bins == 0, MOST_COLOUR_PLAIN, COLOUR_BEYOND_CROPS)
+    hopeless &= given.bins <= BUSY
+    for one_way in ((x, y), (y, x)):
+        rest = np.flatnonzero(~found & ~hopeless)
+        if len(rest):
+            larger, smaller = (looks.take(rest) for looks in one_way)
+            columns = find_crop(larger.columns, smaller.columns)
+            rows = find_crop(larger.rows, smaller.rows)
+            found[rest] = _alike(_difference(larger, smaller, columns, rows))
+    same[left] = found
+    return same
 
 
-def _colour_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The largest difference of Cb or Cr in a quarter of the picture, (N,)."""
-    colours = [looks[:, SIDE_PX**2 :].astype(np.int16) for looks in (one, other)]
-    return np.abs(colours[0] - colours[1]).max(axis=1)
+def _alike(given: Difference) -> np.ndarray:
+    plain = given.bins == 0
+    crop = (given.cropped - LEAST_CROPPED) / (SURELY_CROPPED - LEAST_CROPPED)
+    more = ((given.bins - MUCH) * LEFT_PER_BIN).clip(0, MOST_MORE_LEFT)
+    most_left = MOST_LEFT + crop.clip(0, 1) * (MOST_LEFT_CROPPED - MOST_LEFT) + more
+    busy = (given.bins - BUSY).clip(0)
+    level = MOST_LEVEL + LEVEL_PER_DETAIL * given.detail + LEVEL_PER_CROP * given.cropped
+    level = np.where(plain, MOST_LEVEL_PLAIN, level + LEVEL_PER_BIN * busy)
+    colour = MOST_COLOUR + COLOUR_PER_CROP * given.cropped + COLOUR_PER_BIN * busy
+    colour = np.where(plain, MOST_COLOUR_PLAIN, colour)
+    return (given.left <= most_left) & (given.level <= level) & (given.colour <= colour)
 
 
-def _difference(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What differs between grey pictures (N, 32, 32) once the crop is found that explains most.
-
-    Returns:
-        the difference's root mean square over that of the detail, (N,); and the share of the
-        picture that has detail, (N,).
-    """
-    crop = np.zeros((len(x), 4), np.float32)
-    moved = x
-    for _ in range(STEPS):
-        crop = (crop + _step(moved, y)).clip(-MOST_SHIFT_PX, MOST_SHIFT_PX)
-        moved = _moved(x, crop)
-    detail = moved - _blurred(moved)
-    energy = np.square(detail).mean(axis=(1, 2)) + NOISE_LEVELS**2
-    left = np.sqrt(np.square(y - moved).mean(axis=(1, 2)) / energy)
-    return left, (np.abs(detail) > BUSY_LEVELS).mean(axis=(1, 2))
-
-
-def _step(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Shift and stretch of columns and rows that bring x nearer to y, (N, 4) pixels at an edge."""
-    by_row, by_column = np.gradient(x, axis=(1, 2))
-    slopes = np.stack(
-        [by_column, by_column * FROM_CENTRE, by_row, by_row * FROM_CENTRE[:, None]], axis=-1
-    ).reshape(len(x), -1, 4)  # (N, 1024, 4)
-    turned = slopes.transpose(0, 2, 1)
-    left = (y - x).reshape(len(x), -1, 1)
-    square = turned @ slopes + np.eye(4, dtype=np.float32) * (STIFFNESS * SIDE_PX**2)
-    return np.linalg.solve(square, turned @ left)[:, :, 0]
+def _difference(x: Looks, y: Looks, columns: Crop, rows: Crop) -> Difference:
+    """How y differs from what the crops leave of x."""
+    left_across, across = _detail_left(cut(x.columns, columns), y.columns)
+    left_down, down = _detail_left(cut(x.rows, rows), y.rows)
+    means = [looks.columns.mean(axis=1) for looks in (x, y)]
+    lines = [looks.rows[:, 0] for looks in (x, y)]
+    level = np.maximum(
+        _level_difference(means[0], means[1], columns, rows, lines[0]),
+        _level_difference(lines[0], lines[1], rows, columns, means[0]),
+    )
+    there = [np.sqrt(np.square(detail(profile)).mean(axis=1)) for profile in (means[1], lines[1])]
+    return Difference(
+        left=np.maximum(left_across, left_down),
+        level=level,
+        colour=np.abs(x.colours - y.colours).max(axis=(1, 2, 3), initial=0),
+        bins=across + down,
+        detail=np.maximum(*there),
+        cropped=np.maximum(columns.share, rows.share),
+    )
 
 
-def _moved(x: np.ndarray, crop: np.ndarray) -> np.ndarray:
-    columns = _interpolation(crop[:, 0], crop[:, 1])
-    rows = _interpolation(crop[:, 2], crop[:, 3])
-    return rows @ x @ columns.transpose(0, 2, 1)
+def _detail_left(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The part of the detail of profiles (P, K, BINS) that differs, each bin weighted by the
+    detail around it, and in how many bins there is detail; none where a profile is plain."""
+    x, y = detail(x), detail(y)
+    gain = ((x * y).sum(axis=2) + 1) / ((x * x).sum(axis=2) + 1)
+    x = x * gain.clip(1 - MOST_GAIN, 1 + MOST_GAIN)[:, :, None]
+    both = (x**2 + y**2) / 2
+    weight = 1 / (spread(both) + NOISE**2)
+    some = (both > CERTAIN**2).sum(axis=(1, 2)) >= FEW
+    bins = (both * weight).sum(axis=(1, 2)) * some
+    differing = (np.square(x - y) * weight).sum(axis=(1, 2)) * some
+    return np.sqrt(differing / (bins + LITTLE)), bins
 
 
-def _interpolation(shift: np.ndarray, stretch: np.ndarray) -> np.ndarray:
-    """Matrices (N, 32, 32) that sample a line of pixels elsewhere, by Catmull and Rom's cubics."""
-    places = PLACES + shift[:, None] + stretch[:, None] * FROM_CENTRE
-    away = np.abs(places.clip(0, SIDE_PX - 1)[:, :, None] - PLACES)
-    near = 1 + away**2 * (1.5 * away - 2.5)
-    far = 2 + away * (-4 + away * (2.5 - 0.5 * away))
-    weights = np.where(away < 1, near, np.where(away < 2, far, 0))
-    return weights / weights.sum(axis=2, keepdims=True)
-
-
-def _blurred(x: np.ndarray) -> np.ndarray:
-    """Means of 3 x 3 pixels."""
-    return _weighted(x, 1 / 3)
-
-
-def _softened(x: np.ndarray) -> np.ndarray:
-    return _weighted(x, 1 / 4)
-
-
-def _weighted(x: np.ndarray, side: float) -> np.ndarray:
-    """Each pixel with its neighbours of both axes, which have the weight `side`."""
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    rows = side * (padded[:, :-2] + padded[:, 2:]) + (1 - 2 * side) * padded[:, 1:-1]
-    return side * (rows[:, :, :-2] + rows[:, :, 2:]) + (1 - 2 * side) * rows[:, :, 1:-1]
+def _level_difference(
+    x: np.ndarray, y: np.ndarray, crop: Crop, lost: Crop, edges: np.ndarray
+) -> np.ndarray:
+    """Root mean square of the levels that differ between y and what `crop` leaves of x, both
+    (P, BINS), without the edges that are `lost` along the other axis, whose profile is `edges`."""
+    first, last = edges[:, :2].mean(axis=1), edges[:, -2:].mean(axis=1)
+    gone = (lost.start * first + lost.end * last)[:, None]
+    left = (cut(x[:, None], crop)[:, 0] - gone) / (1 - lost.share)[:, None]
+    return np.sqrt(np.square(left - y).mean(axis=1))

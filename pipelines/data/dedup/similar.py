@@ -4,7 +4,7 @@ The last of the duplicate passes; hashes are compared first, and looks of those 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,10 @@ from pipelines.data.dedup.pairs import (
 from pipelines.data.paths import Layout
 from pipelines.data.write import count_rows, read_table, write_table
 
-LOOKS_AT_A_TIME = 200_000  # of 1 KB each, in one task
+LOOKS_AT_A_TIME = 1_000_000  # in one task: some 500 MB
 CHUNKS_AT_A_TIME = 64
-HASH_PAIRS_AT_A_TIME = 50_000
+# Each task reads the looks of all near pairs: few tasks where these are many.
+LEAST_HASH_PAIRS, MOST_HASH_PAIRS, TASKS = 20_000, 500_000, 64
 # A hash that more pictures share says nothing: those beyond are compared no further.
 MOST_SHARING = 100
 LOOKED_AT = pa.schema(
@@ -143,9 +144,7 @@ def _confirm_equal(layout: Layout, files: Sequence[str], concurrency: int) -> Pa
     partitions = max(1, math.ceil(total / LOOKS_AT_A_TIME))
 
     def work(part: int) -> None:
-        tables = [read_table(path) for path in files]
-        some = [t.filter(pa.array(in_partition(_hashes(t), part, partitions))) for t in tables]
-        table = pa.concat_tables(some)
+        table = _chosen(files, lambda t: in_partition(_hashes(t), part, partitions))
         pairs = drop_equal(
             _hashes(table),
             as_looks(table["look"].to_pylist()),
@@ -173,17 +172,18 @@ def drop_equal(
         rows that are dropped, and for each the kept row.
     """
     order = np.lexsort((rows, -priority.astype(np.int64), hashes))
-    starts = np.flatnonzero(np.append(True, hashes[order][1:] != hashes[order][:-1]))
     dropped, kept = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for group in np.split(order, starts[1:]):
-        for _ in range(MOST_SHARING):
-            if len(group) < 2:
-                break
-            first, group = group[0], group[1:]
-            same = same_picture(looks, np.full(len(group), first), group)
-            dropped.append(rows[group[same]])
-            kept.append(np.full(int(same.sum()), rows[first]))
-            group = group[~same]
+    for _ in range(MOST_SHARING):
+        first = np.append(True, hashes[order][1:] != hashes[order][:-1])[: len(order)]
+        rest = np.flatnonzero(~first)
+        if not len(rest):
+            break
+        leader = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))[rest]]
+        order = order[rest]
+        same = same_picture(looks, leader, order)
+        dropped.append(rows[order[same]])
+        kept.append(rows[leader[same]])
+        order = order[~same]
     return np.concatenate(dropped), np.concatenate(kept)
 
 
@@ -194,17 +194,15 @@ def _confirm_near(
     gone: np.ndarray,
     concurrency: int,
 ) -> Pairs:
-    starts = range(0, len(near[0]), HASH_PAIRS_AT_A_TIME)
+    together = min(max(LEAST_HASH_PAIRS, -(-len(near[0]) // TASKS)), MOST_HASH_PAIRS)
+    starts = range(0, len(near[0]), together)
 
     def work(number: int) -> None:
-        pairs = [side[starts[number] :][:HASH_PAIRS_AT_A_TIME] for side in near]
+        pairs = [side[starts[number] :][:together] for side in near]
         named = np.unique(np.concatenate(pairs))
-        tables = [read_table(path) for path in files]
-        some = [
-            t.filter(pa.array(is_in(_hashes(t), named) & ~is_in(t["row"].to_numpy(), gone)))
-            for t in tables
-        ]
-        table = pa.concat_tables(some)
+        table = _chosen(
+            files, lambda t: is_in(_hashes(t), named) & ~is_in(t["row"].to_numpy(), gone)
+        )
         one, other = expand(_hashes(table), table["characters"].to_numpy(), *pairs)
         same = same_picture(as_looks(table["look"].to_pylist()), one, other)
         rows = table["row"].to_numpy()
@@ -237,6 +235,13 @@ def expand(
     return (
         order[first[pair] + within // more[pair]],
         order[second[pair] + within % more[pair]],
+    )
+
+
+def _chosen(files: Sequence[str], chosen: Callable[[pa.Table], np.ndarray]) -> pa.Table:
+    """The rows of all files that are chosen; one file is in memory at a time."""
+    return pa.concat_tables(
+        table.filter(pa.array(chosen(table))) for table in map(read_table, files)
     )
 
 

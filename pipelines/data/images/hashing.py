@@ -1,5 +1,5 @@
-"""What a picture is compared by: a hash of its lowest frequencies, a 32-px look, its contrast.
-prepare.py asks for it once a picture is decoded; dedup/ compares what is made here."""
+"""What a picture is compared by: a hash of its lowest frequencies, and its contrast.
+prepare.py asks for it once a picture is decoded; look.py makes what confirms a near hash."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import cv2
 import numpy as np
 
 SIDE_PX, FREQUENCIES = 32, 8
-NO_COLOUR = 128
 # Products of whole numbers below 2**53 are exact in float64, so that every machine and every
 # linear algebra library gives the same hash.
 BASIS_SCALE = 2**14
-LOOK_BYTES = SIDE_PX**2 + 8  # grey levels; Cb and Cr of four quarters
 PLACES = 1 << np.arange(FREQUENCIES**2, dtype=np.uint64)[::-1]
 
 
@@ -19,19 +17,6 @@ def small_grey(pixels: np.ndarray) -> np.ndarray:
     """The whole of an image, grey (H, W) or RGB (H, W, 3), as uint8 (32, 32)."""
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     return cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
-
-
-def look(pixels: np.ndarray, grey: np.ndarray) -> bytes:
-    """What `dedup.looks` compares of an image, LOOK_BYTES: `small_grey` and its colours.
-
-    Args:
-        pixels: the image, grey (H, W) or RGB (H, W, 3).
-        grey: its `small_grey`.
-    """
-    if pixels.ndim == 2:
-        return grey.tobytes() + bytes([NO_COLOUR]) * 8
-    quarters = cv2.resize(pixels, (2, 2), interpolation=cv2.INTER_AREA)
-    return grey.tobytes() + cv2.cvtColor(quarters, cv2.COLOR_RGB2YCrCb)[:, :, 1:].tobytes()
 
 
 def contrast(grey: np.ndarray) -> float:

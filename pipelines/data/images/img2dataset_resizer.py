@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipelines.data.images.hashing import contrast, look, perceptual_hash, small_grey
+from pipelines.data.images.hashing import contrast, perceptual_hash, small_grey
+from pipelines.data.images.look import make_look
 from pipelines.data.images.prepare import (
     ImageRefused,
     guarded,
@@ -86,7 +87,7 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
     )
     if said is not None:
         raise ImageRefused(_reason(said, data, original), said)
-    pixels = _pixels(data, image, config)
+    pixels, size = _pixels(data, image, config)
     grey = small_grey(pixels)
     if width is None:  # disable_all_reencoding: it has not looked at the image
         with Image.open(io.BytesIO(image)) as picture:
@@ -101,7 +102,7 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
         "original_height": original_height,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(grey),
-        "look": look(pixels, grey),
+        "look": make_look(pixels, size),
         "contrast": contrast(grey),
     }
 
@@ -114,8 +115,9 @@ def _reason(said: str, data: bytes, size: tuple[int, int] | None) -> str:
     return "not_an_image" if size is None else "truncated_image"
 
 
-def _pixels(data: bytes, image: bytes, config: ImageConfig) -> np.ndarray:
-    """Pixels of the original, or of what is stored where only OpenCV decodes the original."""
+def _pixels(data: bytes, image: bytes, config: ImageConfig) -> tuple[np.ndarray, tuple[int, int]]:
+    """Pixels, width and height of the original, or of what is stored where only OpenCV decodes
+    the original."""
     try:
         return upright_pixels(data, config)
     except Exception:
@@ -124,4 +126,4 @@ def _pixels(data: bytes, image: bytes, config: ImageConfig) -> np.ndarray:
             pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is None:
             raise
-        return pixels
+        return pixels, (pixels.shape[1], pixels.shape[0])

@@ -18,8 +18,9 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from pipelines.data.images import deep
 from pipelines.data.images.formats import FORMATS
-from pipelines.data.images.hashing import contrast, look, perceptual_hash, small_grey
+from pipelines.data.images.hashing import contrast, perceptual_hash, small_grey
 from pipelines.data.images.jpeg import junk_before, repaired
+from pipelines.data.images.look import make_look
 
 if TYPE_CHECKING:
     from pipelines.data.config import ImageConfig
@@ -30,7 +31,8 @@ STORED_FORMATS = (*JPEG_FORMATS, "PNG", "WEBP")
 PLAIN_MODES = ("RGB", "L")
 ORIENTATION_MARKS = (b"eXIf", b"EXIF", b"tiff:Orientation")  # of PNG, of WEBP, of XMP
 EXIF_ORIENTATION, UPRIGHT = 0x0112, 1
-HASHED_SIDE_PX = 64  # a JPEG that is kept as it came is decoded no further than to this
+HASHED_SIDE_PX = 128  # a JPEG that is kept as it came is decoded no further than to this:
+# shrunk more, text of a card looks different once the picture is cropped by a pixel
 UNUSUAL = "subsampling level"  # of colours, which libjpeg decodes and its short interface does not
 STRAY = re.compile(r"(\d+) extraneous bytes")  # which all decoders pass over
 MOST_STRAY_BYTES = 16
@@ -98,9 +100,7 @@ def guarded(work: Any, data: bytes, config: ImageConfig) -> dict[str, Any]:
 def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
     picture = open_picture(data, config)
     pixels, orientation, stored = _decode(picture, data, config.max_side_px)
-    width, height = picture.size
-    if orientation >= 5:
-        width, height = height, width
+    width, height = _upright_size(picture, orientation)
     grey = small_grey(pixels)
     result = {
         "image": stored,
@@ -110,7 +110,7 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
         "original_height": height,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": perceptual_hash(grey),
-        "look": look(pixels, grey),
+        "look": make_look(pixels, (width, height)),
         "contrast": contrast(grey),
     }
     if stored is None:
@@ -123,20 +123,22 @@ def _prepare(data: bytes, config: ImageConfig) -> dict[str, Any]:
 
 
 def _hash(data: bytes, config: ImageConfig) -> dict[str, Any]:
-    pixels = upright_pixels(data, config)
-    grey, mirrored = small_grey(pixels), small_grey(pixels)[:, ::-1]
+    pixels, size = upright_pixels(data, config)
+    grey = small_grey(pixels)
     return {
         "phash": perceptual_hash(grey),
-        "look": look(pixels, grey),
-        "mirrored_phash": perceptual_hash(mirrored),
-        "mirrored_look": look(np.ascontiguousarray(pixels[:, ::-1]), mirrored),
+        "look": make_look(pixels, size),
+        "mirrored_phash": perceptual_hash(grey[:, ::-1]),
+        "mirrored_look": make_look(pixels, size, mirrored=True),
     }
 
 
-def upright_pixels(data: bytes, config: ImageConfig) -> np.ndarray:
-    """Pixels of an encoded image as it is shown, enough for its hash and look. Raises nearly
-    anything."""
-    return _decode(open_picture(data, config), data, config.max_side_px)[0]
+def upright_pixels(data: bytes, config: ImageConfig) -> tuple[np.ndarray, tuple[int, int]]:
+    """Pixels of an encoded image as it is shown, enough for its hash and look, and its width and
+    height. Raises nearly anything."""
+    picture = open_picture(data, config)
+    pixels, orientation, _ = _decode(picture, data, config.max_side_px)
+    return pixels, _upright_size(picture, orientation)
 
 
 def open_picture(data: bytes, config: ImageConfig) -> Image.Image:
@@ -197,6 +199,11 @@ def _decode(
             return pixels, orientation, data
     pixels = _to_srgb(_shrink(pixels, width, height), picture.info.get("icc_profile"))
     return _turn(pixels, orientation), orientation, None
+
+
+def _upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
+    width, height = picture.size
+    return (height, width) if orientation >= 5 else (width, height)
 
 
 def _fits(data: bytes, picture: Image.Image) -> bool:

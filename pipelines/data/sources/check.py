@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from caft.errors import DataError
@@ -18,7 +18,7 @@ from pipelines.data.sources.detect import CONTAINERS, detect_kind, source_files
 from pipelines.data.sources.encodings import guess_encoding, too_many
 from pipelines.data.sources.places import read_bytes
 from pipelines.data.sources.tar_members import read_members
-from pipelines.data.sources.tars import endings_in_order
+from pipelines.data.sources.tars import endings_in_order, to_its_end
 
 CHECKED_ROWS = 1000
 CHECKED_SAMPLES = 200  # of containers, whose images are read with them
@@ -90,9 +90,11 @@ def _read_first(source: SourceConfig, kind: str) -> Iterator[dict[str, Any]]:
     extra = image_fields(source)
     if kind in CONTAINERS:
         count = 1 if kind == "dataset" else CHECKED_SAMPLES
-        containers = list_containers(source)
-        rows = (row for path in containers for row in read_container(path, source, extra))
-        yield from islice(rows, count)
+        read = (
+            to_its_end(path, source, read_container(path, source, extra))
+            for path in list_containers(source)
+        )
+        yield from islice(chain.from_iterable(read), count)
         return
     for table in read_tables(source, extra):
         for start in range(0, len(table), CHECKED_ROWS):

@@ -34,14 +34,7 @@ RECORDS = ("annotations", "data", "records", "items", "rows", "entries", "sample
 _DECODER = json.JSONDecoder(strict=False)
 _SPACE = re.compile(r"[\s,\ufeff]*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?P<end>"?)|[\[\]{},]', re.DOTALL)
-_CUT = (
-    "Unterminated string",
-    "Expecting value",
-    "Expecting property name",
-    "Expecting ',' delim",
-    "Expecting ':' delim",
-    "Invalid \\",
-)
+_HAS_BORDER = re.compile(r'\{|[^,"]*"')  # a scalar ends at its comma
 
 
 @dataclass(frozen=True)
@@ -334,7 +327,7 @@ class _Text:
 
     def _pass_border(self) -> bool:
         """Go to where the next record starts as others did, whatever quotes are missing."""
-        while self._border is not None and self._text.startswith("{", self._at):
+        while self._border is not None and _HAS_BORDER.match(self._text, self._at):
             border = self._border.search(self._text, self._at)
             if border is not None:
                 self._at = border.end()

@@ -192,6 +192,10 @@ def _parse_slowly(
         name: pa.array([_text(row.get(name)) for row in rows], pa.string())
         for name in [columns.url, *columns.extra]
     }
+    if any(isinstance(row.get(columns.url), dict) for row in rows):  # which is no place
+        places = (row.get(columns.url) for row in rows)
+        texts = [None if isinstance(place, dict) else _text(place) for place in places]
+        arrays[columns.url] = pa.array(texts, pa.string())
     complaints: list[str | None] = [None] * len(rows)
     for name in columns.captions:
         arrays[name] = caption_cells([row.get(name) for row in rows], name, complaints)

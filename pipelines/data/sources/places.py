@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from fsspec.exceptions import FSTimeoutError
 
 from caft.errors import CAFTError, DataError, StorageError
 from pipelines import storage
@@ -25,6 +26,7 @@ MARK_BYTES = 8
 BLOCK_BYTES = 4 * 2**20
 GONE = (404, 410)
 WEB = re.compile(r"(?i:https?)://")
+NO_ANSWER = "did not answer for {:g} s"
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,14 @@ def reading(path: str, kind: str = "not a readable list") -> Iterator[None]:
         raise DataError(f"{path}: no such file") from None
     except PermissionError:
         raise DataError(f"{path}: no permission to read it; check its owner and mode") from None
+    except TimeoutError as error:
+        raise DataError(f"{path}: {error}; run again when its server does") from None
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: {kind}: {one_line(error)}") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         credentials = "; check its credentials and its region" if "://" in path else ""
+        if "timeout" in str(error).lower():  # botocore's, which s3fs makes an OSError
+            credentials = "; run again when its server answers"
         raise DataError(f"{path}: cannot be read: {one_line(error)}{credentials}") from None
 
 
@@ -216,9 +222,13 @@ def _asking() -> Iterator[None]:
     """Makes each filesystem's own errors (botocore's, aiohttp's, ...) an OSError."""
     try:
         yield
+    except FSTimeoutError:  # without words
+        raise TimeoutError(NO_ANSWER.format(storage.REQUEST_S)) from None
     except (CAFTError, OSError, pa.ArrowInvalid):
         raise
     except Exception as error:
+        if "Timeout" in type(error).__name__:
+            raise TimeoutError(NO_ANSWER.format(storage.REQUEST_S)) from None
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 

@@ -17,7 +17,7 @@ from pipelines.data.sources.beside import JSON_ENDING, TEXT_ENDINGS, look_beside
 from pipelines.data.sources.columns import LeftOut
 from pipelines.data.sources.files import MAX_IMAGE_BYTES
 from pipelines.data.sources.rows import new_row, set_texts
-from pipelines.data.sources.tar_members import read_members
+from pipelines.data.sources.tar_members import DamagedTar, read_members
 
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_SAMPLE_MEMBERS = 64  # more of one name before the first dot are names with dots
@@ -59,6 +59,17 @@ def read_tar(
                     number += 1
                 seen.add(digest)
                 yield row
+
+
+def to_its_end(
+    path: str, source: SourceConfig, rows: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A container's rows; what a damaged one does not give is one row more, rejected."""
+    try:
+        yield from rows
+    except DamagedTar as error:
+        row = new_row(f"{path}::", source)
+        yield row | {"reason": "bad_row", "detail": str(error).removeprefix(f"{path}: ")}
 
 
 def endings_in_order(path: str) -> list[str]:

@@ -26,8 +26,7 @@ class Saver:
     Args:
         info: goes into every manifest, with the step and its metrics.
         step: of the checkpoint that the run begins with, which is not saved again; 0 for none.
-        unsent: on the first worker, what the tracking server has not got of the run before a
-            checkpoint counts, which is kept in it.
+        before: called before a checkpoint is written, on the first worker.
         final_weights: of the finished model, from the last ones or their average.
     """
 
@@ -40,13 +39,13 @@ class Saver:
         average: WeightAverage | None,
         info: Mapping[str, Any],
         step: int = 0,
-        unsent: Callable[[], list[str]] | None = None,
+        before: Callable[[], None] | None = None,
         final_weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
     ) -> None:
         self._store, self._config = store, config
         self._engine, self._model, self._average = engine, model, average
         self._info, self._step = dict(info), step
-        self._unsent, self._final_weights = unsent, final_weights
+        self._before, self._final_weights = before, final_weights
         self._copies = HostCopies()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[float] | None = None
@@ -103,8 +102,9 @@ class Saver:
 
     def _write(self, step: int, snapshot: Snapshot, info: dict[str, Any]) -> float:
         started = time.perf_counter()
-        unsent = self._unsent() if self._unsent is not None else []
-        self._store.publish(step, lambda folder: snapshot.write(folder, self._model, info, unsent))
+        if self._before is not None:
+            self._before()
+        self._store.publish(step, lambda folder: snapshot.write(folder, self._model, info))
         self._store.prune(self._config)
         return time.perf_counter() - started
 

@@ -4,7 +4,7 @@ Whole tensors are stored, so a run may resume on other workers and at another Ze
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from caft.checkpoint import TRAINING_STATE, save_tensors, save_weights, write_manifest
 from caft.model import CAFT
-from pipelines.run_layout import AVERAGE, UNSENT
+from pipelines.run_layout import AVERAGE
 from pipelines.train.deepspeed.loss_scale import loss_scale_state, restore_loss_scale
 from pipelines.train.deepspeed.sharding import (
     HostCopies,
@@ -44,11 +44,8 @@ class Snapshot:
         no average."""
         return {**self.weights, **self.average}
 
-    def write(
-        self, folder: Path, model: CAFT, info: Mapping[str, Any], unsent: Sequence[str] = ()
-    ) -> None:
-        """Fill a checkpoint folder, its manifest last; `info` goes into that. `unsent` is what the
-        tracking server has not got of the run up to this step."""
+    def write(self, folder: Path, model: CAFT, info: Mapping[str, Any]) -> None:
+        """Fill a checkpoint folder, its manifest last; `info` goes into that."""
         save_weights(model, folder, self.weights)
         state = folder / TRAINING_STATE
         state.mkdir()
@@ -56,8 +53,6 @@ class Snapshot:
         if self.average:
             save_tensors(self.average, state / AVERAGE)
         (state / POSITION).write_text(json.dumps(self.position), encoding="utf-8")
-        if unsent:
-            (state / UNSENT).write_text("\n".join(unsent) + "\n", encoding="utf-8")
         write_manifest(folder, dict(info))
 
 

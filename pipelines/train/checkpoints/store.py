@@ -75,8 +75,7 @@ class CheckpointStore:
         return storage.read_json(storage.join(self.path(step), MANIFEST))
 
     def unsent(self, step: int) -> list[str]:
-        """What the tracking server had not got of the run when the checkpoint of `step` was saved;
-        nothing where there is none."""
+        """What earlier versions kept in a checkpoint of what the tracking server had not got."""
         path = storage.join(self.path(step), TRAINING_STATE, UNSENT)
         return storage.read_bytes(path).decode().splitlines() if storage.exists(path) else []
 
