@@ -85,10 +85,13 @@ def _best(
     best = _first([], 0, queries)
     for start in range(0, len(rows), size):
         block = rows[start : start + size].float()
-        padded = F.pad(block, (0, 0, 0, size - len(block)))  # equal rows score alike in all blocks
-        scores = (padded @ columns)[: len(block)]  # (b, Q)
+        length = len(block)
+        if length < size:  # equal rows score alike in all blocks
+            block = F.pad(block, (0, 0, 0, size - length))
+        scores = block @ columns  # (b, Q)
         if cosine:  # lengths anew: float16 has rounded those of unit rows
-            scores /= torch.linalg.vector_norm(padded, dim=1)[: len(block), None].clamp_(min=TINY)
+            scores /= torch.linalg.vector_norm(block, dim=1, keepdim=True).clamp_(min=TINY)
+        scores = scores[:length]
         if best.rows.shape[1] == count:
             # Later rows lose against equal ones, so only what is greater can still come in.
             inside = (scores > best.scores[:, -1]).any(dim=1).nonzero()[:, 0]
@@ -96,7 +99,7 @@ def _best(
                 continue
             scores = scores[inside]
         else:
-            inside = torch.arange(len(block))
+            inside = torch.arange(length)
         found = (first + start + inside).expand(queries, -1)
         best = _first([best, Nearest(found, scores.T)], count, queries)
     return best

@@ -162,7 +162,7 @@ def test_one_bad_checkpoint_of_three_fails_its_own_run_alone(settings, capsys):
     good = [settings["checkpoint"], "python:colours_adapter:make_colours"]
     settings["checkpoint"] = [good[0], "python:colours_adapter:make_broken", good[1]]
     for _ in range(2):
-        with pytest.raises(CAFTError, match=r"make_broken.*no text can be read") as caught:
+        with pytest.raises(CAFTError, match="no text can be read") as caught:
             start(settings)
         assert "\n" not in str(caught.value)
         assert "make_broken failed: " in capsys.readouterr().out
