@@ -65,7 +65,7 @@ def test_ray_objects_follow_kuberays_own_schemas(kind):
     schema = strict(schema)
     schema["properties"]["metadata"] = {"type": "object"}
     found = of_kind(kind)
-    assert len(found) == {"RayCluster": 1, "RayJob": 4}[kind]
+    assert len(found) == {"RayCluster": 1, "RayJob": 5}[kind]
     validator = jsonschema.Draft202012Validator(schema)
     for item in found:
         validator.validate(item)

@@ -246,7 +246,7 @@ def test_few_images_are_said_to_be_few_and_the_page_says_what_to_do_next(report)
     images = evaluated.results["benchmarks"]["dci"]["images"]
     assert images < 100
     text = Page(written).text
-    assert f"dci has {images} images, too few to tell how good a model is" in text
+    assert f"dci has {images:g} images, too few to tell how good a model is" in text
     assert f"caft export {evaluated.results['checkpoint']}" in text
 
 
