@@ -88,8 +88,8 @@ def test_the_card_tells_recipe_data_and_metrics_and_nothing_of_the_machine(run_f
         for file in (tmp_path / "hub").iterdir()
         if file.suffix not in (".safetensors", ".py")
     )
-    assert str(tmp_path) not in published
-    assert "secret" not in published
+    for hidden in (str(tmp_path), "user:secret"):
+        assert hidden not in published, hidden
 
 
 def test_without_a_licence_the_card_says_so(tmp_path):
