@@ -48,7 +48,8 @@ METRICS = {
     "train/input_wait_fraction_max": "the same, of the worker that waited most",
     "train/worker_skew": "largest less smallest time that workers compute on their own before "
     "they first need each other, as a share of the interval",
-    "train/host_memory_gib": "resident memory of the worker with most",
+    "train/host_memory_gib": "memory of the worker with most, without what it shares with others, "
+    "such as Ray's object store",
     "train/device_memory_gib": "peak of the interval, of the device with most",
     "train/checkpoint_blocked_s": "seconds that steps waited for a checkpoint",
     "train/checkpoint_write_s": "seconds that writing the checkpoint before took",
@@ -172,7 +173,7 @@ class Telemetry:
             self._images,
             self._tokens,
             self._texts,
-            psutil.Process().memory_info().rss,
+            _own_bytes(),
             device_bytes,
             self.peak.flop_per_s,
         ]
@@ -335,3 +336,10 @@ def _measured(dtype: torch.dtype) -> float:
         matrix @ matrix
         seconds.append(time.perf_counter() - started)
     return 2 * MATRIX**3 / min(seconds)
+
+
+def _own_bytes() -> int:
+    """Resident memory that is this process's alone; its pages of Ray's object store, which grow
+    until it has read all of that, are not."""
+    found = psutil.Process().memory_info()
+    return found.rss - getattr(found, "shared", 0)
