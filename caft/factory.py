@@ -4,6 +4,7 @@ On top of create_model and from_pretrained; each transform gives what `encode_im
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,9 @@ from caft.checkpoint import load_model
 from caft.config import FlatImageConfig, ImageConfig, load_model_config
 from caft.errors import CheckpointError
 from caft.hub.repository import from_pretrained
-from caft.inputs import caption_chunks
 from caft.model import CAFT, create_model
 from caft.preprocessing import Picture, eval_image, read_picture
-from caft.tokenizer import load_tokenizer
+from caft.tokenizer import caption_ids, load_tokenizer
 from caft.transforms import normalise, random_window, resize_bicubic
 
 HUB = "hf-hub:"
@@ -65,14 +65,7 @@ def get_tokenizer(name: str | Path) -> Callable[[str | Sequence[str]], Tensor]:
     """The function from whole captions to ids (B, chunks, T) as `encode_text` takes them, of a
     recipe or a checkpoint folder; a model has it as `tokenize_captions`."""
     text = load_model(name).config.text if Path(name).is_dir() else load_model_config(name).text
-    tokenizer = load_tokenizer(text.tokenizer)
-
-    def tokenize(captions: str | Sequence[str]) -> Tensor:
-        pieces = caption_chunks(captions, text.chunks, text.sentences)
-        ids = tokenizer(pieces, text.context_length)
-        return ids.view(-1, text.chunks, ids.shape[-1])
-
-    return tokenize
+    return partial(caption_ids, text=text, tokenizer=load_tokenizer(text.tokenizer))
 
 
 def _training_transform(image: ImageConfig | FlatImageConfig) -> Transform:

@@ -4,6 +4,7 @@ Between sub-captions and the part-text encoder; the end token is always the larg
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from caft.config import TextConfig
 from caft.errors import ConfigError
+from caft.inputs import caption_chunks
 
 ASSET_DIR = Path(__file__).resolve().parent / "assets"
 REMEMBERED_WORDS = 2**16  # captions repeat their words: looking one up is faster than splitting it
@@ -97,6 +99,19 @@ def require_vocabulary(text: TextConfig) -> None:
             f"text.vocab_size: {text.vocab_size:,}, but tokenizer '{text.tokenizer}' has "
             f"{known:,} tokens; set vocab_size to that, or name the tokenizer that is meant"
         )
+
+
+def caption_ids(
+    captions: str | Sequence[str | Sequence[str]], text: TextConfig, tokenizer: Tokenizer
+) -> Tensor:
+    """Ids (B, chunks, T) of B captions, split and joined to chunks as `text` says.
+
+    Raises:
+        DataError: as `caft.inputs.caption_chunks`.
+    """
+    pieces = caption_chunks(captions, text.chunks, text.sentences)
+    ids = tokenizer(pieces, text.context_length)
+    return ids.view(len(pieces) // text.chunks, text.chunks, ids.shape[-1])
 
 
 def clean_text(text: str) -> str:

@@ -52,10 +52,12 @@ __all__ = [
     "load_model",
     "load_weights",
     "read_manifest",
+    "require_new",
     "save_tensors",
     "save_weights",
     "sha256_of",
     "stored_config",
+    "write_checkpoint",
     "write_manifest",
 ]
 
@@ -132,18 +134,32 @@ def convert(path: str | Path, folder: str | Path, config: Mapping[str, Any] | No
         StorageError: `folder` cannot be written.
     """
     path, folder = Path(path), Path(folder)
+    require_new(folder)
+    model = load_model(path, config)
+    source = {"name": path.name}
+    if path.is_file():
+        source["sha256"] = sha256_of(path)
+    write_checkpoint(model, folder, {CONVERTED_FROM: source})
+    return model
+
+
+def require_new(folder: Path) -> None:
+    """Raises CheckpointError where a new checkpoint's folder is there and not empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is no empty folder; name another")
-    model = load_model(path, config)
+
+
+def write_checkpoint(model: CAFT, folder: Path, info: Mapping[str, Any]) -> None:
+    """Write a model as a complete checkpoint folder, with `info` in its manifest.
+
+    Raises:
+        StorageError: `folder` cannot be written.
+    """
     try:
         save_weights(model, folder)
-        source = {"name": path.name}
-        if path.is_file():
-            source["sha256"] = sha256_of(path)
-        write_manifest(folder, {CONVERTED_FROM: source})
+        write_manifest(folder, dict(info))
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from None
-    return model
 
 
 def stored_config(raw: Mapping[str, Any], manifest: Mapping[str, Any], source: str) -> ModelConfig:

@@ -6,10 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from caft.checkpoint import MANIFEST, load_model, read_manifest, save_weights, write_manifest
-from caft.errors import CheckpointError, ConfigError, StorageError
+from caft.checkpoint import MANIFEST, load_model, read_manifest, require_new, write_checkpoint
+from caft.errors import CheckpointError, ConfigError
 from caft.fine_tuning import mixed_weights
 from caft.model import CAFT
 
@@ -33,8 +31,7 @@ def mix(start: str | Path, tuned: str | Path, folder: str | Path, start_share: f
     start, tuned, folder = Path(start), Path(tuned), Path(folder)
     if not 0 <= start_share <= 1:
         raise ConfigError(f"start share {start_share:g}: must be between 0 and 1")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is no empty folder; name another")
+    require_new(folder)
     model = load_model(tuned)
     try:
         weights = mixed_weights(load_model(start).state_dict(), model.state_dict(), start_share)
@@ -44,9 +41,5 @@ def mix(start: str | Path, tuned: str | Path, folder: str | Path, start_share: f
     known: dict[str, Any] = read_manifest(tuned) if (tuned / MANIFEST).is_file() else {}
     info = {key: known[key] for key in KEPT if key in known}
     info["mixed"] = {"start": str(start), "tuned": str(tuned), "start_share": start_share}
-    try:
-        save_weights(model, folder)
-        write_manifest(folder, info)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{folder}: cannot be written: {error}") from None
+    write_checkpoint(model, folder, info)
     return model

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from caft.checkpoint import save_weights, write_manifest
+from caft.checkpoint import require_new, write_checkpoint
 from caft.checkpoint.clip_keys import openai_key, with_openai_keys
 from caft.config import FlatImageConfig, load_model_config
-from caft.errors import CheckpointError, ConfigError, StorageError
+from caft.errors import CheckpointError, ConfigError
 from caft.image_encoder import positions_at
 from caft.model import CAFT
 from caft.state_dicts import plain_weights
@@ -63,8 +63,7 @@ def write_towers(file: str | Path, folder: str | Path, recipe: str) -> tuple[CAF
     config = load_model_config(recipe)
     if not isinstance(config.image, FlatImageConfig):
         raise ConfigError(f"{recipe}: has no flat image encoder; name clip_b16 or flair_b16")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists and is no empty folder; name another")
+    require_new(folder)
     weights = with_openai_keys(_read(file))
     if not {POSITIONS, "visual.conv1.weight"} <= weights.keys():
         raise CheckpointError(f"{file}: has no image tower under the keys of CLIP or SigLIP")
@@ -76,11 +75,7 @@ def write_towers(file: str | Path, folder: str | Path, recipe: str) -> tuple[CAF
         fresh = _fill(model, taken)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    try:
-        save_weights(model, folder)
-        write_manifest(folder, {"towers_from": file.name})
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{folder}: cannot be written: {error}") from None
+    write_checkpoint(model, folder, {"towers_from": file.name})
     return model, fresh
 
 

@@ -13,9 +13,8 @@ from transformers.utils import cached_file
 
 from caft.hub.configuration_caft import CAFTConfig
 from caft.hub.modeling_caft import TOKENIZER, model_settings
-from caft.inputs import caption_chunks
 from caft.preprocessing import eval_image
-from caft.tokenizer import BPETokenizer
+from caft.tokenizer import BPETokenizer, caption_ids
 
 
 class CAFTProcessor(ProcessorMixin):
@@ -56,7 +55,5 @@ class CAFTProcessor(ProcessorMixin):
             side, rule = self.image.image_size_px, self.image.preprocess
             found["pixel_values"] = torch.stack([eval_image(p, side, rule) for p in pictures])
         if text is not None:
-            pieces = caption_chunks(text, self.text.chunks, self.text.sentences)
-            ids = self.tokenizer(pieces, self.text.context_length)
-            found["input_ids"] = ids.view(-1, self.text.chunks, ids.shape[-1])
+            found["input_ids"] = caption_ids(text, self.text, self.tokenizer)
         return BatchFeature(found)

@@ -22,7 +22,6 @@ from caft.flat_encoder import FlatImageEncoder
 from caft.image_encoder import ImageEncoder
 from caft.inputs import (
     Pictures,
-    caption_chunks,
     image_batch,
     in_graph,
     label_maps,
@@ -36,7 +35,7 @@ from caft.preprocessing import Picture, eval_image
 from caft.superpixels import cell_grid, superpixel_labels
 from caft.superpixels.network import SFCN, load_sfcn_weights, read_sfcn_weights
 from caft.text_encoder import PartTextEncoder, WholeTextEncoder
-from caft.tokenizer import Tokenizer, load_tokenizer
+from caft.tokenizer import Tokenizer, caption_ids, load_tokenizer
 from caft.transforms import normalise
 
 INIT_LOG_SCALE = math.log(1 / 0.07)
@@ -202,10 +201,7 @@ class CAFT(nn.Module):
         Raises:
             DataError: a caption without a sentence.
         """
-        text = self.config.text
-        pieces = caption_chunks(captions, text.chunks, text.sentences)
-        tokens = self.tokenize(pieces)
-        return tokens.view(len(pieces) // text.chunks, text.chunks, tokens.shape[-1])
+        return caption_ids(captions, self.config.text, self.tokenizer)
 
     def encode_text(self, tokens: Tensor | PackedTexts | str | Sequence[str]) -> TextFeatures:
         """Encode captions of K sub-captions each, K >= configured chunks.
